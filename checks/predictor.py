@@ -1,0 +1,63 @@
+"""What a metric may see of a model: it scores and it generates. No editor, no weights.
+
+`editors.model.EditableModel` has this shape; so could a server behind HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and one accepted answer; the answer has no leading space, the prompt no trailing one."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One teacher-forced pass over `prompt + " " + answer`.
+
+    Attributes:
+        exact: greedy decoding from the prompt would give all answer tokens and then stop the entity.
+        token_accuracy: share of answer tokens that are the argmax (the softer rate; never gates).
+        log_prob: sum of log-probabilities of the answer tokens, in nats.
+        margin: smallest logit lead of an answer token over its best rival (negative where the rival wins).
+        argmax_text: the argmax at every answer position and the stop position, decoded.
+    """
+
+    exact: bool
+    token_accuracy: float
+    log_prob: float
+    margin: float
+    argmax_text: str
+
+
+class Predictor(Protocol):
+    @property
+    def digest(self) -> str:
+        """Identity of the model state: equal digests give equal answers on one machine."""
+        ...
+
+    def score(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answers in the order of the questions; batching is the predictor's affair."""
+        ...
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, *, sample: bool = False, seed: int = 0) -> list[str]:
+        """Continuations without the prompt; greedy unless `sample`; special tokens removed."""
+        ...
+
+    def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        """(sum of token log-probabilities in nats, number of predicted tokens) of each text."""
+        ...
+
+    def next_token_log_probs(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """(prompts, vocab) log-probabilities of the token after each prompt."""
+        ...

@@ -1,0 +1,1 @@
+"""Build and measure the embedded reference model: tokenizer, subject mask, training, exact match."""

@@ -1,0 +1,257 @@
+"""Frozen records: everything that crosses a file, a database or a flow parameter. No tensor in them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """Immutable; an unknown field is an error, so a misspelt one cannot pass in silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ---------------------------------------------------------------- facts and updates
+
+
+class Entity(Record):
+    """An item with its label: `id` is a Q-id, or empty where the source has only text."""
+
+    id: str = ""
+    label: str
+
+
+class Fact(Record):
+    """One triple that was, is or will be true; `valid_to` None means still open."""
+
+    subject_id: str
+    subject: str
+    relation: str
+    object_id: str
+    object: str
+    valid_from: datetime | None = None
+    valid_to: datetime | None = None
+    source: str
+
+
+class UpdateRecord(Record):
+    """A source record exactly as received: `raw` is its JSON text, also where that text is broken."""
+
+    record_id: str
+    source: str
+    night: str
+    received_at: datetime | None
+    raw: str
+
+
+EditKind = Literal["insert", "modify", "erase"]
+
+
+class EditRequest(Record):
+    """What an editor is asked to do. `prompt` contains `subject` and ends where `target_new` begins (no space)."""
+
+    request_id: str
+    prompt: str
+    subject: str
+    relation: str
+    target_new: str
+    target_true: str | None = None
+    rephrases: tuple[str, ...] = ()
+    source: str = ""
+    received_at: datetime | None = None
+    subject_id: str = ""
+    target_new_id: str = ""
+    kind: EditKind = "modify"
+
+
+VerdictName = Literal["accept", "supersede", "merge_duplicate", "reject", "quarantine"]
+
+
+class Verdict(Record):
+    """What became of one update record, why, and on what evidence."""
+
+    record_id: str
+    verdict: VerdictName
+    reason: str
+    rule: str
+    confidence: Literal["hard", "soft"] = "hard"
+    sentence: str
+    related: tuple[str, ...] = ()
+    request_id: str | None = None
+
+
+class EditBatch(Record):
+    batch_id: str
+    requests: tuple[EditRequest, ...]
+
+
+class Edit(Record):
+    """One ledger row: this request was applied by this editor in this patch."""
+
+    edit_id: str
+    request_id: str
+    batch_id: str
+    editor: str
+    config_digest: str
+    patch_digest: str
+    applied_at: datetime
+
+
+# ---------------------------------------------------------------- probes and scores
+
+ProbeKind = Literal[
+    "success", "rephrase",
+    "neighbourhood", "relation_specificity", "forgetfulness", "unrelated",
+    "alias", "one_hop", "logical", "obsolete",
+    "retain", "drawdown", "held_text",
+]  # fmt: skip
+
+
+class Probe(Record):
+    """One question with its accepted answers (`held_text`: the prompt is the text, no answer)."""
+
+    probe_id: str
+    kind: ProbeKind
+    prompt: str
+    targets: tuple[str, ...] = ()
+    request_id: str | None = None
+
+
+class ProbeSet(Record):
+    name: str
+    version: int
+    probes: tuple[Probe, ...]
+    digest: str
+
+
+class Prediction(Record):
+    """What one model state answers to one probe; cached by both digests."""
+
+    model_digest: str
+    probe_id: str
+    exact: bool
+    token_accuracy: float
+    log_prob: float
+    text: str
+
+
+class Score(Record):
+    """A measured value with its 95% interval over `n` probes (or edits, or texts)."""
+
+    metric: str
+    slice: str = ""
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class EvaluationReport(Record):
+    report_id: str
+    before: str
+    after: str
+    probe_set_digest: str
+    scores: tuple[Score, ...]
+    environment: dict[str, str] = Field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- gates
+
+GateOutcome = Literal["promote", "reject", "hold"]
+
+
+class GateRule(Record):
+    """`value op threshold` must hold. `judge` interval: the unfavourable end of the interval must clear the bar."""
+
+    metric: str
+    slice: str = ""
+    op: Literal[">=", "<="]
+    threshold: float
+    on_fail: Literal["reject", "hold", "warn"] = "reject"
+    judge: Literal["interval", "point"] = "interval"
+    min_n: int = 1
+
+
+class GatePolicy(Record):
+    name: str
+    version: int
+    rules: tuple[GateRule, ...]
+
+
+class RuleResult(Record):
+    """One rule held against one score; `passed` False also where nothing could be measured."""
+
+    rule: GateRule
+    score: Score | None
+    passed: bool
+    explanation: str
+
+
+class GateDecision(Record):
+    decision_id: str
+    report_id: str
+    policy_digest: str
+    verdict: GateOutcome
+    results: tuple[RuleResult, ...]
+    decided_at: datetime
+
+    @property
+    def failed_rules(self) -> tuple[RuleResult, ...]:
+        return tuple(r for r in self.results if not r.passed)
+
+
+# ---------------------------------------------------------------- checkpoints and runs
+
+
+class Checkpoint(Record):
+    """A base revision and an ordered list of patches; `checkpoint_id` is the digest of both."""
+
+    checkpoint_id: str
+    parent: str | None
+    base_model: str
+    base_revision: str
+    base_digest: str
+    patch_digests: tuple[str, ...]
+    created_at: datetime
+
+
+class Manifest(Record):
+    """What the store keeps of a checkpoint, promoted or rejected: everything that it names is stored beside it."""
+
+    checkpoint: Checkpoint
+    lineage: str
+    night: str
+    editor: str
+    verdict: GateOutcome
+    report: EvaluationReport
+    decision: GateDecision
+    files: dict[str, str] = Field(default_factory=dict, description="path in the store -> sha256")
+
+
+class ChannelPointer(Record):
+    """`channels/NAME.json`: which checkpoint a channel serves."""
+
+    channel: str
+    checkpoint_id: str
+    manifest_digest: str
+    parent: str | None
+    moved_at: datetime
+
+
+class NightRun(Record):
+    """One line of `errata status`."""
+
+    night: str
+    lineage: str
+    editor: str
+    records: int
+    accepted: int
+    edited: int
+    scores: dict[str, float | None]
+    verdict: str
+    checkpoint_id: str | None
+    seconds: float
+    details: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The embedded default world: real facts, our own templates, recorded update nights, a small model that knows them."""
