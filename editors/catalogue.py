@@ -1,0 +1,47 @@
+"""Names of editors to classes, imported on use; others join through the entry point group `errata.editors`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+
+from editors.base import Editor
+from editors.errors import UnknownEditor
+
+EDITORS = {
+    "ft": "editors.regularization.ft:FineTuning",
+    "ft_m": "editors.regularization.ft_m:MaskedFineTuning",
+    "r_rome": "editors.direct.r_rome:RRome",
+    "memit": "editors.direct.memit:Memit",
+    "grace": "editors.architectural.grace:Grace",
+    "ice": "editors.in_context.ice:InContextEditing",
+}
+
+
+def _paths() -> dict[str, str]:
+    return EDITORS | {e.name: e.value for e in entry_points(group="errata.editors")}
+
+
+def names() -> list[str]:
+    """All known editors, sorted."""
+    return sorted(_paths())
+
+
+def editor_class(name: str) -> type[Editor]:
+    """The class behind a name, or behind a path `package.module:Class`.
+
+    Raises:
+        UnknownEditor: no such name; the nearest ones are offered.
+    """
+    paths = _paths()
+    path = paths.get(name, name if ":" in name else "")
+    if not path:
+        near = difflib.get_close_matches(name, paths, n=3, cutoff=0.4)
+        hint = f"nearest: {', '.join(near)}. " if near else ""
+        raise UnknownEditor(f"no editor {name!r}; {hint}editors/catalogue.py lists all {len(paths)}")
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnknownEditor(f"editor {name!r} points at {path!r}, which cannot be imported: {error}") from error

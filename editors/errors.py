@@ -1,0 +1,29 @@
+"""Errors of the editors: each names the editor, request or tensor, what was found and what to do."""
+
+
+class EditorError(Exception):
+    """Root of every error raised below `editors`."""
+
+
+class UnknownEditor(EditorError):
+    """No editor of that name; the message offers the nearest names."""
+
+
+class UnsupportedModel(EditorError):
+    """The model's architecture has no anatomy table, or the editor has no preset for it."""
+
+
+class UnsupportedMode(EditorError):
+    """The editor's card does not grant the mode or the batch size that was asked for."""
+
+
+class InvalidRequest(EditorError):
+    """A request that no editor can apply: its subject is not in its prompt, or its target is empty."""
+
+
+class PatchError(EditorError):
+    """A patch file is damaged, of an unknown kind, or made for another model."""
+
+
+class EditRefused(EditorError):
+    """A guard stopped an update that would have destroyed the model; the model is unchanged."""

@@ -1,0 +1,256 @@
+"""A base model and its stack of patches, with three seams for editors: overwrite a weight, hook a module, wrap a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from editors.anatomy import anatomy_of
+from editors.calls import Call, Generation, PromptPositions, Runner
+from editors.errors import UnsupportedModel
+from editors.runner import PlainRunner
+from editors.scoring import AnswerScore, score_call, stop_tokens
+from editors.tokens import continuation_of, pad_id_of
+from warehouse.digests import canonical_json, digest_of, digest_of_parts
+
+if TYPE_CHECKING:
+    from editors.base import Patch
+
+Undo = Callable[[], None]
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, whatever its dtype."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+class EditableModel:
+    """A base model and its stack of patches; structurally a `checks.Predictor`.
+
+    The original of a weight is kept once, when it is first overwritten, so thousands of edits cost one copy.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "model", revision: str = "local"
+    ) -> None:
+        self.hf = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
+        self.name, self.revision = name, revision
+        self.anatomy = anatomy_of(model)
+        self.pad_id = pad_id_of(tokenizer)
+        self.patches: list[Patch] = []
+        self.memories: dict[str, Any] = {}
+        self.positions: PromptPositions | None = None
+        self._undos: list[Undo] = []
+        self._originals: dict[str, Tensor] = {}
+        self._parameters = dict(model.named_parameters())
+        self._plain = PlainRunner(self)
+        self._runner: Runner = self._plain
+        self._stops: Tensor | None = None
+        self.base_digest = self._content_digest()
+        model.base_model.register_forward_pre_hook(self._note_offset, with_kwargs=True)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    ) -> EditableModel:
+        """Load a model and tokenizer from a local path or a hub id at a pinned revision.
+
+        Raises:
+            UnsupportedModel: nothing loadable at that name, or an architecture without anatomy.
+        """
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if revision is not None and not Path(name).exists():
+            options["revision"] = revision
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        except (OSError, ValueError) as error:
+            raise UnsupportedModel(f"cannot load model {name!r} (revision {revision}): {error}") from error
+        return cls(model, tokenizer, name=name, revision=revision or "local")
+
+    # ------------------------------------------------------------ identity
+
+    @property
+    def digest(self) -> str:
+        """Base content and ordered patch digests; cheap, so usable as a cache key for every prediction."""
+        return digest_of(self.base_digest, [p.digest for p in self.patches])
+
+    def state_digest(self) -> str:
+        """Digest of the weights as they are now, bit for bit, and of the patches attached."""
+        return digest_of(self._content_digest(), [p.digest for p in self.patches])
+
+    def _content_digest(self) -> str:
+        config = {k: v for k, v in self.hf.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
+        parts = [(name, tensor_bytes(p)) for name, p in self._parameters.items()]
+        return digest_of_parts([*parts, ("config", canonical_json({k: str(v) for k, v in config.items()}))])
+
+    # ------------------------------------------------------------ the patch stack
+
+    def push(self, patch: Patch) -> None:
+        """Attach a patch on top of the stack."""
+        self._undos.append(patch.attach(self))
+        self.patches.append(patch)
+
+    def rollback(self, depth: int) -> None:
+        """Keep the first `depth` patches: restore the base weights exactly, then replay those patches in order.
+
+        Raises:
+            ValueError: `depth` is negative or larger than the stack.
+        """
+        if not 0 <= depth <= len(self.patches):
+            raise ValueError(f"cannot roll back to {depth} of {len(self.patches)} patches")
+        for undo in reversed(self._undos):
+            undo()
+        for name, original in self._originals.items():
+            self._parameters[name].data.copy_(original)
+        kept, self.patches, self._undos = self.patches[:depth], [], []
+        self.memories.clear()
+        for patch in kept:
+            self.push(patch)
+
+    # ------------------------------------------------------------ seam 1: weights
+
+    def parameter(self, name: str) -> Tensor:
+        """The live tensor of a parameter, as stored.
+
+        Raises:
+            UnsupportedModel: there is no such parameter.
+        """
+        if name not in self._parameters:
+            raise UnsupportedModel(f"{self.name} has no parameter {name!r}")
+        return self._parameters[name].data
+
+    def base_parameter(self, name: str) -> Tensor:
+        """The parameter as it was in the base model."""
+        return self._originals.get(name, self.parameter(name))
+
+    def overwrite(self, name: str, value: Tensor) -> None:
+        """Set a parameter, keeping its original the first time."""
+        current = self.parameter(name)
+        if value.shape != current.shape:
+            raise ValueError(f"{name} has shape {tuple(current.shape)}, not {tuple(value.shape)}")
+        if name not in self._originals:
+            self._originals[name] = current.clone()
+        current.copy_(value)
+
+    def weight(self, path: str, layer: int) -> Tensor:
+        """A projection's weight as (d_out, d_in), a view of the live tensor whatever the storage order."""
+        stored = self.parameter(path.format(layer=layer) + ".weight")
+        return stored.t() if self._is_in_out(path, layer) else stored
+
+    def add_to_weight(self, name: str, delta: Tensor) -> None:
+        """Add a (d_out, d_in) update to the weight parameter `name`, in fp32 and rounded once to its dtype."""
+        stored = self.parameter(name)
+        module = self.hf.get_submodule(name.rsplit(".", 1)[0])
+        oriented = delta if isinstance(module, (nn.Linear, nn.Embedding)) else delta.t()
+        self.overwrite(name, (stored.float() + oriented.to(stored.device).float()).to(stored.dtype))
+
+    def _is_in_out(self, path: str, layer: int) -> bool:
+        # GPT-2's Conv1D stores (d_in, d_out); everything else that we touch is nn.Linear.
+        return not isinstance(self.hf.get_submodule(path.format(layer=layer)), nn.Linear)
+
+    @contextmanager
+    def scratch(self) -> Iterator[None]:
+        """Undo, bit for bit, every overwrite made inside: an editor leaves the model as it found it."""
+        before = {name: self._parameters[name].data.clone() for name in self._originals}
+        known = set(self._originals)
+        try:
+            yield
+        finally:
+            for name, original in self._originals.items():
+                self._parameters[name].data.copy_(before[name] if name in known else original)
+            for name in set(self._originals) - known:
+                del self._originals[name]
+
+    # ------------------------------------------------------------ seams 2 and 3: modules and calls
+
+    def hook(self, path: str, function: Callable[[nn.Module, tuple[Any, ...], Any], Any]) -> Undo:
+        """Call `function(module, inputs, output)` after a module; what it returns (if not None) becomes the output."""
+        return self.hf.get_submodule(path).register_forward_hook(function).remove
+
+    def wrap(self, make: Callable[[Runner], Runner]) -> Undo:
+        """Put a runner around the current one; the undo takes it off, and everything wrapped around it later."""
+        previous = self._runner
+        self._runner = make(previous)
+
+        def undo() -> None:
+            self._runner = previous
+
+        return undo
+
+    def _note_offset(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.positions is not None:
+            cache = kwargs.get("past_key_values")
+            self.positions.offset = int(cache.get_seq_length()) if cache is not None else 0
+
+    # ------------------------------------------------------------ the Predictor
+
+    @property
+    def runner(self) -> Runner:
+        """The outermost runner: what a user of the edited model meets."""
+        return self._runner
+
+    @property
+    def stops(self) -> Tensor:
+        """(vocab,) True for tokens that end an answer; computed once."""
+        if self._stops is None:
+            self._stops = stop_tokens(self.tokenizer, int(self.hf.get_output_embeddings().weight.shape[0]))
+        return self._stops
+
+    @torch.inference_mode()
+    def score(self, questions: Sequence[Any]) -> list[AnswerScore]:
+        """Score questions (anything with `prompt` and `answer`), in their order. One teacher-forced pass each."""
+        call = Call(tuple(q.prompt for q in questions), tuple(continuation_of(q.answer) for q in questions))
+        return score_call(self._runner, call, self.stops, self.tokenizer)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, *, sample: bool = False, seed: int = 0) -> list[str]:
+        """Continuations without the prompt, special tokens removed; greedy unless `sample`."""
+        return self._runner.generate(prompts, Generation(max_new_tokens, sample, seed))
+
+    @torch.inference_mode()
+    def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        """(sum of token log-probabilities in nats, number of tokens) of each text, from its first token on."""
+        call = Call(("",) * len(texts), tuple(texts))
+        results: list[tuple[float, int]] = [(0.0, 0)] * len(texts)
+        for batch in self._runner.logits(call):
+            at = 0
+            for row, ids in zip(batch.rows, batch.ids, strict=True):
+                picked = batch.logits[at : at + len(ids)].float().log_softmax(-1)
+                total = picked.gather(1, torch.tensor(ids, device=picked.device)[:, None]).sum().item() if ids else 0.0
+                results[row] = (total, len(ids))
+                at += len(ids) + 1
+        return results
+
+    @torch.inference_mode()
+    def next_token_log_probs(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """(prompts, vocab) log-probabilities of the token after each prompt."""
+        call = Call(tuple(prompts), ("",) * len(prompts))
+        rows: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(prompts)
+        for batch in self._runner.logits(call):
+            values = batch.logits.float().log_softmax(-1).cpu().numpy()
+            for row, value in zip(batch.rows, values, strict=True):
+                rows[row] = value
+        return np.stack(rows)
+
+    # ------------------------------------------------------------ export
+
+    def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write the weights as they are now and the tokenizer as a plain Hugging Face directory."""
+        state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in self.hf.state_dict().items()}
+        self.hf.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""What an edit leaves behind: weight updates, added modules, memories, prompts; saved as safetensors and JSON."""

@@ -1,0 +1,53 @@
+"""Run an editor's preparation once for a base model, configuration and corpus, and keep it on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from editors.base import NOTHING, Corpus, Editor, Prepared
+from editors.model import EditableModel
+from warehouse.digests import canonical_json, digest_of
+
+log = logging.getLogger(__name__)
+
+
+def preparation_digest(editor: Editor, model: EditableModel, corpus: Corpus) -> str:
+    """Cache key: everything that the preparation depends on, never the model's name."""
+    return digest_of(editor.card.name, model.base_digest, editor.preparation_key(), corpus.digest)
+
+
+def prepared_for(editor: Editor, model: EditableModel, corpus: Corpus, folder: Path) -> Prepared:
+    """Load the preparation from `folder`, or make it and keep it there. A damaged or half-written one is made again."""
+    if not editor.card.needs_preparation:
+        return NOTHING
+    home = folder / editor.card.name / preparation_digest(editor, model, corpus)[:24]
+    card_path, tensor_path = home / "card.json", home / "prepared.safetensors"
+    if card_path.exists():
+        card = json.loads(card_path.read_bytes())
+        prepared = Prepared(load_file(tensor_path), card["meta"])
+        if prepared.digest == card["digest"]:
+            return prepared
+        log.warning("preparation %s does not match its digest; making it again", home)
+    start = time.perf_counter()
+    prepared = editor.prepare(model, corpus)
+    fresh = home.with_name(f"{home.name}.{os.getpid()}.new")
+    fresh.mkdir(parents=True, exist_ok=True)
+    save_file({k: t.contiguous() for k, t in prepared.tensors.items()}, fresh / tensor_path.name)
+    seconds = round(time.perf_counter() - start, 2)
+    card = {"editor": editor.card.name, "base_digest": model.base_digest, "corpus_digest": corpus.digest,
+            "config": editor.config.model_dump(mode="json"), "digest": prepared.digest, "meta": dict(prepared.meta),
+            "seconds": seconds}  # fmt: skip
+    (fresh / card_path.name).write_bytes(canonical_json(card))
+    # Rename last: a kill leaves a folder that nobody reads. A rerun in parallel wrote the same content.
+    if home.exists():
+        shutil.rmtree(home)
+    os.replace(fresh, home)
+    log.info("prepared %s in %.1f s", editor.card.name, seconds)
+    return prepared

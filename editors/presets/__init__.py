@@ -1,0 +1,53 @@
+"""Published and tuned numbers of every editor: one YAML file each, one section per base model.
+
+A section is named by the base's architecture, `model_type-LAYERSxWIDTH` (gpt2-48x1600 is GPT-2 XL), or `default`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from editors.base import Editor
+from editors.catalogue import editor_class
+from editors.errors import UnsupportedModel
+from editors.model import EditableModel
+
+HERE = Path(__file__).parent
+
+
+def model_key(model: EditableModel) -> str:
+    """The preset section that a model asks for."""
+    anatomy = model.anatomy
+    return f"{model.hf.config.model_type}-{anatomy.num_layers(model.hf)}x{anatomy.d_model(model.hf)}"
+
+
+@cache
+def sections(name: str) -> dict[str, dict[str, Any]]:
+    """All sections of an editor's preset file; an editor without a file has none."""
+    path = HERE / f"{name}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
+
+
+def load_editor(name: str, model: EditableModel, overrides: Mapping[str, Any] | None = None) -> Editor:
+    """An editor with the preset for this model, changed by `overrides`.
+
+    Raises:
+        UnknownEditor: no such editor.
+        UnsupportedModel: no section for the model and no default, and the overrides do not fill the gap.
+    """
+    cls, known, key = editor_class(name), sections(name), model_key(model)
+    values = {**known.get("default", {}), **known.get(key, {}), **(overrides or {})}
+    try:
+        return cls(cls.config_class(**values))
+    except ValidationError as error:
+        missing = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        have = ", ".join(known) or "no section"
+        raise UnsupportedModel(
+            f"{name} needs a preset for {key!r} ({missing}); editors/presets/{name}.yaml has {have}"
+        ) from error

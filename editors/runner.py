@@ -1,0 +1,100 @@
+"""The plain model as a runner: packed teacher-forced batches, logits only where they are read, left-padded generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from editors.calls import Call, Generation, LogitBatch, PromptPositions
+from editors.tokens import encode_rows, pad_right
+
+if TYPE_CHECKING:
+    from editors.model import EditableModel
+
+#: Padded tokens in one forward pass, and logits held at once (fp32: 4 bytes each).
+TOKENS_PER_BATCH = 8192
+LOGITS_PER_BATCH = 2**25
+PROMPTS_PER_GENERATION = 64
+
+
+class PlainRunner:
+    """Runs the Hugging Face model itself, with the hooks that patches have put on it."""
+
+    def __init__(self, model: EditableModel) -> None:
+        self._model = model
+
+    def logits(self, call: Call) -> Iterator[LogitBatch]:
+        """Batches sorted by length, so that little is padded; rows longer than the context lose their left end."""
+        model = self._model
+        rows = encode_rows(model.tokenizer, call.prompts, call.continuations)
+        vocab = int(model.hf.get_output_embeddings().weight.shape[0])
+        limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or max((len(r.ids) for r in rows), default=1)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        at = 0
+        while at < len(order):
+            chosen: list[int] = []
+            answers = 0
+            while at < len(order):
+                row = rows[order[at]]
+                width, count = min(len(row.ids), limit), len(row.ids) - row.start + 1
+                full = (len(chosen) + 1) * width > TOKENS_PER_BATCH or (answers + count) * vocab > LOGITS_PER_BATCH
+                if chosen and full:
+                    break
+                chosen.append(order[at])
+                answers += count
+                at += 1
+            cut = [max(0, len(rows[i].ids) - limit) for i in chosen]
+            ids, mask = pad_right([rows[i].ids[c:] for i, c in zip(chosen, cut, strict=True)], model.pad_id)
+            starts = torch.tensor([rows[i].start - c for i, c in zip(chosen, cut, strict=True)])
+            ends = mask.sum(1)
+            place = torch.arange(ids.shape[1])
+            wanted = (place >= starts[:, None] - 1) & (place < ends[:, None])
+            device = model.hf.device
+            # Positions of the prompt's last token, for hooks such as GRACE's.
+            model.positions = PromptPositions((starts - 1).to(device), (place < starts[:, None]).to(device))
+            try:
+                hidden = model.hf.base_model(
+                    input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+                ).last_hidden_state
+            finally:
+                model.positions = None
+            logits = model.hf.get_output_embeddings()(hidden[wanted.to(device)])
+            yield LogitBatch(chosen, [rows[i].ids[rows[i].start :] for i in chosen], logits)
+
+    def generate(self, prompts: Sequence[str], options: Generation) -> list[str]:
+        model, tokenizer = self._model, self._model.tokenizer
+        device = model.hf.device
+        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        texts: list[str] = [""] * len(prompts)
+        encoded = [list(ids) or [begin] for ids in tokenizer(list(prompts))["input_ids"]] if prompts else []
+        order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+        context = int(getattr(model.hf.config, "max_position_embeddings", 0))
+        for at in range(0, len(order), PROMPTS_PER_GENERATION):
+            chosen = order[at : at + PROMPTS_PER_GENERATION]
+            longest = max(len(encoded[i]) for i in chosen)
+            if context:
+                longest = min(longest, max(1, context - options.max_new_tokens))
+            ids = torch.full((len(chosen), longest), model.pad_id)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                kept = encoded[i][-longest:]
+                ids[row, longest - len(kept) :] = torch.tensor(kept)
+                mask[row, longest - len(kept) :] = 1
+            last = torch.full((len(chosen),), longest - 1, device=device)
+            model.positions = PromptPositions(last, mask.bool().to(device))
+            # fork_rng: sampling here must not move anybody else's random stream.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(options.seed)
+                try:
+                    out = model.hf.generate(
+                        input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=options.max_new_tokens,
+                        do_sample=options.sample, use_cache=options.use_cache, pad_token_id=model.pad_id,
+                        **({} if options.sample else {"temperature": None, "top_p": None, "top_k": None}),
+                    )  # fmt: skip
+                finally:
+                    model.positions = None
+            for i, tokens in zip(chosen, out[:, longest:].tolist(), strict=True):
+                texts[i] = tokenizer.decode(tokens, skip_special_tokens=True)
+        return texts
