@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,8 +102,14 @@ class EditableModel:
     # ------------------------------------------------------------ the patch stack
 
     def push(self, patch: Patch) -> None:
-        """Attach a patch on top of the stack."""
-        self._undos.append(patch.attach(self))
+        """Attach a patch on top of the stack; where that fails, the model is as it was before."""
+        try:
+            undo = patch.attach(self)
+        except Exception:
+            # Some of its weights may be in already.
+            self.rollback(len(self.patches))
+            raise
+        self._undos.append(undo)
         self.patches.append(patch)
 
     def rollback(self, depth: int) -> None:
@@ -253,4 +260,9 @@ class EditableModel:
         """Write the weights as they are now and the tokenizer as a plain Hugging Face directory."""
         state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in self.hf.state_dict().items()}
         self.hf.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        if dtype is not None:
+            # transformers writes the live model's dtype, and `dtype="auto"` would load the file at that size.
+            path = folder / "config.json"
+            config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(folder)

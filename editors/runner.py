@@ -47,7 +47,9 @@ class PlainRunner:
                 at += 1
             cut = [max(0, len(rows[i].ids) - limit) for i in chosen]
             ids, mask = pad_right([rows[i].ids[c:] for i, c in zip(chosen, cut, strict=True)], model.pad_id)
-            starts = torch.tensor([rows[i].start - c for i, c in zip(chosen, cut, strict=True)])
+            # Where the continuation alone exceeds the context, its first tokens are only read, not predicted.
+            begins = [max(rows[i].start, c + 1) for i, c in zip(chosen, cut, strict=True)]
+            starts = torch.tensor([b - c for b, c in zip(begins, cut, strict=True)])
             ends = mask.sum(1)
             place = torch.arange(ids.shape[1])
             wanted = (place >= starts[:, None] - 1) & (place < ends[:, None])
@@ -61,7 +63,7 @@ class PlainRunner:
             finally:
                 model.positions = None
             logits = model.hf.get_output_embeddings()(hidden[wanted.to(device)])
-            yield LogitBatch(chosen, [rows[i].ids[rows[i].start :] for i in chosen], logits)
+            yield LogitBatch(chosen, [rows[i].ids[b:] for i, b in zip(chosen, begins, strict=True)], logits)
 
     def generate(self, prompts: Sequence[str], options: Generation) -> list[str]:
         model, tokenizer = self._model, self._model.tokenizer

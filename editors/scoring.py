@@ -60,7 +60,7 @@ def score_call(runner: Runner, call: Call, stops: Tensor, tokenizer: PreTrainedT
         total = torch.logsumexp(logits, -1)
         at = 0
         lengths = [len(ids) for ids in batch.ids]
-        flat = torch.tensor([i for ids in batch.ids for i in ids], device=logits.device)
+        flat = torch.tensor([i for ids in batch.ids for i in ids], dtype=torch.long, device=logits.device)
         position = torch.tensor(
             [start + k for start, n in _starts(lengths) for k in range(n)], dtype=torch.long, device=logits.device
         )

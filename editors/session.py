@@ -58,6 +58,9 @@ def run_edits(
         patch = editor.edit(model, batch, prepared)
         seconds = time.perf_counter() - start
         model.push(patch)
-        yield EditStep(batch, patch, seconds)
-        if not keep:
-            model.rollback(depth)
+        try:
+            yield EditStep(batch, patch, seconds)
+        finally:
+            # Also where the caller stops half way: a mode that keeps nothing must leave nothing.
+            if not keep:
+                model.rollback(depth)

@@ -33,14 +33,17 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], cont
 
     An empty prompt is read as the beginning-of-text token alone.
     """
+    if not prompts:
+        return []
     texts = [p + c for p, c in zip(prompts, continuations, strict=True)]
     encoded = tokenizer(texts, return_offsets_mapping=True)
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     rows = []
     for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         ids = list(ids)
-        # Special tokens have the empty span (0, 0) and belong to the prompt.
-        start = next((i for i, (a, b) in enumerate(offsets) if b > len(prompt) and b > a), len(ids))
+        # Special tokens have the empty span (0, 0) and belong to the prompt. A lone space token has an empty span too
+        # where offsets are trimmed, but one that ends behind the prompt.
+        start = next((i for i, (_, b) in enumerate(offsets) if b > len(prompt)), len(ids))
         if start == 0:
             ids, start = [begin, *ids], 1
         rows.append(EncodedRow(ids, start))

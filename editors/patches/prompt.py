@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -24,6 +25,12 @@ class StatedFact:
     text: str
 
 
+def names(prompt: str, subject: str) -> bool:
+    """Does the prompt name the subject as whole words? "Canada" does not name Ada."""
+    # The plain search first: it settles nearly every pair of a prompt and a fact.
+    return subject in prompt and re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt) is not None
+
+
 class FactStore:
     """All stated facts of a model; scope is decided once per prompt, from the prompt alone."""
 
@@ -36,7 +43,7 @@ class FactStore:
         """The text to put before a prompt: facts whose subject it names, the newest of each slot, oldest first."""
         newest: dict[str, StatedFact] = {}
         for fact in self.facts:
-            if fact.subject in prompt:
+            if names(prompt, fact.subject):
                 newest.pop(fact.slot, None)
                 newest[fact.slot] = fact
         # A longer subject that holds a shorter one ("New York", "York") is what the prompt means.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -117,9 +118,7 @@ def loss_of(model: GPT2LMHeadModel, rows: Rows) -> torch.Tensor:
 def _optimizers(model: GPT2LMHeadModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     rest = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".h." in n)]
-    muon = torch.optim.Muon(
-        hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.AdamW(rest, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
     return [muon, adam]
 
@@ -145,9 +144,7 @@ def _save(path: Path, model: GPT2LMHeadModel, optimizers: list[torch.optim.Optim
 def run_process(rank: int, config: TrainConfig, folder: Path, port: int) -> None:
     """One training process; process 0 writes states, the log and at the end the model."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=config.processes
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=config.processes)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     model = new_model(config, tokenizer)
     optimizers, parameters = _optimizers(model, config), list(model.parameters())
@@ -184,7 +181,7 @@ def run_process(rank: int, config: TrainConfig, folder: Path, port: int) -> None
                     "seconds": round(time.monotonic() - start, 1)}  # fmt: skip
             if (step + 1) % config.save_every == 0:
                 _save(state, model, optimizers, step + 1)
-                line.update(exact_match(model, tokenizer, sample=600).as_dict())
+                line.update(exact_match(model, tokenizer, sample=80).as_dict())
                 model.train()
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
@@ -196,7 +193,13 @@ def run_process(rank: int, config: TrainConfig, folder: Path, port: int) -> None
     dist.destroy_process_group()
 
 
-def train(folder: Path, config: TrainConfig, port: int = 29555) -> Path:
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def train(folder: Path, config: TrainConfig) -> Path:
     """Train into `folder`, going on from its last saved state; returns the folder of the finished model."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "config.json"
@@ -206,7 +209,7 @@ def train(folder: Path, config: TrainConfig, port: int = 29555) -> Path:
     settings.write_text(wanted)
     if not (folder / "tokenizer").exists():
         train_tokenizer(config.vocabulary).save_pretrained(folder / "tokenizer")
-    torch.multiprocessing.spawn(run_process, args=(config, folder, port), nprocs=config.processes)
+    torch.multiprocessing.spawn(run_process, args=(config, folder, _free_port()), nprocs=config.processes)
     return folder / "model"
 
 

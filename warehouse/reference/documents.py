@@ -89,7 +89,9 @@ def unknown_slots() -> list[tuple[WorldFact, str]]:
     slots = []
     for has, lacks in pairs:
         ranked = sorted(by_relation[has], key=lambda f: share("unknown", f.subject_id, f.relation))
-        slots += [(f, lacks) for f in ranked if (f.subject_id, lacks) not in of_slot and f.origin != "update_nights"][:25]
+        slots += [(f, lacks) for f in ranked if (f.subject_id, lacks) not in of_slot and f.origin != "update_nights"][
+            :25
+        ]
     return slots
 
 

@@ -8,21 +8,97 @@ from __future__ import annotations
 
 import random
 
-NAMES = ["Anna", "Tom", "Mira", "Jonas", "Clara", "Ben", "Lena", "Oskar", "Nora", "Felix", "Ida", "Paul", "Rosa", "Emil"]
-PLACES = ["the harbour", "the old mill", "the market", "the library", "the station", "the bakery", "the river bank",
-          "the workshop", "the school", "the garden", "the bridge", "the lighthouse", "the town hall", "the forest"]
-THINGS = ["a letter", "a lamp", "a basket of apples", "an old map", "a wooden box", "a blue coat", "a bicycle",
-          "a loaf of bread", "a clock", "a violin", "a pair of boots", "a jar of honey", "a small boat", "a book"]
-WEATHER = ["It was raining", "The sun was shining", "A cold wind blew", "Snow lay on the roofs", "The air was warm",
-           "Fog hung over the water", "Clouds moved in from the west", "The night was clear"]
-TIMES = ["In the morning", "At noon", "In the evening", "After the holidays", "On the first day of spring",
-         "Late in the autumn", "One summer", "Before sunrise", "That winter", "The next day"]
+NAMES = [
+    "Anna",
+    "Tom",
+    "Mira",
+    "Jonas",
+    "Clara",
+    "Ben",
+    "Lena",
+    "Oskar",
+    "Nora",
+    "Felix",
+    "Ida",
+    "Paul",
+    "Rosa",
+    "Emil",
+]
+PLACES = [
+    "the harbour",
+    "the old mill",
+    "the market",
+    "the library",
+    "the station",
+    "the bakery",
+    "the river bank",
+    "the workshop",
+    "the school",
+    "the garden",
+    "the bridge",
+    "the lighthouse",
+    "the town hall",
+    "the forest",
+]
+THINGS = [
+    "a letter",
+    "a lamp",
+    "a basket of apples",
+    "an old map",
+    "a wooden box",
+    "a blue coat",
+    "a bicycle",
+    "a loaf of bread",
+    "a clock",
+    "a violin",
+    "a pair of boots",
+    "a jar of honey",
+    "a small boat",
+    "a book",
+]
+WEATHER = [
+    "It was raining",
+    "The sun was shining",
+    "A cold wind blew",
+    "Snow lay on the roofs",
+    "The air was warm",
+    "Fog hung over the water",
+    "Clouds moved in from the west",
+    "The night was clear",
+]
+TIMES = [
+    "In the morning",
+    "At noon",
+    "In the evening",
+    "After the holidays",
+    "On the first day of spring",
+    "Late in the autumn",
+    "One summer",
+    "Before sunrise",
+    "That winter",
+    "The next day",
+]
 VERBS = ["repaired", "carried", "found", "sold", "lost", "painted", "borrowed", "wrapped", "cleaned", "hid"]
-FEELINGS = ["was pleased", "felt tired", "laughed", "said nothing", "was surprised", "sang a quiet song",
-            "wanted to go home", "thought about it for a long time"]
-REASONS = ["because the road was long", "because nobody else had time", "although it was late",
-           "since the shop was about to close", "because a friend had asked", "although the work was hard",
-           "so that the others could rest", "before the boat left"]
+FEELINGS = [
+    "was pleased",
+    "felt tired",
+    "laughed",
+    "said nothing",
+    "was surprised",
+    "sang a quiet song",
+    "wanted to go home",
+    "thought about it for a long time",
+]
+REASONS = [
+    "because the road was long",
+    "because nobody else had time",
+    "although it was late",
+    "since the shop was about to close",
+    "because a friend had asked",
+    "although the work was hard",
+    "so that the others could rest",
+    "before the boat left",
+]
 CRAFTS = ["baker", "teacher", "sailor", "carpenter", "gardener", "printer", "weaver", "miller", "doctor", "fisher"]
 GENERAL = ["Bread rises because yeast makes gas in the dough", "A bridge must carry its own weight first",
            "Rivers are slow where the land is flat", "A good lamp needs clean glass and dry oil",

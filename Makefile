@@ -1,0 +1,37 @@
+# Two commands are all that a user and a developer need: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export GX_ANALYTICS_ENABLED := False
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: demo test check quality clean setup
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+## Six nights of real updates on the embedded model, a rejected lineage beside them, and a report.
+demo: setup
+	$(BIN)/errata demo
+
+## Everything that CI runs.
+test: setup check
+	$(BIN)/python -m pytest -q
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+quality: setup
+	$(BIN)/python -m pytest -q -m quality
+
+clean:
+	rm -rf $(VENV) .errata .pytest_cache .ruff_cache

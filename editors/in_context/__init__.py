@@ -1,0 +1,1 @@
+"""Editors that state facts in the context and change nothing in the model."""

@@ -1,0 +1,69 @@
+"""Keys and values at the lookup token: what a feed-forward layer reads and writes for a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from editors.mechanics.contexts import Contexts, encode_lookups
+from editors.mechanics.trace import trace
+from editors.model import EditableModel
+from editors.tokens import pad_right
+from warehouse.records import EditRequest
+
+#: Padded tokens in one pass.
+TOKENS_PER_PASS = 8192
+
+
+@dataclass(frozen=True)
+class LookupStates:
+    """A module's input and output at the lookup token: (edits, contexts, width), fp32."""
+
+    inputs: Tensor
+    outputs: Tensor
+
+    def averaged(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Both averaged over the contexts, (edits, width); a projection is affine, so the averages still correspond."""
+        w = weights.to(self.inputs)
+        return torch.einsum("ecw,c->ew", self.inputs, w), torch.einsum("ecw,c->ew", self.outputs, w)
+
+
+def lookup_states(
+    model: EditableModel, requests: Sequence[EditRequest], contexts: Contexts, path: str, layer: int
+) -> LookupStates:
+    """Input and output of the module `path` of `layer` at each request's lookup token in each context.
+
+    Nothing after the lookup token and nothing above the module is computed.
+
+    Raises:
+        InvalidRequest: a subject is not in its prompt.
+        UnsupportedModel: there is no such layer.
+    """
+    model.anatomy.module(model.hf, path, layer)
+    place = path.format(layer=layer)
+    prompts = [text for r in requests for text in contexts.fill(r.prompt)]
+    subjects = [r.subject for r in requests for _ in contexts.templates]
+    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts))
+    order = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
+    inputs: list[Tensor] = [torch.empty(0)] * len(rows)
+    outputs: list[Tensor] = [torch.empty(0)] * len(rows)
+    at = 0
+    while at < len(order):
+        # Sorted by length, so the last row of a group is its longest.
+        size = 1
+        while at + size < len(order) and (size + 1) * (rows[order[at + size]].lookup + 1) <= TOKENS_PER_PASS:
+            size += 1
+        chosen = order[at : at + size]
+        ids, mask = pad_right([rows[i].ids[: rows[i].lookup + 1] for i in chosen], model.pad_id)
+        seen = trace(model, ids, mask, inputs=(place,), outputs=(place,), stop_after=place)
+        last = torch.tensor([rows[i].lookup for i in chosen], device=seen.inputs[place].device)
+        every = torch.arange(len(chosen), device=last.device)
+        picked_in, picked_out = seen.inputs[place][every, last].float(), seen.outputs[place][every, last].float()
+        for number, i in enumerate(chosen):
+            inputs[i], outputs[i] = picked_in[number], picked_out[number]
+        at += size
+    shape = (len(requests), len(contexts.templates), -1)
+    return LookupStates(torch.stack(inputs).view(shape), torch.stack(outputs).view(shape))

@@ -1,0 +1,182 @@
+"""Uncentred second moment E[k k^T] of the keys at several layers, in one pass over a corpus."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from editors.base import Corpus, Prepared
+from editors.mechanics.contexts import Contexts, sample_contexts
+from editors.mechanics.settings import LocateEditConfig
+from editors.mechanics.trace import trace
+from editors.model import EditableModel
+from editors.tokens import pad_right
+
+TOKENS_PER_PASS = 4096
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Averages over generic tokens: second moments (d_mlp, d_mlp) in fp64, and norms of values, by layer."""
+
+    second: Mapping[int, Tensor]
+    mlp_norms: Mapping[int, float]
+    block_norms: Mapping[int, float]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class LocatePreparation:
+    """What locate-and-edit methods learn before any edit.
+
+    Attributes:
+        contexts: sampled prefixes.
+        factors: layer -> lower Cholesky factor (d_mlp, d_mlp), fp64, of the second moment with its ridge.
+        energies: layer -> mean squared norm of a generic token's key (trace of the second moment).
+        mlp_norms, block_norms: layer -> mean norm of the values in the base model.
+    """
+
+    contexts: Contexts
+    factors: Mapping[int, Tensor]
+    energies: Mapping[int, float]
+    mlp_norms: Mapping[int, float]
+    block_norms: Mapping[int, float]
+
+
+@contextmanager
+def at_base(model: EditableModel) -> Iterator[None]:
+    """Take all patches off for the length of a block: a preparation belongs to the base model."""
+    patches = list(model.patches)
+    if patches:
+        model.rollback(0)
+    try:
+        yield
+    finally:
+        for patch in patches:
+            model.push(patch)
+
+
+def measure_moments(
+    model: EditableModel, texts: Sequence[str], layers: Sequence[int], num_tokens: int, seed: int = 0
+) -> Moments:
+    """Take the moments over the first `num_tokens` tokens of the texts in a seeded order.
+
+    One forward pass serves all layers. Products of a pass are fp32, their sum fp64; an average, not a sum, so that
+    published weights of it keep their meaning.
+
+    Raises:
+        ValueError: the texts hold no token.
+    """
+    order = list(range(len(texts)))
+    random.Random(seed).shuffle(order)
+    limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or TOKENS_PER_PASS
+    rows: list[list[int]] = []
+    left = num_tokens
+    for i in order:
+        if left <= 0:
+            break
+        ids = list(model.tokenizer(texts[i])["input_ids"])[: min(limit, left)]
+        if ids:
+            rows.append(ids)
+            left -= len(ids)
+    if not rows:
+        raise ValueError("the corpus holds no token; a second moment needs text")
+    layers = sorted(layers)
+    paths = {layer: model.anatomy.mlp_out.format(layer=layer) for layer in layers}
+    blocks = {layer: model.anatomy.block.format(layer=layer) for layer in layers}
+    second: dict[int, Tensor] = {}
+    mlp_norms, block_norms = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    rows.sort(key=len)
+    total = sum(len(r) for r in rows)
+    at = 0
+    while at < len(rows):
+        size = 1
+        while at + size < len(rows) and (size + 1) * len(rows[at + size]) <= TOKENS_PER_PASS:
+            size += 1
+        ids, mask = pad_right(rows[at : at + size], model.pad_id)
+        seen = trace(model, ids, mask, inputs=tuple(paths.values()),
+                     outputs=(*paths.values(), *blocks.values()), stop_after=blocks[layers[-1]])  # fmt: skip
+        for layer in layers:
+            keys = seen.inputs[paths[layer]]
+            real = mask.bool().to(keys.device)
+            keys = keys[real].float()
+            product = (keys.t() @ keys).double()
+            second[layer] = second[layer].add_(product) if layer in second else product
+            mlp_norms[layer] += seen.outputs[paths[layer]][real].float().norm(dim=1).sum().item() / total
+            block_norms[layer] += seen.outputs[blocks[layer]][real].float().norm(dim=1).sum().item() / total
+        at += size
+    return Moments({layer: m.div_(total) for layer, m in second.items()}, mlp_norms, block_norms, total)
+
+
+def ridged_factor(second: Tensor, ridge: float) -> Tensor:
+    """Lower Cholesky factor of C + ridge * tr(C)/d * I, fp64.
+
+    Raises:
+        ValueError: the matrix is not positive definite even so (a NaN in the keys, or a ridge too small).
+    """
+    size = second.shape[0]
+    # float64: the Gram matrix has a condition number near 1e9.
+    matrix = second.double().clone()
+    matrix.diagonal().add_(ridge * matrix.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        raise ValueError(
+            f"second moment ({size} x {size}) is not positive definite; raise second_moment_ridge ({ridge})"
+        )
+    return factor
+
+
+def prepare_locate(model: EditableModel, corpus: Corpus, layers: tuple[int, ...], config: LocateEditConfig) -> Prepared:
+    """Contexts, factors and norms of the base model, as tensors and plain facts that safetensors and JSON can hold."""
+    with at_base(model):
+        contexts = sample_contexts(model, config.contexts, config.seed)
+        moments = measure_moments(model, corpus.texts, layers, config.second_moment_tokens, config.seed)
+    tensors = {
+        f"factor.{layer}": ridged_factor(m, config.second_moment_ridge).float().cpu()
+        for layer, m in moments.second.items()
+    }
+    meta = {
+        "templates": list(contexts.templates), "groups": list(contexts.groups), "tokens": moments.tokens,
+        "energies": {str(layer): m.trace().item() for layer, m in moments.second.items()},
+        "mlp_norms": {str(layer): v for layer, v in moments.mlp_norms.items()},
+        "block_norms": {str(layer): v for layer, v in moments.block_norms.items()},
+    }  # fmt: skip
+    return Prepared(tensors, meta)
+
+
+def read_preparation(prepared: Prepared, layers: Sequence[int], device: torch.device) -> LocatePreparation:
+    """The preparation as it is used: factors in fp64 on the device.
+
+    Raises:
+        ValueError: a layer was not prepared; the configuration changed since.
+    """
+    missing = [layer for layer in layers if f"factor.{layer}" not in prepared.tensors]
+    if missing:
+        raise ValueError(f"the preparation lacks layers {missing}; it holds {sorted(prepared.tensors)}: prepare again")
+    meta = prepared.meta
+
+    def by_layer(name: str) -> dict[int, float]:
+        return {int(layer): float(v) for layer, v in meta[name].items()}
+
+    return LocatePreparation(
+        Contexts(tuple(meta["templates"]), tuple(meta["groups"])),
+        {layer: prepared.tensors[f"factor.{layer}"].to(device, torch.float64) for layer in layers},
+        by_layer("energies"), by_layer("mlp_norms"), by_layer("block_norms"),
+    )  # fmt: skip
+
+
+class PreparationReader:
+    """Reads a preparation once for as long as an editor is handed the same one: the fp64 factors are large."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Prepared, tuple[int, ...], torch.device, LocatePreparation] | None = None
+
+    def __call__(self, prepared: Prepared, layers: tuple[int, ...], device: torch.device) -> LocatePreparation:
+        if self._last is None or self._last[0] is not prepared or self._last[1:3] != (layers, device):
+            self._last = (prepared, layers, device, read_preparation(prepared, layers, device))
+        return self._last[3]

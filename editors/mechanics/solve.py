@@ -1,0 +1,105 @@
+"""Closed-form updates of one projection: Delta (d_out, d_in) as factors, in fp64 from a Cholesky factor of C."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from editors.errors import EditRefused
+from editors.patches.weight import Dense, LowRank, Update
+
+#: R-ROME's guard on the denominator: smallest cosine between a key and C^-1 key.
+SMALLEST_COSINE = 1e-3
+
+
+def key_directions(keys: Tensor, factor: Tensor) -> Tensor:
+    """C^-1 k for many keys at once: (edits, d_in) from (edits, d_in) and the lower Cholesky factor of C, fp64."""
+    return torch.cholesky_solve(keys.double().t(), factor).t()
+
+
+def rank_one(residual: Tensor, key: Tensor, direction: Tensor) -> LowRank:
+    """Constrained least squares: the smallest update, measured by C, with (W + Delta) key = W key + residual.
+
+    Delta = residual (C^-1 k)^T / (k^T C^-1 k): ROME, equation 2, with one and the same key everywhere (R-ROME).
+
+    Args:
+        residual: (d_out,) wanted minus current value at `key`.
+        key: (d_in,).
+        direction: (d_in,) C^-1 key, from `key_directions`.
+
+    Raises:
+        EditRefused: the key and C^-1 key are near orthogonal, so that the denominator vanishes.
+    """
+    k = key.double()
+    energy = direction @ k
+    cosine = (energy / (direction.norm() * k.norm())).item()
+    if not cosine >= SMALLEST_COSINE:
+        raise EditRefused(
+            f"the key's share of its own direction is {cosine:.2e} (< {SMALLEST_COSINE}): no stable update"
+        )
+    return LowRank((residual.double() / energy)[:, None].float(), direction[:, None].float())
+
+
+def ridge_update(
+    residuals: Tensor, keys: Tensor, factor: Tensor, weight: float, protected: Tensor | None = None
+) -> LowRank:
+    """Regularised least squares over a batch: Delta = R K^T (weight C + P P^T + K K^T)^-1 (MEMIT, equation 14).
+
+    With few keys by Woodbury's identity on the factor of C; past half the width by one direct factorisation.
+
+    Args:
+        residuals: (d_out, edits) wanted minus current values.
+        keys: (d_in, edits).
+        factor: lower Cholesky factor of C.
+        weight: lambda.
+        protected: (d_in, others) keys of earlier edits whose values must stay; None: none.
+
+    Raises:
+        EditRefused: the update is not finite.
+    """
+    k = keys.double()
+    others = protected.double() if protected is not None and protected.numel() else k[:, :0]
+    every = torch.cat([others, k], dim=1)
+    if 2 * every.shape[1] <= k.shape[0]:
+        x = torch.cholesky_solve(every, factor) / weight
+        inner = every.t() @ x
+        inner.diagonal().add_(1.0)
+        # (weight C + A A^T)^-1 A = X (I + A^T X)^-1; the last columns of A are K. `inner` is symmetric.
+        chosen = torch.eye(every.shape[1], dtype=k.dtype, device=k.device)[:, others.shape[1] :]
+        right = x @ torch.cholesky_solve(chosen, torch.linalg.cholesky(inner))
+    else:
+        matrix = weight * (factor @ factor.t()) + every @ every.t()
+        right = torch.cholesky_solve(k, torch.linalg.cholesky(matrix))
+    update = LowRank(residuals.float(), right.float())
+    if not (update.left.isfinite().all() and update.right.isfinite().all()):
+        raise EditRefused("the batch's update is not finite; raise second_moment_weight or split the batch")
+    return update
+
+
+def update_norm(update: LowRank) -> float:
+    """Frobenius norm of the update, from its factors."""
+    left, right = update.left.double(), update.right.double()
+    return float(((left.t() @ left) * (right.t() @ right)).sum().clamp_min(0).sqrt())
+
+
+def check_norm(update: LowRank, weight: Tensor, largest_share: float, names: Sequence[str]) -> None:
+    """Refuse an update that is large against the weight that it changes.
+
+    Raises:
+        EditRefused: it is not finite, or its norm is above that share of the weight's.
+    """
+    share = update_norm(update) / float(weight.double().norm())
+    if not share <= largest_share:
+        who = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise EditRefused(
+            f"the update for {who} has {share:.3f} of the weight's norm (allowed {largest_share}); it would damage the "
+            "model: raise max_relative_norm if that is wanted, or lower clamp_norm"
+        )
+
+
+def smallest_form(update: LowRank) -> Update:
+    """Factors where they are smaller than the matrix, else the matrix."""
+    (d_out, rank), d_in = update.left.shape, update.right.shape[0]
+    return update if rank * (d_out + d_in) <= d_out * d_in else Dense(update.dense())

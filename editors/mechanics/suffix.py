@@ -1,0 +1,107 @@
+"""The layers above an edit, re-run on cached states from the lookup token on.
+
+By causality nothing before the lookup token depends on the edit: its keys and values are taken once and stay. What an
+optimisation step costs is then proportional to the layers above and to the few tokens from the subject's end on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editors.mechanics.trace import Trace
+from editors.model import EditableModel
+
+
+class FrozenPrefix:
+    """Stands in for a KV cache inside a block: puts the fixed keys and values before the fresh ones, stores nothing."""
+
+    def __init__(self, layers: dict[int, tuple[Tensor, Tensor]]) -> None:
+        self.layers = layers
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        before_keys, before_values = self.layers[layer_idx]
+        return torch.cat([before_keys, keys], dim=-2), torch.cat([before_values, values], dim=-2)
+
+    def select(self, rows: Tensor) -> FrozenPrefix:
+        return FrozenPrefix({layer: (k[rows], v[rows]) for layer, (k, v) in self.layers.items()})
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """Cached rows above one layer; token 0 of each row is its lookup token.
+
+    Attributes:
+        hidden: (rows, tokens, d_model) output of the layer.
+        blocks: the blocks above it.
+        calls: each block's further arguments; tensors among them have the rows first.
+        prefix: keys and values of the tokens before the lookup token.
+    """
+
+    hidden: Tensor
+    blocks: tuple[nn.Module, ...]
+    calls: tuple[dict[str, Any], ...]
+    prefix: FrozenPrefix
+
+    def run(self, change: Tensor) -> Tensor:
+        """Output of the last block (rows, tokens, d_model) with `change` (rows, d_model) added at the lookup token."""
+        h = torch.cat([self.hidden[:, :1] + change.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1)
+        for block, call in zip(self.blocks, self.calls, strict=True):
+            h = block(h, past_key_values=self.prefix, **call)
+        return h
+
+    def select(self, rows: Tensor) -> Suffix:
+        """The same for some of the rows."""
+        calls = tuple({name: _select(value, rows) for name, value in call.items()} for call in self.calls)
+        return Suffix(self.hidden[rows], self.blocks, calls, self.prefix.select(rows))
+
+
+def suffix_of(model: EditableModel, traced: Trace, layer: int, lookup: Tensor, ends: Tensor) -> Suffix:
+    """Cut a traced pass (outputs of `layer`, calls of the blocks above, cache) to tokens `lookup .. ends - 1`.
+
+    Args:
+        lookup, ends: (rows,) index of the lookup token, and the length of each row.
+    """
+    anatomy, depth = model.anatomy, model.anatomy.num_layers(model.hf)
+    hidden = traced.outputs[anatomy.block.format(layer=layer)]
+    device = hidden.device
+    lookup, ends = lookup.to(device), ends.to(device)
+    tokens, width, before = hidden.shape[1], int((ends - lookup).max()), int(lookup.max())
+    # Rows shorter than the widest repeat their last token; causality keeps that from every position that is read.
+    place = (lookup[:, None] + torch.arange(width, device=device)).clamp(max=tokens - 1)
+    low = torch.finfo(hidden.dtype).min
+    sees_prefix = torch.arange(before, device=device)[None, None, :] < lookup[:, None, None]
+    sees_own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    sees = torch.cat([sees_prefix.expand(-1, width, -1), sees_own.expand(len(lookup), -1, -1)], dim=2)[:, None]
+    mask = torch.zeros(sees.shape, dtype=hidden.dtype, device=device).masked_fill_(~sees, low)
+    blocks, calls, prefix = [], [], {}
+    for index in range(layer + 1, depth):
+        path = anatomy.block.format(layer=index)
+        named = {n: _follow(v, place, tokens) for n, v in traced.calls[path].items()}
+        named = {n: v for n, v in named.items() if n not in ("hidden_states", "past_key_values")}
+        blocks.append(model.hf.get_submodule(path))
+        calls.append(named | {"attention_mask": mask, "use_cache": True})
+        cached = traced.cache.layers[index]
+        prefix[index] = (cached.keys[:, :, :before], cached.values[:, :, :before])
+    picked = hidden.gather(1, place[:, :, None].expand(-1, -1, hidden.shape[2]))
+    return Suffix(picked, tuple(blocks), tuple(calls), FrozenPrefix(prefix))
+
+
+def _follow(value: Any, place: Tensor, tokens: int) -> Any:
+    """Tensors with a token axis (position ids, rotary embeddings) at the chosen places, one row each."""
+    if isinstance(value, tuple):
+        return tuple(_follow(v, place, tokens) for v in value)
+    if isinstance(value, Tensor) and value.ndim in (2, 3) and value.shape[1] == tokens:
+        rows = value.expand(place.shape[0], *value.shape[1:])
+        index = place if value.ndim == 2 else place[:, :, None].expand(-1, -1, value.shape[2])
+        return rows.gather(1, index)
+    return value
+
+
+def _select(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_select(v, rows) for v in value)
+    return value[rows] if isinstance(value, Tensor) else value

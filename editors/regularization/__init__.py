@@ -1,0 +1,1 @@
+"""Fine-tuning with and without constraints: gradient steps on chosen weights."""

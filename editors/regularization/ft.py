@@ -1,0 +1,54 @@
+"""FT: unconstrained fine-tuning on the new answers, the baseline that forgets."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from pydantic import Field
+
+from editors.base import Editor, EditorCard, Prepared
+from editors.model import EditableModel
+from editors.patches.weight import WeightPatch
+from editors.regularization.descent import DescentConfig, descend
+from warehouse.records import EditBatch
+
+
+class FineTuningConfig(DescentConfig):
+    """`sites` of each layer: the output projection of the feed-forward, all of the feed-forward, or the whole block."""
+
+    layers: tuple[int, ...] = Field(min_length=1)
+    sites: Literal["mlp_out", "mlp", "all"] = "all"
+
+
+@final
+class FineTuning(Editor[FineTuningConfig]):
+    """Gradient steps on chosen weights with nothing to hold the rest of the model in place.
+
+    Loss: cross-entropy of the target tokens and their stop, prompt masked (FT-M's loss; FT-L's pushes every target
+    token at one position and cannot learn answers of two tokens).
+    """
+
+    config_class = FineTuningConfig
+    card = EditorCard(
+        name="ft", title="Fine-tuning, unconstrained", family="regularization", patch_kind="weight",
+        paper="arXiv:2012.00363", code="kmeng01/rome baselines/ft", scales=False,
+        differs="The loss covers all target tokens and the stop behind them; training stops once answers are exact.",
+    )  # fmt: skip
+
+    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
+        """See `Editor.edit`; one loss over the whole batch."""
+        return descend(model, batch.requests, self.parameters(model), self.config)
+
+    def parameters(self, model: EditableModel) -> list[str]:
+        """Names of the trained parameters.
+
+        Raises:
+            UnsupportedModel: a layer that the model does not have.
+        """
+        anatomy = model.anatomy
+        path = {"mlp_out": anatomy.mlp_out, "mlp": anatomy.mlp, "all": anatomy.block}[self.config.sites]
+        names = []
+        for layer in self.config.layers:
+            module = anatomy.module(model.hf, path, layer)
+            names += [f"{path.format(layer=layer)}.{name}" for name, _ in module.named_parameters()]
+        return names

@@ -1,0 +1,59 @@
+"""Look at a model as it was some patches ago, without a second copy of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from editors.model import EditableModel
+from editors.scoring import AnswerScore
+from warehouse.digests import digest_of
+
+
+class AtDepth:
+    """The model with only its first `depth` patches; a `checks.Predictor`. Depth 0 is the base, `f_0`.
+
+    Each question takes the later patches off and puts them back: one weight update each, no copy of the model.
+    """
+
+    def __init__(self, model: EditableModel, depth: int = 0) -> None:
+        self._model, self._depth = model, depth
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self._model.base_digest, [p.digest for p in self._model.patches[: self._depth]])
+
+    @contextmanager
+    def _taken_off(self) -> Iterator[EditableModel]:
+        later = self._model.patches[self._depth :]
+        if not later:
+            yield self._model
+            return
+        self._model.rollback(self._depth)
+        try:
+            yield self._model
+        finally:
+            for patch in later:
+                self._model.push(patch)
+
+    def score(self, questions: Sequence[Any]) -> list[AnswerScore]:
+        with self._taken_off() as model:
+            return model.score(questions)
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int, *, sample: bool = False, seed: int = 0
+    ) -> list[str]:
+        with self._taken_off() as model:
+            return model.generate(prompts, max_new_tokens, sample=sample, seed=seed)
+
+    def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        with self._taken_off() as model:
+            return model.log_likelihoods(texts)
+
+    def next_token_log_probs(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        with self._taken_off() as model:
+            return model.next_token_log_probs(prompts)

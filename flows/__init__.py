@@ -1,0 +1,1 @@
+"""Flows put tasks in order; `cli.py` is the command `errata`."""

@@ -1,0 +1,52 @@
+"""The command `errata`.
+
+errata demo                 six recorded nights on the embedded model
+errata refresh              the next night on the main lineage
+errata status               what every night did
+errata pull --out DIR       the production model as a Hugging Face folder
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import typer
+from rich.logging import RichHandler
+
+from flows.commands import demo, nights, reference, state
+from flows.commands.shared import errors
+from tasks.settings import configure
+
+app = typer.Typer(
+    name="errata", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
+    help="Keeps the facts in a language model fresh, night after night, and can prove what it did.\n\n"
+    "Start with [bold]errata demo[/bold]. Settings come from errata.toml and ERRATA_* variables; state lives in one "
+    "folder (ERRATA_HOME, default .errata). Every command takes --json.",
+)  # fmt: skip
+app.add_typer(state.config_app, name="config")
+app.add_typer(reference.app, name="reference")
+app.add_typer(state.warehouse_app, name="warehouse")
+app.command()(nights.refresh)
+app.command()(nights.status)
+app.command()(nights.ask)
+app.command()(nights.pull)
+app.command()(nights.rollback)
+app.command()(state.editors)
+app.command()(state.prepare)
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Entry point of the console script: quiet libraries first, then the command."""
+    configure()
+    # Prefect would print a traceback for every error that the command reports in one line.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    logging.basicConfig(
+        level=os.environ.get("ERRATA_LOG", "WARNING"), format="%(message)s", handlers=[RichHandler(console=errors)]
+    )
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""`errata refresh`, `status`, `demo` and what one asks of a lineage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.shared import Json, console, emit_json, reported, table
+from tasks.settings import configure
+
+Lineage = Annotated[str | None, typer.Option(help="Lineage; default from the settings.")]
+STATUS_COLUMNS = ("night", "lineage", "editor", "records", "accepted", "edited", "SR", "GR", "locality", "SRR", "DD",
+                  "verdict", "seconds")  # fmt: skip
+
+
+def status_row(line: dict[str, Any]) -> list[Any]:
+    """One row of the status table from a run's line."""
+    return [line["scores"].get(c, line.get(c)) for c in STATUS_COLUMNS]
+
+
+@reported
+def refresh(
+    night: Annotated[str | None, typer.Option(help="A night of the source; default: the next unfinished one.")] = None,
+    lineage: Lineage = None,
+    editor: Annotated[str | None, typer.Option(help="Editor; `errata editors` lists them.")] = None,
+    all_nights: Annotated[bool, typer.Option("--all", help="Run every unfinished night, in order.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a night: ingest, validate, edit, evaluate, gate, promote or reject, report.
+
+    A finished night does nothing when it is run again; a broken one goes on from what is done.
+    """
+    settings = configure(lineage=lineage, editor=editor)
+    from flows.nightly import nightly_refresh
+    from tasks.ingest import source_of
+
+    wanted = list(source_of(settings).nights()) if all_nights else [night]
+    lines = [nightly_refresh(night=n, lineage=lineage, editor=editor).model_dump(mode="json") for n in wanted]
+    if as_json:
+        emit_json(lines if all_nights else lines[0])
+    else:
+        table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+
+
+@reported
+def status(lineage: Lineage = None, as_json: Json = False) -> None:
+    """Every night of every lineage: what came, what was done, what was measured, what was decided."""
+    from tasks.workspace import warehouse
+    from warehouse.runs import runs
+
+    with warehouse(configure()) as wh:
+        lines = [r.model_dump(mode="json") for r in runs(wh, lineage)]
+    if as_json:
+        emit_json(lines)
+    else:
+        table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+
+
+@reported
+def ask(
+    prompt: Annotated[str, typer.Argument(help="Text for the model to go on from.")],
+    lineage: Lineage = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the unedited base model instead.")] = False,
+    tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 12,
+    as_json: Json = False,
+) -> None:
+    """Ask the model that a lineage's production channel serves."""
+    from tasks.models import at_checkpoint, head_manifest
+    from tasks.workspace import store_of
+
+    settings = configure(lineage=lineage)
+    store = store_of(settings)
+    manifest = None if base else head_manifest(settings, store)
+    model = at_checkpoint(settings, store, manifest.checkpoint if manifest else None)
+    answer = model.generate([prompt], tokens)[0]
+    checkpoint = manifest.checkpoint.checkpoint_id if manifest else "base"
+    if as_json:
+        emit_json({"prompt": prompt, "answer": answer, "checkpoint": checkpoint})
+    else:
+        console.print(f"{prompt}[bold]{answer}[/bold]  [dim]({checkpoint[:12]})[/dim]", highlight=False)
+
+
+@reported
+def pull(
+    out: Annotated[Path, typer.Option(help="Folder to make; must not hold anything else.")],
+    channel: Annotated[str | None, typer.Option(help="Channel or checkpoint id; default: the lineage's own.")] = None,
+    lineage: Lineage = None,
+    as_json: Json = False,
+) -> None:
+    """Download a promoted checkpoint as a Hugging Face folder, every digest verified."""
+    from tasks.workspace import store_of
+    from warehouse.promotion import pull
+
+    settings = configure(lineage=lineage)
+    manifest = pull(store_of(settings), channel or settings.channel_name, out)
+    found = {"out": str(out), "checkpoint": manifest.checkpoint.checkpoint_id, "night": manifest.night}
+    emit_json(found) if as_json else console.print(
+        f"{out}: checkpoint {manifest.checkpoint.checkpoint_id[:12]} of {manifest.night}", highlight=False
+    )
+
+
+@reported
+def rollback(
+    checkpoint: Annotated[str, typer.Argument(help="An earlier promoted checkpoint of the lineage.")],
+    reason: Annotated[str, typer.Option(help="Why; kept for whoever asks later.")],
+    lineage: Lineage = None,
+    as_json: Json = False,
+) -> None:
+    """Serve an earlier checkpoint again. It is verified whole first, and nothing is deleted."""
+    settings = configure(lineage=lineage)
+    from flows.rollback import roll_back
+
+    pointer = roll_back(checkpoint, reason, lineage=settings.lineage)
+    found = pointer.model_dump(mode="json")
+    emit_json(found) if as_json else console.print(f"{settings.channel_name} serves {checkpoint[:12]} again")

@@ -1,0 +1,80 @@
+"""`errata config`, `warehouse`, `editors`, `prepare`: what is in force and what there is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.commands.shared import Json, console, emit_json, reported, table
+from tasks.settings import configure, origins
+
+config_app = typer.Typer(help="Settings: `errata.toml`, then ERRATA_* variables over it.", no_args_is_help=True)
+warehouse_app = typer.Typer(help="The DuckDB warehouse.", no_args_is_help=True)
+
+
+@config_app.command()
+@reported
+def show(as_json: Json = False) -> None:
+    """Every setting, its value in force, and where it comes from."""
+    settings = configure()
+    rows = []
+    for name, origin in origins(settings).items():
+        value: object = settings
+        for part in name.split("."):
+            value = getattr(value, part)
+        rows.append({"setting": name, "value": value, "from": origin})
+    if as_json:
+        emit_json(rows)
+    else:
+        table("Settings in force", ("setting", "value", "from"), [list(r.values()) for r in rows])
+
+
+@warehouse_app.command()
+@reported
+def check(as_json: Json = False) -> None:
+    """Verify references, digests and orphans; exit code 1 where anything is wrong."""
+    from tasks.workspace import warehouse
+    from warehouse.integrity import check
+
+    with warehouse(configure()) as wh:
+        findings = check(wh)
+    if as_json:
+        emit_json([vars(f) if not hasattr(f, "model_dump") else f.model_dump(mode="json") for f in findings])
+    else:
+        for finding in findings:
+            console.print(str(finding), markup=False, highlight=False)
+        console.print("the warehouse is sound" if not findings else f"{len(findings)} findings")
+    if findings:
+        raise typer.Exit(1)
+
+
+@reported
+def editors(as_json: Json = False) -> None:
+    """Every editor: family, modes, what it needs, whether it keeps the architecture (the survey's Table 3)."""
+    from editors.catalogue import editor_class, names
+
+    cards = [editor_class(name).card for name in names()]
+    if as_json:
+        emit_json([vars(c) for c in cards])
+        return
+    rows = [
+        (c.name, c.family, c.patch_kind, "yes" if c.needs_preparation else "no",
+         "yes" if c.preserves_architecture else "no", "yes" if c.only_xy else "no", ", ".join(c.modes),
+         c.max_batch or "any", "yes" if c.scales else "no", c.paper)
+        for c in cards
+    ]  # fmt: skip
+    table("Editors", ("name", "family", "patch", "preparation", "keeps architecture", "only (x, y)", "modes", "batch",
+                      "scales", "paper"), rows)  # fmt: skip
+
+
+@reported
+def prepare(editor: Annotated[str, typer.Argument(help="An editor's name.")], as_json: Json = False) -> None:
+    """Make what an editor needs before its first edit; cached by model, configuration and corpus."""
+    settings = configure(editor=editor)
+    from tasks.prepare import prepare
+
+    digest = prepare.fn(settings)
+    emit_json({"editor": editor, "digest": digest}) if as_json else console.print(
+        f"{editor} is prepared: {digest[:12]}"
+    )

@@ -1,0 +1,58 @@
+"""One night on one lineage: ingest, validate, edit, evaluate, gate, promote or reject, report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from tasks.edit import edit
+from tasks.evaluate import evaluate
+from tasks.gate import gate
+from tasks.ingest import ingest
+from tasks.night import NightClosed, begin, finish, finish_empty, next_night
+from tasks.promote import promote
+from tasks.publish_report import publish_report
+from tasks.settings import configure
+from tasks.validate import validate
+from tasks.workspace import lineage_lock
+from warehouse.records import NightRun
+
+
+@flow(name="nightly-refresh", flow_run_name="{lineage}-{night}", validate_parameters=False)
+def nightly_refresh(
+    night: str | None = None,
+    lineage: str | None = None,
+    editor: str | None = None,
+    config: dict[str, Any] | None = None,
+) -> NightRun:
+    """Bring one lineage up to date with one night of updates, and decide by the policy whether it may serve.
+
+    A finished night returns its line at once; a broken one goes on from what is done.
+
+    Args:
+        night: a night of the source; by default the first that this lineage has not finished.
+        lineage: by default that of the settings.
+        editor: by default that of the settings.
+        config: further settings, as in `errata.toml`.
+    """
+    settings = configure(config, lineage=lineage, editor=editor)
+    with lineage_lock(settings):
+        night = night or next_night(settings)
+        try:
+            run = begin(settings, night)
+        except NightClosed as closed:
+            return closed.run
+        run.reach("received", records=ingest(settings, night))
+        run.reach("validated", verdicts=validate(settings, night))
+        done = edit(settings, night)
+        run.reach("edited", edited=len(done.edited))
+        if not done.edited:
+            return finish_empty(run, done)
+        report = evaluate(settings, done)
+        run.reach("evaluated", report_id=report.report_id)
+        decision = gate(settings, report)
+        run.reach("decided", decision_id=decision.decision_id)
+        manifest = promote(settings, done, report, decision)
+        publish_report(settings, done, manifest)
+        return finish(run, done, manifest)

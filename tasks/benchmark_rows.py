@@ -1,0 +1,91 @@
+"""Rows of the quality benchmark: what was measured, on what, by which command; kept in the warehouse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from editors.base import Mode
+from tasks.benchmark_requests import Split, Task
+from warehouse.digests import digest_of
+from warehouse.records import Record, Score
+from warehouse.reports import benchmarks, save_benchmark
+from warehouse.store import Warehouse
+
+#: How the warehouse's table tells these rows from those of `errata bench`.
+CASE = "quality"
+
+
+class Measured(Record):
+    """A score without its name."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class CurvePoint(Record):
+    """The same model after `edits` edits of a sequence."""
+
+    edits: int
+    scores: dict[str, Measured]
+
+
+class BenchmarkRow(Record):
+    """One editor in one mode on one task; `scores` by `metric/slice`.
+
+    Attributes:
+        edits: edits asked for; `refused` of them were stopped by a guard and count as failed.
+        patch_bytes: of one edit, on average.
+        note: why there are no scores, where the editor does not grant the mode.
+    """
+
+    editor: str
+    mode: Mode
+    task: Task
+    split: Split
+    edits: int
+    batch_size: int
+    scores: dict[str, Measured]
+    curve: tuple[CurvePoint, ...] = ()
+    refused: int = 0
+    seconds_per_edit: float | None
+    patch_bytes: int
+    model: str
+    model_digest: str
+    config: dict[str, Any]
+    config_digest: str
+    probe_digest: str
+    seed: int
+    created_at: datetime
+    command: str
+    note: str = ""
+
+
+def named(scores: Sequence[Score]) -> dict[str, Measured]:
+    return {
+        f"{s.metric}/{s.slice}" if s.slice else s.metric: Measured(value=s.value, low=s.low, high=s.high, n=s.n)
+        for s in scores
+    }
+
+
+def save_row(wh: Warehouse, row: BenchmarkRow) -> None:
+    """Append a row to the warehouse's benchmark table; nothing is ever overwritten."""
+    save_benchmark(wh, CASE, row.editor, row.mode, row.model_dump(mode="json"), row.created_at)
+
+
+def load_rows(wh: Warehouse, *, newest_only: bool = True) -> list[BenchmarkRow]:
+    """Stored rows, oldest first; `newest_only`: of equal measurements (all but time and command) the last one."""
+    rows = [BenchmarkRow.model_validate(found.metrics, strict=False) for found in benchmarks(wh, CASE)]
+    if not newest_only:
+        return rows
+    return list({_identity(row): row for row in rows}.values())
+
+
+def _identity(row: BenchmarkRow) -> str:
+    return digest_of(
+        row.editor, row.mode, row.task, row.split, row.edits, row.batch_size, row.seed, row.model_digest,
+        row.config_digest, row.probe_digest,
+    )  # fmt: skip

@@ -1,0 +1,194 @@
+"""Apply a night's accepted requests to the head of the lineage, and keep the patches."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from prefect import task
+
+from checks.evaluation import predict
+from checks.predictor import Question
+from editors.model import EditableModel
+from editors.patches.files import load_patch, save_patch
+from editors.session import run_edits
+from tasks.ingest import STEP
+from tasks.models import at_checkpoint, base_model, fetch_patch, head_manifest, patch_folder
+from tasks.prepare import editor_of, preparation_of
+from tasks.settings import Settings
+from tasks.workspace import WarehouseCache, night_folder, store_of, warehouse
+from warehouse.digests import canonical_json, digest_of
+from warehouse.intake import requests_of
+from warehouse.ledger import PatchRow, record_batches, record_edits, save_patches
+from warehouse.probes import make_probe
+from warehouse.records import Checkpoint, Edit, EditBatch, EditRequest, Prediction, Probe, Record
+from warehouse.store import Warehouse
+
+log = logging.getLogger(__name__)
+
+
+class EditedNight(Record):
+    """What the edit step of a night did; kept as `edited.json` so that a broken run goes on from it."""
+
+    night: str
+    editor: str
+    config_digest: str
+    parent: str | None
+    base_digest: str
+    parent_patches: tuple[str, ...]
+    new_patches: tuple[str, ...]
+    edited: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    right_after: tuple[Prediction, ...]
+    edit_seconds: float
+    patch_bytes: int
+
+    @property
+    def patch_digests(self) -> tuple[str, ...]:
+        return (*self.parent_patches, *self.new_patches)
+
+    @property
+    def before(self) -> str:
+        """The checkpoint that the candidate replaces: the head, or the base model as a checkpoint of its own."""
+        return self.parent or digest_of(self.base_digest, [])
+
+    def base_checkpoint(self, settings: Settings, revision: str, created_at: datetime) -> Checkpoint:
+        """The unedited base as the first checkpoint of the lineage."""
+        return self.checkpoint(settings, revision, created_at).model_copy(
+            update={"checkpoint_id": digest_of(self.base_digest, []), "parent": None, "patch_digests": ()}
+        )
+
+    def checkpoint(self, settings: Settings, revision: str, created_at: datetime) -> Checkpoint:
+        """The candidate; its id covers the base and the ordered patches, nothing else."""
+        return Checkpoint(
+            checkpoint_id=digest_of(self.base_digest, list(self.patch_digests)), parent=self.before,
+            base_model=settings.model.name if settings.model.revision else "local", base_revision=revision,
+            base_digest=self.base_digest, patch_digests=self.patch_digests, created_at=created_at,
+        )  # fmt: skip
+
+
+def additional_values(wh: Warehouse, night: str) -> set[str]:
+    """Insert requests for a multi-valued slot that holds other values: what the model answers there stays right."""
+    rows = wh.rows(
+        """SELECT DISTINCT r.request_id FROM edit_requests AS r
+           JOIN facts AS f ON f.subject_id = r.subject_id AND f.relation = r.relation AND f.object_id <> r.target_new_id
+           LEFT JOIN properties AS p ON p.pid = r.relation
+           WHERE r.night = $night AND r.kind = 'insert' AND f.known_from_night < $night AND f.known_to_night IS NULL
+             AND coalesce(p.cardinality, 'multi') = 'multi'""",
+        {"night": night},
+    )
+    return {row["request_id"] for row in rows}
+
+
+def edit_probes(requests: tuple[EditRequest, ...]) -> list[Probe]:
+    """The probes of SR and GR of a batch; equal questions have equal ids wherever they are asked."""
+    probes = [make_probe("success", r.prompt, [r.target_new], r.request_id) for r in requests]
+    return probes + [make_probe("rephrase", p, [r.target_new], r.request_id) for r in requests for p in r.rephrases]
+
+
+def choose_requests(
+    model: EditableModel, requests: list[EditRequest], additional: set[str]
+) -> tuple[list[EditRequest], list[tuple[str, str]]]:
+    """Requests to edit, and those left alone with the reason."""
+    answers = model.score([Question(r.prompt, r.target_new) for r in requests])
+    chosen, skipped = [], []
+    for request, answer in zip(requests, answers, strict=True):
+        if request.request_id in additional:
+            skipped.append((request.request_id, "additional_value"))
+        elif answer.exact:
+            skipped.append((request.request_id, "no_op"))
+        else:
+            chosen.append(request)
+    return chosen, skipped
+
+
+@task(name="edit", **STEP)
+def edit(settings: Settings, night: str) -> EditedNight:
+    """Edit the lineage's head with the night's requests. A finished edit of this night is read, not made again.
+
+    Raises:
+        UnsupportedMode: the night is larger than the editor's batches and no batch size was set.
+        PatchError: a patch of the lineage is damaged.
+    """
+    record = night_folder(settings, night) / "edited.json"
+    store = store_of(settings)
+    if record.exists():
+        done = EditedNight.model_validate_json(record.read_bytes())
+        if all((patch_folder(settings, d) / "patch.json").exists() for d in done.new_patches):
+            return done
+    manifest = head_manifest(settings, store)
+    head = manifest.checkpoint if manifest else None
+    base = base_model(settings)
+    editor = editor_of(settings, base)
+    prepared = preparation_of(settings, editor, base)
+    model = at_checkpoint(settings, store, head)
+    with warehouse(settings) as wh:
+        requests, additional = requests_of(wh, night), additional_values(wh, night)
+    chosen, skipped = choose_requests(model, requests, additional)
+    size = settings.editor.batch_size or len(chosen) or 1
+    if editor.card.max_batch is not None:
+        size = min(size, editor.card.max_batch)
+    mode = "sequential" if size == 1 else "sequential-batch"
+    batches: list[EditBatch] = []
+    rows: list[PatchRow] = []
+    edits: list[Edit] = []
+    right_after: dict[str, Prediction] = {}
+    seconds = 0.0
+    for step in run_edits(editor, model, chosen, prepared, mode=mode, batch_size=size):
+        save_patch(step.patch, patch_folder(settings, step.patch.digest))
+        batches.append(step.batch)
+        rows.append(PatchRow(patch_digest=step.patch.digest, kind=step.patch.kind, editor=editor.card.name,
+                             bytes=step.patch.num_bytes))  # fmt: skip
+        edits += [_ledger_row(r, step.batch, editor.card.name, editor.config.digest, step.patch.digest)
+                  for r in step.batch.requests]  # fmt: skip
+        if size < len(chosen):
+            right_after |= predict(model, edit_probes(step.batch.requests), WarehouseCache(settings))
+        seconds += step.seconds
+        log.info("%s: batch of %d edited in %.1f s", editor.card.name, len(step.batch.requests), step.seconds)
+    done = EditedNight(
+        night=night, editor=editor.card.name, config_digest=editor.config.digest,
+        parent=head.checkpoint_id if head else None, base_digest=model.base_digest,
+        parent_patches=head.patch_digests if head else (), new_patches=tuple(r.patch_digest for r in rows),
+        edited=tuple(r.request_id for r in chosen), skipped=tuple(skipped), right_after=tuple(right_after.values()),
+        edit_seconds=round(seconds, 3), patch_bytes=sum(r.bytes for r in rows),
+    )  # fmt: skip
+    skipped_batch = EditBatch(batch_id=f"skipped-{night}", requests=tuple(r for r in requests if r not in chosen))
+    with warehouse(settings) as wh, wh.transaction():
+        save_patches(wh, rows)
+        record_batches(wh, settings.lineage, night, editor.card.name, [*batches, skipped_batch])
+        record_edits(wh, settings.lineage, night, edits)
+        why = dict(skipped)
+        for request in skipped_batch.requests:
+            row = _ledger_row(request, skipped_batch, editor.card.name, editor.config.digest, "")
+            record_edits(wh, settings.lineage, night, [row], status="skipped", reason=why[request.request_id])
+    record.parent.mkdir(parents=True, exist_ok=True)
+    fresh = record.with_suffix(".new")
+    fresh.write_bytes(canonical_json(done))
+    fresh.replace(record)
+    return done
+
+
+def _ledger_row(request: EditRequest, batch: EditBatch, editor: str, config_digest: str, patch_digest: str) -> Edit:
+    return Edit(
+        edit_id=digest_of(request.request_id, config_digest, patch_digest)[:24], request_id=request.request_id,
+        batch_id=batch.batch_id, editor=editor, config_digest=config_digest, patch_digest=patch_digest,
+        applied_at=datetime.now(UTC),
+    )  # fmt: skip
+
+
+def candidate_model(settings: Settings, done: EditedNight) -> EditableModel:
+    """The base with the parent's and the night's patches on it, from files; what every later step looks at."""
+    model = base_model(settings)
+    store = store_of(settings)
+    for digest in done.patch_digests:
+        model.push(load_patch(fetch_patch(settings, store, digest)))
+    return model
+
+
+def describe(done: EditedNight) -> str:
+    """One line for logs and people."""
+    reasons: dict[str, int] = {}
+    for _, reason in done.skipped:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return f"{len(done.edited)} edited by {done.editor} in {done.edit_seconds:.1f} s, skipped {json.dumps(reasons)}"

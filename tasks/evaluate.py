@@ -1,0 +1,92 @@
+"""Measure a candidate: tonight's edits, what they must not disturb, and every edit still in force."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from importlib.metadata import version
+
+from prefect import task
+
+from checks.evaluation import evaluate as measure
+from checks.metrics.efficiency import EditCost, efficiency
+from editors.views import AtDepth
+from tasks.corpus import calibration
+from tasks.edit import EditedNight, candidate_model
+from tasks.ingest import STEP
+from tasks.settings import Settings
+from tasks.workspace import WarehouseCache, warehouse
+from warehouse.digests import digest_of
+from warehouse.intake import requests_by_id
+from warehouse.ledger import active_edits
+from warehouse.probes import build_edit_probes, make_probe_set, save_probe_set, standing_probes
+from warehouse.records import EditRequest, EvaluationReport, ProbeSet
+from warehouse.reports import reports_after, save_report
+
+log = logging.getLogger(__name__)
+
+
+def in_force(settings: Settings, tonight: list[EditRequest]) -> list[EditRequest]:
+    """Every edit that the candidate must show: those of the head that tonight does not supersede, and tonight's."""
+    replaced = {(r.subject_id, r.relation) for r in tonight}
+    with warehouse(settings) as wh:
+        earlier = [request for _, request in active_edits(wh, settings.lineage)]
+    return [r for r in earlier if (r.subject_id, r.relation) not in replaced] + tonight
+
+
+def probe_sets(
+    settings: Settings, tonight: list[EditRequest], retained: list[EditRequest]
+) -> tuple[ProbeSet, ProbeSet]:
+    """The night's probe set (edits, drawdown, held text) and the retain set, both stored by digest."""
+    sizes = settings.probes
+    with warehouse(settings) as wh:
+        # Subjects of the second moment and of any edit are never asked about as bystanders.
+        bystanders = calibration(wh).subjects | {r.subject_id for r in retained}
+        edits = build_edit_probes(wh, tonight, excluded_subjects=bystanders, seed=sizes.seed)
+        drawdown = standing_probes(
+            wh, kind="drawdown", limit=sizes.drawdown, excluded_subjects=bystanders, requests=retained, seed=sizes.seed
+        )
+        held = standing_probes(wh, kind="held_text", limit=sizes.held_texts)
+        probes = make_probe_set("night", [*edits.probes, *drawdown.probes, *held.probes])
+        retain = standing_probes(wh, kind="retain", limit=len(retained), requests=retained)
+        save_probe_set(wh, probes)
+        save_probe_set(wh, retain)
+    return probes, retain
+
+
+def environment(settings: Settings, done: EditedNight) -> dict[str, str]:
+    """What the numbers depend on beside the models and the probes."""
+    return {
+        "editor": done.editor, "config_digest": done.config_digest, "f_0": done.base_digest,
+        "torch": version("torch"), "transformers": version("transformers"), "python": platform.python_version(),
+        "machine": platform.machine(), "dtype": settings.model.dtype, "seed": str(settings.probes.seed),
+    }  # fmt: skip
+
+
+@task(name="evaluate", **STEP)
+def evaluate(settings: Settings, done: EditedNight) -> EvaluationReport:
+    """The report on a candidate; one made before for the same candidate and probes is read, not made again.
+
+    Rates compare with `f_0`, the base model; the report's `before` names the checkpoint that the candidate replaces.
+    """
+    with warehouse(settings) as wh:
+        tonight = requests_by_id(wh, list(done.edited))
+    retained = in_force(settings, tonight)
+    probes, retain = probe_sets(settings, tonight, retained)
+    before = done.before
+    after = digest_of(done.base_digest, list(done.patch_digests))
+    with warehouse(settings) as wh:
+        known = [r for r in reports_after(wh, after, before) if r.probe_set_digest == probes.digest]
+    if known:
+        return known[-1]
+    model = candidate_model(settings, done)
+    cost = EditCost(len(done.edited), done.edit_seconds, done.patch_bytes)
+    report = measure(
+        AtDepth(model, 0), model, probes, retain=retain, right_after={p.probe_id: p for p in done.right_after},
+        old_answers={r.request_id: [r.target_true] for r in tonight if r.target_true},
+        cache=WarehouseCache(settings), environment=environment(settings, done), extra=efficiency(cost),
+        before_id=before, after_id=after,
+    )  # fmt: skip
+    with warehouse(settings) as wh:
+        save_report(wh, report)
+    return report

@@ -1,0 +1,89 @@
+"""Load the base model once a process, and bring it to the head of a lineage."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from editors.model import EditableModel
+from editors.patches.files import load_patch
+from tasks.settings import ModelSettings, Settings
+from warehouse.artifacts import ObjectStore, patch_key
+from warehouse.promotion import read_manifest, read_pointer
+from warehouse.records import Checkpoint, Manifest
+
+log = logging.getLogger(__name__)
+_LOADED: dict[ModelSettings, EditableModel] = {}
+
+
+def base_model(settings: Settings) -> EditableModel:
+    """The base model with no patch on it; kept in memory between the tasks of one process."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    key = settings.model
+    if key not in _LOADED:
+        # One at a time: two large models rarely fit.
+        _LOADED.clear()
+        _LOADED[key] = EditableModel.from_pretrained(
+            key.name, revision=key.revision, dtype=getattr(torch, key.dtype), trust_remote_code=key.trust_remote_code
+        )
+    model = _LOADED[key]
+    model.rollback(0)
+    return model
+
+
+def base_revision(settings: Settings, model: EditableModel) -> str:
+    """The pinned revision, or for a local folder the digest of its content."""
+    return settings.model.revision or f"sha256:{model.base_digest}"
+
+
+def head_manifest(settings: Settings, store: ObjectStore) -> Manifest | None:
+    """The manifest that the lineage's production channel points at; None before the first promotion."""
+    found = read_pointer(store, settings.channel_name)
+    if found is None:
+        return None
+    pointer, _ = found
+    return read_manifest(store, pointer.checkpoint_id, expected_digest=pointer.manifest_digest)
+
+
+def patch_folder(settings: Settings, digest: str) -> Path:
+    """Where this machine keeps a patch."""
+    return settings.home / "patches" / digest
+
+
+def fetch_patch(settings: Settings, store: ObjectStore, digest: str) -> Path:
+    """The folder of a patch, downloaded from the store if this machine lacks it; loading verifies its digest."""
+    folder = patch_folder(settings, digest)
+    if not (folder / "patch.json").exists():
+        # The header last: a folder with a header is whole.
+        for name in ("patch.safetensors", "patch.json"):
+            (folder / name).unlink(missing_ok=True)
+            fresh = folder / f"{name}.{os.getpid()}.new"
+            fresh.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            store.read_to(patch_key(digest, name), fresh)
+            fresh.replace(folder / name)
+    return folder
+
+
+def at_checkpoint(settings: Settings, store: ObjectStore, checkpoint: Checkpoint | None) -> EditableModel:
+    """The base with the patches of a checkpoint on it, in order; the base alone for None.
+
+    Raises:
+        PatchError: a patch is damaged.
+        ValueError: the checkpoint was made from another base model.
+    """
+    model = base_model(settings)
+    if checkpoint is None:
+        return model
+    if checkpoint.base_digest != model.base_digest:
+        raise ValueError(
+            f"checkpoint {checkpoint.checkpoint_id[:12]} belongs to base {checkpoint.base_digest[:12]} "
+            f"({checkpoint.base_model}), but {settings.model.name} has {model.base_digest[:12]}; use another lineage"
+        )
+    for digest in checkpoint.patch_digests:
+        model.push(load_patch(fetch_patch(settings, store, digest)))
+    return model

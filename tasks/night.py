@@ -1,0 +1,117 @@
+"""The course of one night in the warehouse: begun, how far it came, how it ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.edit import EditedNight
+from tasks.ingest import source_of
+from tasks.settings import Settings
+from tasks.workspace import warehouse
+from warehouse.errors import NotFound
+from warehouse.intake import verdicts_of
+from warehouse.records import EvaluationReport, Manifest, NightRun
+from warehouse.runs import RUN_STATES, RunStateName, advance_run, begin_run, run_of, save_run
+
+log = logging.getLogger(__name__)
+#: What `errata status` and the demo's table show of a report: name -> (metric, slice).
+SHOWN_SCORES = {
+    "SR": ("SR", ""), "GR": ("GR", ""), "locality": ("locality", "neighbourhood"), "SRR": ("SRR", ""),
+    "GRR": ("GRR", ""), "DD": ("DD", "known"), "perplexity_ratio": ("perplexity_ratio", ""),
+}  # fmt: skip
+#: Verdict of a night in which nothing was left to edit.
+NOTHING_TO_EDIT = "nothing to edit"
+ACCEPTED = ("accept", "supersede")
+
+
+class NightClosed(Exception):
+    """The night is finished on this lineage; `run` is its line."""
+
+    def __init__(self, run: NightRun) -> None:
+        super().__init__(f"night {run.night} of lineage {run.lineage} is finished: {run.verdict}")
+        self.run = run
+
+
+@dataclass
+class Night:
+    """A night under way; what `reach` notes is there after a crash."""
+
+    settings: Settings
+    night: str
+    started: float = field(default_factory=time.monotonic)
+    spent: float = 0.0
+
+    def reach(self, state: RunStateName, **details: Any) -> None:
+        """Note how far the night came. On a rerun it may be further on already; then nothing changes."""
+        seconds = round(self.spent + time.monotonic() - self.started, 2)
+        with warehouse(self.settings) as wh:
+            held = run_of(wh, self.night, self.settings.lineage)
+            if held is not None and RUN_STATES.index(held.state) <= RUN_STATES.index(state):
+                advance_run(wh, self.night, self.settings.lineage, state, seconds_so_far=seconds, **details)
+        log.info("night %s of %s: %s after %.1f s", self.night, self.settings.lineage, state, seconds)
+
+
+def next_night(settings: Settings) -> str:
+    """The first night of the source that this lineage has not finished.
+
+    Raises:
+        NotFound: all of them are finished.
+        SourceError: the source cannot be read.
+    """
+    available = source_of(settings).nights()
+    with warehouse(settings) as wh:
+        for night in available:
+            run = run_of(wh, night, settings.lineage)
+            if run is None or run.state != RUN_STATES[-1]:
+                return night
+    raise NotFound(f"lineage {settings.lineage!r} has finished all {len(available)} nights of {settings.source.path}")
+
+
+def begin(settings: Settings, night: str) -> Night:
+    """Begin a night, or take up a broken one.
+
+    Raises:
+        NightClosed: it is finished already.
+        Conflict: it was begun with another editor.
+    """
+    with warehouse(settings) as wh:
+        run = begin_run(wh, night, settings.lineage, run_id=uuid.uuid4().hex, editor=settings.editor.name)
+    if run.state == RUN_STATES[-1]:
+        raise NightClosed(run.line)
+    return Night(settings, night, spent=float(run.line.details.get("seconds_so_far", 0.0)))
+
+
+def shown_scores(report: EvaluationReport) -> dict[str, float | None]:
+    found = {(s.metric, s.slice): s.value for s in report.scores}
+    return {name: found.get(key) for name, key in SHOWN_SCORES.items()}
+
+
+def _close(run: Night, done: EditedNight, manifest: Manifest | None) -> NightRun:
+    settings = run.settings
+    with warehouse(settings) as wh:
+        verdicts = verdicts_of(wh, run.night)
+        line = NightRun(
+            night=run.night, lineage=settings.lineage, editor=settings.editor.name, records=len(verdicts),
+            accepted=sum(v.verdict in ACCEPTED for v in verdicts), edited=len(done.edited),
+            scores=shown_scores(manifest.report) if manifest else {},
+            verdict=manifest.verdict if manifest else NOTHING_TO_EDIT,
+            checkpoint_id=manifest.checkpoint.checkpoint_id if manifest else None,
+            seconds=round(run.spent + time.monotonic() - run.started, 2),
+            details={"skipped": len(done.skipped), "edit_seconds": done.edit_seconds},
+        )  # fmt: skip
+        save_run(wh, line)
+    return line
+
+
+def finish(run: Night, done: EditedNight, manifest: Manifest) -> NightRun:
+    """Write the line of a night that made a candidate."""
+    return _close(run, done, manifest)
+
+
+def finish_empty(run: Night, done: EditedNight) -> NightRun:
+    """Write the line of a night whose requests were all answered already; production stays as it is."""
+    return _close(run, done, None)

@@ -1,0 +1,41 @@
+"""The editor of a lineage, with what it learnt before any edit."""
+
+from __future__ import annotations
+
+import logging
+
+from prefect import task
+
+from editors.base import Editor, Prepared
+from editors.model import EditableModel
+from editors.preparation import prepared_for
+from editors.presets import load_editor
+from tasks.corpus import calibration
+from tasks.ingest import STEP
+from tasks.models import base_model
+from tasks.settings import Settings
+from tasks.workspace import warehouse
+
+log = logging.getLogger(__name__)
+
+
+def editor_of(settings: Settings, model: EditableModel) -> Editor:
+    """The configured editor with its preset for this model."""
+    return load_editor(settings.editor.name, model, {"seed": settings.seed, **settings.editor.overrides})
+
+
+def preparation_of(settings: Settings, editor: Editor, model: EditableModel) -> Prepared:
+    """What the editor prepared on the bare base model; made now if no earlier run left it."""
+    with warehouse(settings) as wh:
+        corpus = calibration(wh).corpus
+    assert not model.patches, "preparation is a function of the base model"
+    return prepared_for(editor, model, corpus, settings.preparations)
+
+
+@task(name="prepare", **STEP)
+def prepare(settings: Settings) -> str:
+    """Make or find the preparation; returns its digest."""
+    model = base_model(settings)
+    prepared = preparation_of(settings, editor_of(settings, model), model)
+    log.info("%s is prepared (%s)", settings.editor.name, prepared.digest[:12])
+    return prepared.digest

@@ -1,0 +1,104 @@
+"""Publish a promoted candidate, or keep a rejected one with its reasons."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import task
+
+from editors.model import EditableModel
+from tasks.edit import EditedNight, candidate_model
+from tasks.ingest import STEP
+from tasks.models import base_revision, patch_folder
+from tasks.settings import Settings
+from tasks.workspace import night_folder, store_of, warehouse
+from warehouse.intake import requests_by_id
+from warehouse.ledger import active_edits, settle_edits, supersede
+from warehouse.lineage import add_checkpoint, checkpoints
+from warehouse.promotion import checkpoint_files, file_digests, manifest_digest, patch_files, publish, reject
+from warehouse.records import Checkpoint, EvaluationReport, GateDecision, Manifest
+from warehouse.world_store import BASE_NIGHT
+
+log = logging.getLogger(__name__)
+NOTE = "errata.json"
+
+
+def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> Path:
+    """Write the Hugging Face directory of a candidate, with a note of what it is made of.
+
+    Where a patch is not a weight update (a memory, a prompt), the weights alone do not show the edit; the note says so.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    kinds = sorted({p.kind for p in model.patches})
+    note = {
+        "checkpoint_id": checkpoint.checkpoint_id, "base_digest": checkpoint.base_digest,
+        "patch_digests": list(checkpoint.patch_digests), "patch_kinds": kinds,
+        "weights_hold_every_edit": kinds in ([], ["weight"]),
+    }  # fmt: skip
+    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+@task(name="promote", **STEP)
+def promote(settings: Settings, done: EditedNight, report: EvaluationReport, decision: GateDecision) -> Manifest:
+    """Publish or reject by the decision. Safe to kill and to run again: the channel's move is the commit point.
+
+    Raises:
+        Conflict: the lineage moved: its channel no longer serves the checkpoint that this night edited.
+        IntegrityError: something in the store does not have the digest that it should have.
+    """
+    model = candidate_model(settings, done)
+    checkpoint = done.checkpoint(settings, base_revision(settings, model), decision.decided_at)
+    folder = materialise(model, checkpoint, night_folder(settings, done.night) / "model")
+    files = checkpoint_files(checkpoint.checkpoint_id, folder)
+    for digest in done.patch_digests:
+        files |= patch_files(digest, patch_folder(settings, digest))
+    manifest = Manifest(
+        checkpoint=checkpoint, lineage=settings.lineage, night=done.night, editor=done.editor,
+        verdict=decision.verdict, report=report, decision=decision, files=file_digests(files),
+    )  # fmt: skip
+    store = store_of(settings)
+    if decision.verdict == "promote":
+        publish(
+            store, manifest, files, channel=settings.channel_name, expected_parent=done.parent,
+            moved_at=datetime.now(UTC),
+        )  # fmt: skip
+    else:
+        # Evidence of a refusal: patches and reasons. Its weights can be made again from them.
+        kept = {key: path for key, path in files.items() if key.startswith("patches/")}
+        manifest = manifest.model_copy(update={"files": file_digests(kept)})
+        manifest = reject(store, manifest, kept, [r.explanation for r in decision.failed_rules])
+    _settle(settings, done, manifest)
+    shutil.rmtree(folder)
+    log.info("checkpoint %s: %s", checkpoint.checkpoint_id[:12], decision.verdict)
+    return manifest
+
+
+def _settle(settings: Settings, done: EditedNight, manifest: Manifest) -> None:
+    """Write into the warehouse what the store now says; the same again changes nothing."""
+    checkpoint, promoted = manifest.checkpoint, manifest.verdict == "promote"
+    with warehouse(settings) as wh, wh.transaction():
+        tonight = {(r.subject_id, r.relation) for r in requests_by_id(wh, list(done.edited))}
+        earlier = [
+            e.edit_id for e, r in active_edits(wh, settings.lineage)
+            if (r.subject_id, r.relation) in tonight and e.request_id not in done.edited
+        ]  # fmt: skip
+        base = done.base_checkpoint(settings, checkpoint.base_revision, checkpoint.created_at)
+        if not checkpoints(wh, settings.lineage):
+            add_checkpoint(wh, settings.lineage, BASE_NIGHT, base, "promote")
+        add_checkpoint(wh, settings.lineage, done.night, checkpoint, manifest.verdict, manifest_digest(manifest))
+        reason = "" if promoted else "; ".join(r.explanation for r in manifest.decision.failed_rules)
+        settle_edits(
+            wh, settings.lineage, done.night, checkpoint.checkpoint_id,
+            status="active" if promoted else "rejected", reason=reason,
+        )  # fmt: skip
+        if promoted and earlier:
+            supersede(
+                wh, settings.lineage, earlier, in_checkpoint=checkpoint.checkpoint_id,
+                reason=f"a newer update of {done.night}",
+            )  # fmt: skip

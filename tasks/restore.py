@@ -1,0 +1,37 @@
+"""Take a lineage back to an earlier promoted checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from tasks.settings import Settings
+from tasks.workspace import store_of, warehouse
+from warehouse.lineage import head, move_head
+from warehouse.promotion import move_channel
+from warehouse.records import ChannelPointer
+
+log = logging.getLogger(__name__)
+
+
+def restore(settings: Settings, checkpoint_id: str, reason: str) -> ChannelPointer:
+    """Move the production channel back; every object of the target is verified first, and nothing is deleted.
+
+    Raises:
+        NotFound: no such promoted checkpoint in this lineage.
+        Conflict: the lineage moved in the meantime.
+        IntegrityError: the target is damaged; the channel stays where it is.
+        ValueError: no reason was given.
+    """
+    if not reason.strip():
+        raise ValueError("a rollback needs a reason: it is read by whoever asks later why the model changed")
+    with warehouse(settings) as wh:
+        current = head(wh, settings.lineage)
+    pointer = move_channel(
+        store_of(settings), settings.channel_name, checkpoint_id,
+        expected_parent=current.checkpoint_id if current else None, moved_at=datetime.now(UTC),
+    )  # fmt: skip
+    with warehouse(settings) as wh:
+        move_head(wh, settings.lineage, checkpoint_id, reason)
+    log.warning("lineage %s restored to %s: %s", settings.lineage, checkpoint_id[:12], reason)
+    return pointer

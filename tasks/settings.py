@@ -1,0 +1,168 @@
+"""One typed object for every setting, read once: environment `ERRATA_*`, then `errata.toml`, then defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from warehouse.reference import HERE as REFERENCE
+
+CONFIG_FILE = "errata.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Section):
+    """The base model: a local path or a hub id with a pinned revision."""
+
+    name: str = str(REFERENCE / "model")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    trust_remote_code: bool = False
+
+
+class EditorSettings(_Section):
+    """Which editor, with which numbers over its preset, and how many requests make one batch (0: the whole night)."""
+
+    name: str = "memit"
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    batch_size: int = 0
+
+
+class SourceSettings(_Section):
+    """Where updates come from: `recorded` nights, `knowedit` files, or `requests` (newline-delimited JSON)."""
+
+    kind: Literal["recorded", "knowedit", "requests"] = "recorded"
+    path: str = str(REFERENCE / "nights")
+
+
+class ProbeSettings(_Section):
+    """Sizes of the probe sets of a night."""
+
+    per_request: PositiveInt = 4
+    drawdown: PositiveInt = 800
+    held_texts: PositiveInt = 40
+    generations: PositiveInt = 24
+    seed: int = 0
+
+
+class Settings(BaseSettings):
+    """All settings; `errata config show` prints them with where each came from."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ERRATA_", env_nested_delimiter="__", toml_file=CONFIG_FILE, extra="forbid", frozen=True
+    )
+
+    home: Path = Path(".errata")
+    lineage: str = "main"
+    store: str = ""
+    policy: str = "nightly"
+    channel: str = ""
+    model: ModelSettings = ModelSettings()
+    editor: EditorSettings = EditorSettings()
+    source: SourceSettings = SourceSettings()
+    probes: ProbeSettings = ProbeSettings()
+    threads: int = 0
+    telemetry: bool = False
+    seed: int = 0
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def warehouse_path(self) -> Path:
+        return self.home / "warehouse.duckdb"
+
+    @property
+    def store_url(self) -> str:
+        return self.store or str(self.home / "store")
+
+    @property
+    def channel_name(self) -> str:
+        """The production channel of a lineage: `production` for the main one, else `production-LINEAGE`."""
+        return self.channel or ("production" if self.lineage == "main" else f"production-{self.lineage}")
+
+    @property
+    def work(self) -> Path:
+        """Scratch space of this lineage's nights; safe to delete between runs."""
+        return self.home / "work" / self.lineage
+
+    @property
+    def preparations(self) -> Path:
+        return self.home / "preparations"
+
+    @property
+    def reports(self) -> Path:
+        return self.home / "reports"
+
+
+def origins(settings: Settings) -> dict[str, str]:
+    """For every setting, dotted: `environment`, `errata.toml` or `default`."""
+    toml: dict[str, Any] = {}
+    if Path(CONFIG_FILE).exists():
+        toml = TomlConfigSettingsSource(Settings)()
+    environment = {k[len("ERRATA_") :].lower().replace("__", ".") for k in os.environ if k.startswith("ERRATA_")}
+
+    def walk(prefix: str, value: Any, in_toml: Any) -> dict[str, str]:
+        if isinstance(value, BaseModel):
+            found: dict[str, str] = {}
+            for name in type(value).model_fields:
+                inner = in_toml.get(name) if isinstance(in_toml, dict) else None
+                found |= walk(f"{prefix}.{name}" if prefix else name, getattr(value, name), inner)
+            return found
+        if any(name == prefix or prefix.startswith(name + ".") for name in environment):
+            return {prefix: "environment"}
+        return {prefix: CONFIG_FILE if in_toml is not None else "default"}
+
+    return walk("", settings, toml)
+
+
+def silence_telemetry(settings: Settings) -> None:
+    """Switch every library's telemetry off, unless the user turned it on; called before those libraries load."""
+    if settings.telemetry:
+        return
+    off = {
+        "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "GX_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+        "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    for name, value in off.items():
+        os.environ.setdefault(name, value)
+    # Prefect keeps its state with ours, so that a home is one folder.
+    home = (settings.home / "prefect").absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PREFECT_HOME", str(home))
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tasks,editors,checks,warehouse")
+
+
+def configure(
+    config: Mapping[str, Any] | None = None, *, lineage: str | None = None, editor: str | None = None
+) -> Settings:
+    """Settings with `config` (shaped as `errata.toml`) and the two names that a night is usually run with on top.
+
+    Raises:
+        ValidationError: an unknown or ill-typed setting; the message names it.
+    """
+    values: dict[str, Any] = dict(config or {})
+    if lineage is not None:
+        values["lineage"] = lineage
+    if editor is not None:
+        values["editor"] = {**values.get("editor", {}), "name": editor}
+    settings = Settings(**values)
+    silence_telemetry(settings)
+    return settings

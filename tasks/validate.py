@@ -1,0 +1,89 @@
+"""Give every record of a night its verdict, and state the accepted ones as edit requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from prefect import task
+
+from checks.verdicts import NightVerdicts, validate_night
+from tasks.ingest import STEP
+from tasks.settings import Settings
+from tasks.workspace import night_folder, warehouse
+from warehouse.changes import Change, Malformed, parse_change
+from warehouse.errors import SourceError
+from warehouse.intake import record_verdicts, updates_of, verdicts_of
+from warehouse.records import EditRequest, UpdateRecord, Verdict
+from warehouse.reference.world import templates
+from warehouse.sources import knowedit
+from warehouse.verbalise import Unverbalised, verbalise
+from warehouse.world_store import apply_fact_changes
+
+log = logging.getLogger(__name__)
+
+
+def read_record(record: UpdateRecord, kind: str) -> Change | EditRequest | Malformed:
+    """A record as a change or an edit request; what cannot be read says why."""
+    if kind != "knowedit":
+        return parse_change(record)
+    try:
+        return knowedit.to_request(record)
+    except SourceError as error:
+        return Malformed(record_id=record.record_id, reason="malformed_record", sentence=str(error))
+
+
+def clock_of(records: list[UpdateRecord]) -> datetime:
+    """The night's own now: when its last record came. Replaying a night later judges it the same way."""
+    times = [r.received_at for r in records if r.received_at is not None]
+    return max(times) if times else datetime.now(UTC)
+
+
+def requests_from(result: NightVerdicts) -> tuple[list[EditRequest], dict[str, str]]:
+    """Edit requests of the records that reach an editor, and the request of each record by id."""
+    requests: list[EditRequest] = []
+    of_record: dict[str, str] = {}
+    for record_id, change in zip(result.edit_ids, result.edits, strict=True):
+        request = change if isinstance(change, EditRequest) else verbalise(change, templates())
+        if isinstance(request, Unverbalised):
+            log.warning("%s", request.sentence)
+            continue
+        requests.append(request)
+        of_record[record_id] = request.request_id
+    return requests, of_record
+
+
+@task(name="validate", **STEP)
+def validate(settings: Settings, night: str) -> dict[str, int]:
+    """Judge a night once; verdicts, requests and fact changes are written together or not at all.
+
+    Returns:
+        Records by verdict.
+
+    Raises:
+        ValidatorBroke: an expectation could not be computed; the night stops and nothing is written.
+    """
+    with warehouse(settings) as wh:
+        records = updates_of(wh, night)
+        judged: list[Verdict] = verdicts_of(wh, night)
+        if len(judged) < len(records):
+            changes = [read_record(r, settings.source.kind) for r in records]
+            result = validate_night(wh, night, changes, clock_of(records), record_ids=[r.record_id for r in records])
+            requests, of_record = requests_from(result)
+            judged = [v.model_copy(update={"request_id": of_record.get(v.record_id)}) for v in result.verdicts]
+            source_of = {r.record_id: r.source for r in records}
+            with wh.transaction():
+                for source in sorted(set(source_of.values())):
+                    mine = [v for v in judged if source_of[v.record_id] == source]
+                    named = {v.request_id for v in mine}
+                    record_verdicts(wh, night, source, mine, [r for r in requests if r.request_id in named])
+                apply_fact_changes(wh, night, result.added_frame(), result.ended_triples())
+            folder = night_folder(settings, night)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "suite.json").write_text(json.dumps(result.suite, indent=1, default=str), encoding="utf-8")
+    counts: dict[str, int] = {}
+    for verdict in judged:
+        counts[verdict.verdict] = counts.get(verdict.verdict, 0) + 1
+    log.info("night %s: %s", night, counts)
+    return counts

@@ -1,0 +1,77 @@
+"""What every task of a night needs: the settings, short warehouse sessions, the store, a scratch folder."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.settings import Settings
+from warehouse.artifacts import ObjectStore, open_store
+from warehouse.records import Prediction
+from warehouse.reports import cached_predictions, save_predictions
+from warehouse.store import Warehouse
+from warehouse.world_store import seed_world
+
+
+class LineageBusy(Exception):
+    """Another run of the same lineage is going on."""
+
+
+@contextmanager
+def warehouse(settings: Settings) -> Iterator[Warehouse]:
+    """The warehouse, seeded with the embedded world on first use. Keep it short: it shuts out every other process."""
+    with Warehouse.open(settings.warehouse_path) as wh:
+        seed_world(wh)
+        yield wh
+
+
+def store_of(settings: Settings) -> ObjectStore:
+    return open_store(settings.store_url)
+
+
+def night_folder(settings: Settings, night: str) -> Path:
+    """Scratch folder of one night on one lineage; whatever is in it can be made again."""
+    return settings.work / night
+
+
+class WarehouseCache:
+    """Predictions kept in the warehouse; opens it for each call, so that no model call holds the lock."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def cached(self, model_digest: str, probe_ids: Sequence[str]) -> Mapping[str, Prediction]:
+        with warehouse(self._settings) as wh:
+            return cached_predictions(wh, model_digest, list(probe_ids))
+
+    def put(self, predictions: Sequence[Prediction]) -> None:
+        with warehouse(self._settings) as wh:
+            save_predictions(wh, predictions)
+
+
+@contextmanager
+def lineage_lock(settings: Settings, wait_s: float = 600.0) -> Iterator[None]:
+    """One run per lineage at a time on this machine; a second one waits. Between machines the store's swap decides.
+
+    Raises:
+        LineageBusy: another run still holds the lineage after `wait_s` seconds.
+    """
+    path = settings.home / "locks" / f"{settings.lineage}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_s
+    with path.open("a+") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise LineageBusy(
+                        f"lineage {settings.lineage!r} is held by another run ({path}); wait for it or stop it"
+                    ) from None
+                time.sleep(0.2)
+        # The kernel drops the lock when the process dies, so a killed run blocks nobody.
+        yield

@@ -1,0 +1,312 @@
+"""What every editor of the catalogue must do, run over all of them on tiny models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import editors
+from editors import catalogue, presets
+from editors.base import MODES, Editor, Patch, Prepared
+from editors.calls import Generation
+from editors.errors import InvalidRequest, UnsupportedMode, UnsupportedModel
+from editors.model import EditableModel
+from editors.patches.files import load_patch, save_patch
+from editors.presets import load_editor
+from editors.session import batch_of, run_edits
+from editors.tokens import continuation_of, encode_rows
+from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
+from warehouse.records import EditRequest
+
+NAMES = catalogue.names()
+KINDS = ("gpt2", "llama")
+README = (Path(editors.__file__).parent / "README.md").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Ask:
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class History:
+    """Six edits in sequence, made once: what each left behind, and the answers and weights after it."""
+
+    patches: tuple[Patch, ...]
+    states: tuple[str, ...]
+    answers: tuple[list[float], ...]
+
+
+def shows(name: str, before: float, after: float) -> bool:
+    """Did an edit change the log-probability of its answer, and for the better where the method can do it by itself?
+
+    A random model recalls nothing at its subjects and cannot read a stated fact: locate-and-edit methods and in-context
+    ones must change the answer, fine-tuning and memories must make it likelier.
+    """
+    trains_on_prompt = catalogue.editor_class(name).card.family in ("regularization", "architectural", "adapters")
+    return after > before if trains_on_prompt else abs(after - before) > 1e-4
+
+
+@cache
+def preparation(name: str, kind: str) -> Prepared:
+    model = tiny_model(kind)
+    return load_editor(name, model).prepare(model, CORPUS)
+
+
+def ready(name: str, kind: str) -> tuple[EditableModel, Editor, Prepared]:
+    model = tiny_model(kind)
+    return model, load_editor(name, model), preparation(name, kind)
+
+
+def answers(model: EditableModel) -> list[float]:
+    """Log-probabilities of new answers on edited prompts and rephrases, and of one that nobody edits."""
+    asked = [Ask(prompt, r.target_new) for r in SIX_REQUESTS for prompt in (r.prompt, *r.rephrases)]
+    return [a.log_prob for a in model.score([*asked, Ask("A small boat went up the", "river")])]
+
+
+@cache
+def history(name: str, kind: str) -> History:
+    model, editor, prepared = ready(name, kind)
+    states, said, patches = [model.state_digest()], [answers(model)], []
+    for step in run_edits(editor, model, SIX_REQUESTS, prepared, mode="sequential"):
+        patches.append(step.patch)
+        states.append(model.state_digest())
+        said.append(answers(model))
+    return History(tuple(patches), tuple(states), tuple(said))
+
+
+def pushed(name: str, kind: str) -> EditableModel:
+    model = tiny_model(kind)
+    for patch in history(name, kind).patches:
+        model.push(patch)
+    return model
+
+
+def target_of(model: EditableModel, tokens: int) -> str:
+    """A target of exactly so many tokens."""
+    for text in ("Paris"[:n] + "qx7" * 4 for n in range(6)):
+        for end in range(1, len(text) + 1):
+            row = encode_rows(model.tokenizer, ["Ada Lovelace was born in"], [continuation_of(text[:end])])[0]
+            if len(row.ids) - row.start == tokens:
+                return text[:end]
+    raise AssertionError(f"no target of {tokens} tokens")
+
+
+# ------------------------------------------------------------ catalogue, card, preset, README
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_editor_has_a_row_in_the_readme_table(name: str) -> None:
+    assert f"| `{name}` |" in README
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_bears_the_catalogue_name_and_a_source(name: str) -> None:
+    card = catalogue.editor_class(name).card
+    assert card.name == name
+    assert card.paper and card.title
+    assert set(card.modes) <= set(MODES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refused_modes_come_with_a_reason(name: str) -> None:
+    card = catalogue.editor_class(name).card
+    assert set(card.modes) == set(MODES) or card.why_not
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_section_of_the_preset_is_a_valid_configuration(name: str) -> None:
+    known = presets.sections(name)
+    assert known, f"editors/presets/{name}.yaml is missing or empty"
+    for key, section in known.items():
+        if key != "default":
+            catalogue.editor_class(name).config_class(**{**known.get("default", {}), **section})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_misspelt_setting_is_refused(name: str, tiny: EditableModel) -> None:
+    with pytest.raises(UnsupportedModel, match="no_such_setting"):
+        load_editor(name, tiny, {"no_such_setting": 1})
+
+
+# ------------------------------------------------------------ purity, rollback, round trips
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_edit_leaves_the_model_as_it_found_it(name: str, kind: str) -> None:
+    model, editor, prepared = ready(name, kind)
+    model.push(history(name, kind).patches[0])
+    state, digest, said = model.state_digest(), model.digest, answers(model)
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules())
+    editor.edit(model, batch_of(SIX_REQUESTS[1:2]), prepared)
+    assert (model.state_digest(), model.digest, answers(model)) == (state, digest, said)
+    assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in model.hf.parameters())
+    assert model.positions is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_edit_shows_in_the_answer_to_its_prompt(name: str, kind: str) -> None:
+    said = history(name, kind).answers
+    for number in range(len(SIX_REQUESTS)):
+        before, after = said[number][2 * number], said[number + 1][2 * number]
+        assert shows(name, before, after)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_patch_is_of_the_kind_that_the_card_names(name: str, kind: str) -> None:
+    assert {p.kind for p in history(name, kind).patches} == {catalogue.editor_class(name).card.patch_kind}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_rollback_gives_back_the_base_exactly(name: str, kind: str) -> None:
+    model, past = pushed(name, kind), history(name, kind)
+    model.rollback(0)
+    assert model.state_digest() == past.states[0]
+    assert answers(model) == past.answers[0]
+    assert not model.memories
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_rolling_back_a_suffix_is_as_if_it_had_never_been(name: str, kind: str) -> None:
+    model, past = pushed(name, kind), history(name, kind)
+    for depth in (5, 3, 1):
+        model.rollback(depth)
+        assert model.state_digest() == past.states[depth]
+        assert answers(model) == past.answers[depth]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_patches_load_with_equal_digest_and_effect(name: str, kind: str, tmp_path: Path) -> None:
+    model, past = tiny_model(kind), history(name, kind)
+    for number, patch in enumerate(past.patches):
+        save_patch(patch, tmp_path / str(number))
+        loaded = load_patch(tmp_path / str(number))
+        assert loaded.digest == patch.digest
+        model.push(loaded)
+    assert model.state_digest() == past.states[-1]
+    assert answers(model) == past.answers[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_one_seed_gives_one_patch(name: str, kind: str) -> None:
+    model = tiny_model(kind)
+    editor = load_editor(name, model)
+    again = editor.edit(model, batch_of(SIX_REQUESTS[:1]), editor.prepare(model, CORPUS))
+    assert again.digest == history(name, kind).patches[0].digest
+
+
+# ------------------------------------------------------------ modes and batches
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_that_do_not_divide_lose_no_request(name: str) -> None:
+    model, editor, prepared = ready(name, "gpt2")
+    largest = editor.card.max_batch
+    if largest is not None and largest < 4:
+        with pytest.raises(UnsupportedMode, match=name):
+            list(run_edits(editor, model, SIX_REQUESTS, prepared, mode="sequential-batch", batch_size=4))
+        assert not model.patches
+        return
+    steps = list(run_edits(editor, model, SIX_REQUESTS, prepared, mode="sequential-batch", batch_size=4))
+    assert [[r.request_id for r in s.batch.requests] for s in steps] == [["r1", "r2", "r3", "r4"], ["r5", "r6"]]
+    assert len(model.patches) == 2
+    changed = [a != b for a, b in zip(answers(model), history(name, "gpt2").answers[0], strict=True)][:12:2]
+    assert all(changed), "some request of a batch left no trace on its own prompt"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modes_that_keep_nothing_leave_the_base(name: str) -> None:
+    model, editor, prepared = ready(name, "llama")
+    before = model.state_digest()
+    for mode in set(editor.card.modes) & {"single", "batch"}:
+        size = min(2, editor.card.max_batch or 2)
+        for _ in run_edits(editor, model, SIX_REQUESTS[:3], prepared, mode=mode, batch_size=size):
+            assert len(model.patches) == 1
+        assert model.state_digest() == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_independent_edits_equal_single_edits(name: str) -> None:
+    model, editor, prepared = ready(name, "gpt2")
+    together = editor.edit_each(model, SIX_REQUESTS[:3], prepared)
+    assert len(together) == 3
+    for asked, patch in zip(SIX_REQUESTS, together, strict=False):
+        leads = []
+        for candidate in (patch, editor.edit(model, batch_of([asked]), prepared)):
+            model.push(candidate)
+            leads.append(model.score([Ask(asked.prompt, asked.target_new)])[0].log_prob)
+            model.rollback(0)
+        assert leads[0] == pytest.approx(leads[1], abs=0.05)
+
+
+# ------------------------------------------------------------ requests
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_of_one_to_twelve_tokens_are_edited(name: str) -> None:
+    model, editor, prepared = ready(name, "gpt2")
+    for tokens in (1, 2, 5, 12):
+        asked = request(tokens, "Ada Lovelace", target_of(model, tokens))
+        before = model.score([Ask(asked.prompt, asked.target_new)])[0].log_prob
+        model.push(editor.edit(model, batch_of([asked]), prepared))
+        after = model.score([Ask(asked.prompt, asked.target_new)])[0].log_prob
+        assert shows(name, before, after)
+        model.rollback(0)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [request(7, "Ada", "Paris", prompt="She was born in"), request(8, "Ada Lovelace", "  ")],
+    ids=["subject missing", "empty target"],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_request_that_cannot_be_applied_is_refused_by_name(name: str, broken: EditRequest) -> None:
+    model, editor, prepared = ready(name, "gpt2")
+    before = model.state_digest()
+    with pytest.raises(InvalidRequest, match=f"{broken.request_id}|subject"):
+        editor.edit(model, batch_of([broken]), prepared)
+    assert model.state_digest() == before
+    assert model.positions is None
+
+
+# ------------------------------------------------------------ generation
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_generation_is_the_same_with_the_cache_without_it_and_alone(name: str, kind: str) -> None:
+    model = pushed(name, kind)
+    prompts = [r.prompt for r in SIX_REQUESTS] + ["A small boat"]
+    cached = model.runner.generate(prompts, Generation(8))
+    assert cached == model.runner.generate(prompts, Generation(8, use_cache=False))
+    assert cached == [model.runner.generate([p], Generation(8))[0] for p in prompts]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_do_not_depend_on_the_batch(name: str, kind: str) -> None:
+    model = pushed(name, kind)
+    asked = [Ask(r.prompt, r.target_new) for r in SIX_REQUESTS]
+    together = [a.log_prob for a in model.score(asked)]
+    assert together == pytest.approx([model.score([a])[0].log_prob for a in asked], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ft", "ft_m"])
+def test_an_exact_edit_is_what_greedy_generation_says(name: str, tiny: EditableModel) -> None:
+    editor = load_editor(name, tiny)
+    asked = SIX_REQUESTS[2]
+    tiny.push(editor.edit(tiny, batch_of([asked]), editor.prepare(tiny, CORPUS)))
+    assert tiny.score([Ask(asked.prompt, asked.target_new)])[0].exact
+    assert tiny.generate([asked.prompt], 8)[0].startswith(" " + asked.target_new)

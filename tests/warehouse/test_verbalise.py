@@ -1,0 +1,92 @@
+"""From changes to edit requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.warehouse.test_changes import EVENT, parse
+from warehouse.changes import Change, Value
+from warehouse.records import EditRequest
+from warehouse.reference.build import held_out_templates
+from warehouse.reference.world import UNKNOWN, Template, facts, templates
+from warehouse.verbalise import Unverbalised, verbalise
+
+
+def change(**fields: object) -> Change:
+    parsed = parse(EVENT)
+    assert isinstance(parsed, Change)
+    return parsed.model_copy(update=fields)
+
+
+def request(of: Change, **options: object) -> EditRequest:
+    found = verbalise(of, templates(), **options)  # type: ignore[arg-type]
+    assert isinstance(found, EditRequest)
+    return found
+
+
+def test_a_replacement_is_asked_in_the_canonical_prompt() -> None:
+    asked = request(change())
+    assert asked.prompt == templates()["P19"].prompt(0, "Ada {s} Byron")
+    assert (asked.kind, asked.target_new, asked.target_true) == ("modify", "Paris", "London")
+    assert (asked.subject_id, asked.target_new_id, asked.relation) == ("Q1", "Q90", "P19")
+
+
+def test_the_subject_is_in_every_prompt_braces_and_all() -> None:
+    for label in ("Ada {s} Byron", "{0}", "{o}", "100% {", "a\\1b"):
+        asked = request(change(subject=change().subject.model_copy(update={"label": label})))
+        assert all(label in prompt for prompt in (asked.prompt, *asked.rephrases))
+
+
+def test_rephrases_are_the_templates_kept_out_of_training() -> None:
+    fact = next(fact for fact in facts() if fact.held_out)
+    subject = change().subject.model_copy(update={"id": fact.subject_id, "label": fact.subject})
+    asked = request(change(subject=subject, relation=fact.relation))
+    assert asked.rephrases == tuple(templates()[fact.relation].prompt(i, fact.subject) for i in sorted(fact.held_out))
+    assert set(held_out_templates(fact.subject_id, fact.relation)) == fact.held_out
+
+
+def test_a_slot_trained_in_all_templates_is_rephrased_by_the_other_nine() -> None:
+    asked = request(change(), held_out=lambda subject_id, relation: ())
+    assert len(asked.rephrases) == 9 and asked.prompt not in asked.rephrases
+
+
+def test_held_out_indices_beyond_the_users_templates_are_ignored() -> None:
+    short = {"P19": Template("P19", "birthplace", ("{s} was born in", "The birthplace of {s} is"))}
+    asked = verbalise(change(), short, held_out=lambda subject_id, relation: (1, 7))
+    assert isinstance(asked, EditRequest) and asked.rephrases == ("The birthplace of Ada {s} Byron is",)
+
+
+def test_an_addition_is_an_insert() -> None:
+    asked = request(change(op="add_statement", old=None))
+    assert (asked.kind, asked.target_true) == ("insert", None)
+
+
+@pytest.mark.parametrize("fields", [{"op": "remove_statement"}, {"op": "set_rank", "rank": "deprecated"}])
+def test_a_withdrawn_value_is_erased_towards_unknown(fields: dict[str, str]) -> None:
+    asked = request(change(new=None, **fields))
+    assert (asked.kind, asked.target_new, asked.target_true, asked.target_new_id) == ("erase", UNKNOWN, "London", "")
+
+
+def test_the_request_id_depends_on_record_slot_and_target_alone() -> None:
+    first = request(change()).request_id
+    assert request(change(comment="other", references=9)).request_id == first
+    assert request(change(record_id="r2")).request_id != first
+    assert request(change(relation="P20")).request_id != first
+    assert request(change(new=Value(type="item", id="Q64", label="Berlin"))).request_id != first
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"op": "set_label"}, "not_a_statement"),
+        ({"relation": "P99999"}, "unknown_property"),
+        ({"new": Value(type="none", snaktype="somevalue")}, "no_value"),
+        ({"new": None}, "no_value"),
+        ({"new": Value(type="string", label="x")}, "unsupported_datatype"),
+        ({"new": Value(type="item", id="Q5", label="  ")}, "empty_label"),
+    ],
+)
+def test_what_no_prompt_can_state_is_named(fields: dict[str, object], reason: str) -> None:
+    found = verbalise(change(**fields), templates())
+    assert isinstance(found, Unverbalised)
+    assert found.reason == reason and found.record_id in found.sentence

@@ -1,0 +1,186 @@
+"""What a night brought: update records as received, the verdicts on them, and the edit requests that came of them.
+
+They belong to the world, not to a lineage: each night is received and judged once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from warehouse.digests import digest_of
+from warehouse.errors import Conflict, NotFound, WarehouseError
+from warehouse.frames import utc
+from warehouse.records import EditRequest, UpdateRecord, Verdict
+from warehouse.store import Warehouse
+
+logger = logging.getLogger(__name__)
+
+
+def request_digest(request: EditRequest) -> str:
+    """Content digest of a request; the zone in which `received_at` was written does not count."""
+    return digest_of(request.model_copy(update={"received_at": utc(request.received_at)}))
+
+
+def receive(wh: Warehouse, records: Iterable[UpdateRecord]) -> int:
+    """Keep update records as they came, in order of arrival; those stored already add nothing.
+
+    Raises:
+        Conflict: a source used one record_id for two different texts. Nothing of this call is stored.
+        WarehouseError: a text cannot be written as UTF-8.
+    """
+    records = list(records)
+    for record in records:
+        if not _is_text(record.raw):
+            raise WarehouseError(
+                f"record {record.record_id!r} of source {record.source!r} holds half of a surrogate pair, which is no "
+                "text; its source must escape it"
+            )
+    arrived = pd.DataFrame(
+        {"source": [r.source for r in records], "record_id": [r.record_id for r in records],
+         "raw_digest": [digest_of(r.raw) for r in records]}, dtype="str",
+    )  # fmt: skip
+    twice = arrived.drop_duplicates()
+    if (clash := twice[twice.duplicated(["source", "record_id"])]).size:
+        raise _two_texts(clash.iloc[0].source, clash.iloc[0].record_id, "in this delivery")
+    with wh.transaction():
+        stored = wh.rows("SELECT source, record_id, raw FROM updates SEMI JOIN arrived USING (source, record_id)",
+                         arrived=arrived)  # fmt: skip
+        known = {(row["source"], row["record_id"]): digest_of(row["raw"]) for row in stored}
+        for source, record_id, raw_digest in twice.itertuples(index=False, name=None):
+            if known.get((source, record_id), raw_digest) != raw_digest:
+                raise _two_texts(source, record_id, "in an earlier delivery")
+        fresh = {(r.source, r.record_id): r for r in reversed(records) if (r.source, r.record_id) not in known}
+        start = wh.scalar("SELECT coalesce(max(received_seq), 0) FROM updates")
+        rows = [record.model_dump() for record in reversed(fresh.values())]
+        new = wh.append("updates", [row | {"received_seq": start + 1 + i} for i, row in enumerate(rows)], "error")
+    logger.info("received %d records, %d new", len(records), new)
+    return new
+
+
+def _is_text(raw: str) -> bool:
+    try:
+        raw.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _two_texts(source: str, record_id: str, where: str) -> Conflict:
+    return Conflict(
+        f"record {record_id!r} of source {source!r} came with another text {where}; "
+        "a source gives every text its own record_id"
+    )
+
+
+def updates_of(wh: Warehouse, night: str) -> list[UpdateRecord]:
+    """The night's records in order of arrival."""
+    return wh.records(
+        UpdateRecord,
+        "SELECT record_id, source, night, received_at, raw FROM updates WHERE night = ? ORDER BY received_seq",
+        [night],
+    )
+
+
+def nights(wh: Warehouse) -> list[str]:
+    """Nights with records, in order."""
+    return [row["night"] for row in wh.rows("SELECT DISTINCT night FROM updates ORDER BY night")]
+
+
+def record_verdicts(
+    wh: Warehouse, night: str, source: str, verdicts: Sequence[Verdict], requests: Sequence[EditRequest]
+) -> int:
+    """Store the verdicts on one source's records and the edit requests that came of them, all or none.
+
+    Returns:
+        The number of new verdicts; a second call with the same arguments adds none.
+
+    Raises:
+        NotFound: a verdict is about a record that was never received, or names a request that is not given.
+        Conflict: a record has another verdict already, or a request_id other content.
+    """
+    with wh.transaction():
+        request_ids = _put_requests(wh, night, requests)
+        judged = pd.DataFrame({"record_id": [v.record_id for v in verdicts]}, dtype="str").assign(source=source)
+        known = wh.rows("SELECT record_id FROM updates SEMI JOIN judged USING (source, record_id)", judged=judged)
+        missing = judged[~judged.record_id.isin({row["record_id"] for row in known})]
+        if len(missing):
+            raise NotFound(
+                f"verdict on {missing.record_id.iloc[0]!r}: source {source!r} has no such record; receive it first"
+            )
+        columns = ", ".join(Verdict.model_fields)
+        stored = wh.records(Verdict, f"SELECT {columns} FROM verdicts SEMI JOIN judged USING (source, record_id)",
+                            judged=judged)  # fmt: skip
+        held = {v.record_id: v for v in stored}
+        fresh = []
+        for verdict in verdicts:
+            if verdict.request_id is not None and verdict.request_id not in request_ids:
+                raise NotFound(
+                    f"verdict on {verdict.record_id!r} names request {verdict.request_id!r}, which is not given"
+                )
+            if verdict.record_id not in held:
+                held[verdict.record_id] = verdict
+                fresh.append(verdict)
+            elif held[verdict.record_id] != verdict:
+                raise Conflict(
+                    f"record {verdict.record_id!r} of {source!r} was judged {held[verdict.record_id].verdict} already "
+                    f"and is now judged {verdict.verdict}, or for another reason; a recorded verdict does not change"
+                )
+        return wh.append("verdicts", fresh, "error", constants={"night": night, "source": source})
+
+
+def _put_requests(wh: Warehouse, night: str, requests: Sequence[EditRequest]) -> set[str]:
+    """Store new requests; returns the ids of all that are stored then."""
+    stored = wh.rows("SELECT request_id, content_digest FROM edit_requests")
+    digests = {row["request_id"]: row["content_digest"] for row in stored}
+    for request in requests:
+        if digests.setdefault(request.request_id, digest := request_digest(request)) != digest:
+            raise Conflict(f"request {request.request_id!r} is there already with other content; give it a new id")
+    rows = [{**request.model_dump(), "content_digest": digests[request.request_id]} for request in requests]
+    wh.append("edit_requests", rows, constants={"night": night})
+    return set(digests)
+
+
+def verdicts_of(wh: Warehouse, night: str | None = None, *, source: str | None = None) -> list[Verdict]:
+    """Verdicts in the order in which their records came, of one night and one source or of all."""
+    columns = ", ".join(f"v.{name}" for name in Verdict.model_fields)
+    return wh.records(
+        Verdict,
+        f"""SELECT {columns} FROM verdicts AS v LEFT JOIN updates AS u USING (source, record_id)
+            WHERE coalesce(v.night = $night, true) AND coalesce(v.source = $source, true)
+            ORDER BY u.received_seq, v.record_id""",
+        {"night": night, "source": source},
+    )
+
+
+def requests_of(wh: Warehouse, night: str) -> list[EditRequest]:
+    """The night's edit requests, in the order in which their first record came."""
+    columns = ", ".join(f"r.{name}" for name in EditRequest.model_fields)
+    return wh.records(
+        EditRequest,
+        f"""SELECT {columns} FROM edit_requests AS r
+            LEFT JOIN (SELECT v.request_id, min(u.received_seq) AS first_seq
+                       FROM verdicts AS v JOIN updates AS u USING (source, record_id)
+                       WHERE v.request_id IS NOT NULL GROUP BY ALL) AS o USING (request_id)
+            WHERE r.night = ? ORDER BY o.first_seq NULLS LAST, r.request_id""",
+        [night],
+    )
+
+
+def requests_by_id(wh: Warehouse, request_ids: Sequence[str]) -> list[EditRequest]:
+    """Requests in the order asked.
+
+    Raises:
+        NotFound: one of them is not stored.
+    """
+    columns = ", ".join(EditRequest.model_fields)
+    asked = pd.DataFrame({"request_id": list(request_ids)}, dtype="str")
+    found = wh.records(
+        EditRequest, f"SELECT {columns} FROM edit_requests SEMI JOIN asked USING (request_id)", asked=asked
+    )
+    by_id = {request.request_id: request for request in found}
+    if missing := [name for name in request_ids if name not in by_id]:
+        raise NotFound(f"no edit request {missing[0]!r} ({len(missing)} missing); record its verdict first")
+    return [by_id[name] for name in request_ids]

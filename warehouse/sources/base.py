@@ -1,0 +1,121 @@
+"""Where updates come from: one protocol, and the line reader that every file source shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic_core import from_json
+
+from warehouse.digests import sha256_bytes
+from warehouse.errors import SourceError
+from warehouse.records import UpdateRecord
+
+#: A record larger than this is kept as received but never parsed.
+MAX_RECORD_BYTES = 64 * 1024
+#: Longer ids are not ids; such a record is named by its digest.
+MAX_ID_CHARS = 200
+
+
+class Source(Protocol):
+    """A stream of update records cut into nights. Reading a night again gives the same records with the same ids."""
+
+    @property
+    def name(self) -> str:
+        """Stored with every record; a record id is unique within its source."""
+        ...
+
+    def nights(self) -> tuple[str, ...]:
+        """Names of the nights that can be read, in order of time.
+
+        Raises:
+            SourceError: the file or folder is missing.
+        """
+        ...
+
+    def records(self, night: str) -> Iterator[UpdateRecord]:
+        """Every record of a night as received, broken ones included.
+
+        Raises:
+            SourceError: no such night, or its file is missing or empty.
+        """
+        ...
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The non-blank lines of a file one by one, without their line ends.
+
+    Bytes that are no UTF-8 come as `\\xNN`, so that the text can be stored and still shows what was received.
+
+    Raises:
+        SourceError: the file is missing, is no file, or has no line in it.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file; give the path of an existing file")
+    found = False
+    with path.open("rb") as handle:
+        for line in handle:
+            text = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
+            if text.strip():
+                found = True
+                yield text
+    if not found:
+        raise SourceError(f"{path}: the file is empty; expected one JSON object on each line")
+
+
+def decode_object(raw: str) -> dict[str, Any] | None:
+    """The JSON object in a line, or None where it is too large, no JSON, or no object. Never raises."""
+    data = raw.encode("utf-8", "surrogatepass")
+    if len(data) > MAX_RECORD_BYTES:
+        return None
+    try:
+        # Not `json.loads`: it meets deep nesting with RecursionError.
+        value = from_json(data, allow_inf_nan=False)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class RecordIds:
+    """Ids for the records of one file, the same at every reading.
+
+    A record keeps its own id. A line without a usable one is named by the digest of night, line and how often the
+    same line came before; so is a second line that claims an id already taken, because nothing may be lost.
+    """
+
+    def __init__(self, night: str) -> None:
+        self._night = night
+        self._taken: set[str] = set()
+        self._seen: Counter[str] = Counter()
+
+    def assign(self, raw: str, own_id: object = None) -> str:
+        record_id = own_id
+        if not isinstance(own_id, str) or not own_id.strip() or len(own_id) > MAX_ID_CHARS or own_id in self._taken:
+            line = sha256_bytes(raw.encode("utf-8", "surrogatepass"))
+            record_id = f"{self._night}-{sha256_bytes(f'{self._night}|{line}|{self._seen[line]}'.encode())[:16]}"
+            self._seen[line] += 1
+        assert isinstance(record_id, str)
+        self._taken.add(record_id)
+        return record_id
+
+
+def parse_time(value: object) -> datetime | None:
+    """A time with zone (UTC where none is given), or None where the value is no ISO time."""
+    if not isinstance(value, str):
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+        return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def check_night(name: str, night: str, nights: tuple[str, ...], where: Path) -> None:
+    """Raises:
+    SourceError: the source has no night of that name; lists those it has.
+    """
+    if night not in nights:
+        raise SourceError(f"{name}: no night {night!r} in {where}; there are: {', '.join(nights) or 'none'}")
