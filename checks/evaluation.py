@@ -80,9 +80,7 @@ class EvaluationSettings:
     failure_tokens: int = 16
 
 
-def predict(
-    predictor: Predictor, probes: Iterable[Probe], cache: PredictionCache | None = None
-) -> dict[str, Prediction]:
+def predict(predictor: Predictor, probes: Iterable[Probe], cache: PredictionCache | None = None) -> dict[str, Prediction]:
     """Predictions by probe id: each probe once, from the cache where it has it, the rest in one `score` call.
 
     Of several accepted targets any right one counts; the best answer is kept. `held_text` probes have no answer and

@@ -95,9 +95,7 @@ def bootstrap_rate(
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) and np.ptp(numbers) == 0.0:
         share, n = float(numbers[0]), len(numbers)
-        return Interval(
-            wilson(math.floor(share * n), n, confidence).low, wilson(math.ceil(share * n), n, confidence).high
-        )
+        return Interval(wilson(math.floor(share * n), n, confidence).low, wilson(math.ceil(share * n), n, confidence).high)
     return bootstrap_mean(numbers, rng, num_resamples, confidence)
 
 

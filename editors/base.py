@@ -115,9 +115,7 @@ class Patch(ABC):
     @cached_property
     def digest(self) -> str:
         """sha256 over kind, metadata and tensors (names, dtypes, shapes, bytes)."""
-        parts = [
-            (f"{name}:{t.dtype}:{tuple(t.shape)}", tensor_bytes(t)) for name, t in self.tensors.items()
-        ]
+        parts = [(f"{name}:{t.dtype}:{tuple(t.shape)}", tensor_bytes(t)) for name, t in self.tensors.items()]
         return digest_of_parts([*parts, ("kind", self.kind.encode()), ("meta", canonical_json(dict(self.meta)))])
 
     @property

@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import NewGELUActivation
 
 from editors.anatomy import anatomy_of
 from editors.calls import Call, Generation, PromptPositions, Runner
 from editors.errors import UnsupportedModel
 from editors.runner import PlainRunner
-from editors.scoring import AnswerScore, score_call, stop_tokens
+from editors.scoring import score_call, stop_tokens
 from editors.tokens import continuation_of, pad_id_of
 from warehouse.digests import canonical_json, digest_of, digest_of_parts
+from warehouse.questions import Answer, Question
 
 if TYPE_CHECKING:
     from editors.base import Patch
@@ -34,6 +36,15 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())
 
 
+def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace transformers' `gelu_new`, eight passes over the widest tensor, by torch's one-pass form of the same formula."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(parent, name, nn.GELU(approximate="tanh"))
+    return model
+
+
 class EditableModel:
     """A base model and its stack of patches; structurally a `checks.Predictor`.
 
@@ -41,9 +52,14 @@ class EditableModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "model", revision: str = "local"
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str = "model",
+        revision: str = "local",
     ) -> None:
-        self.hf = model.eval().requires_grad_(False)
+        self.hf = fuse_activations(model.eval().requires_grad_(False))
         self.tokenizer = tokenizer
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
@@ -64,7 +80,12 @@ class EditableModel:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
     ) -> EditableModel:
         """Load a model and tokenizer from a local path or a hub id at a pinned revision.
 
@@ -215,12 +236,14 @@ class EditableModel:
     def stops(self) -> Tensor:
         """(vocab,) True for tokens that end an answer; computed once."""
         if self._stops is None:
-            self._stops = stop_tokens(self.tokenizer, int(self.hf.get_output_embeddings().weight.shape[0]))
+            # Built by `score` under inference mode, it could not be used where gradients are taken.
+            with torch.inference_mode(False):
+                self._stops = stop_tokens(self.tokenizer, int(self.hf.get_output_embeddings().weight.shape[0]))
         return self._stops
 
     @torch.inference_mode()
-    def score(self, questions: Sequence[Any]) -> list[AnswerScore]:
-        """Score questions (anything with `prompt` and `answer`), in their order. One teacher-forced pass each."""
+    def score(self, questions: Sequence[Question]) -> list[Answer]:
+        """Score questions, in their order. One teacher-forced pass each."""
         call = Call(tuple(q.prompt for q in questions), tuple(continuation_of(q.answer) for q in questions))
         return score_call(self._runner, call, self.stops, self.tokenizer)
 

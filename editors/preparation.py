@@ -48,6 +48,6 @@ def prepared_for(editor: Editor, model: EditableModel, corpus: Corpus, folder: P
     # Rename last: a kill leaves a folder that nobody reads. A rerun in parallel wrote the same content.
     if home.exists():
         shutil.rmtree(home)
-    os.replace(fresh, home)
+    fresh.replace(home)
     log.info("prepared %s in %.1f s", editor.card.name, seconds)
     return prepared

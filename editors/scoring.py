@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from editors.calls import Call, Runner
+from warehouse.questions import Answer
 
 #: Small words that join the parts of a name: "Bank" before " of" is not yet the whole answer.
-CONNECTORS = {"of", "the", "de", "da", "do", "di", "du", "del", "la", "le", "von", "van", "der", "den", "al", "el", "y", "e"}
+CONNECTORS = {
+    "of",
+    "the",
+    "de",
+    "da",
+    "do",
+    "di",
+    "du",
+    "del",
+    "la",
+    "le",
+    "von",
+    "van",
+    "der",
+    "den",
+    "al",
+    "el",
+    "y",
+    "e",
+}
 JOINERS = "-'’&"
 SPACES = ("Ġ", "▁")  # how byte-level BPE and SentencePiece write a leading space
-
-
-@dataclass(frozen=True)
-class AnswerScore:
-    """How a model stands to one answer; fields as in `checks.predictor.Answer`."""
-
-    exact: bool
-    token_accuracy: float
-    log_prob: float
-    margin: float
-    argmax_text: str
 
 
 def ends_answer(piece: str) -> bool:
@@ -51,9 +58,9 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> Tensor:
     return torch.tensor(stops + [False] * (vocab - len(stops)))
 
 
-def score_call(runner: Runner, call: Call, stops: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[AnswerScore]:
+def score_call(runner: Runner, call: Call, stops: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
     """Score every row of a call, in its order."""
-    results: list[AnswerScore | None] = [None] * len(call.prompts)
+    results: list[Answer | None] = [None] * len(call.prompts)
     for batch in runner.logits(call):
         logits = batch.logits.float()
         guess = logits.argmax(-1)
@@ -76,7 +83,7 @@ def score_call(runner: Runner, call: Call, stops: Tensor, tokenizer: PreTrainedT
             n = len(ids)
             here = guess_list[at : at + n + 1]
             right = [g == i for g, i in zip(here, ids, strict=False)]
-            results[row] = AnswerScore(
+            results[row] = Answer(
                 exact=all(right) and n > 0 and stop_here[at + n],
                 token_accuracy=sum(right) / n if n else 0.0,
                 log_prob=sum(log_probs[done : done + n]),

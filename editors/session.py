@@ -33,7 +33,12 @@ def slices(requests: Sequence[EditRequest], size: int) -> list[list[EditRequest]
 
 
 def run_edits(
-    editor: Editor, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared, *, mode: Mode,
+    editor: Editor,
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    prepared: Prepared,
+    *,
+    mode: Mode,
     batch_size: int | None = None,
 ) -> Iterator[EditStep]:
     """Edit in one of the survey's modes, yielding after each patch so that the caller can measure between edits.
@@ -46,7 +51,9 @@ def run_edits(
     """  # fmt: skip
     card = editor.card
     if mode not in card.modes:
-        raise UnsupportedMode(f"{card.name} has no mode {mode!r} ({card.why_not or 'its card grants ' + ', '.join(card.modes)})")
+        raise UnsupportedMode(
+            f"{card.name} has no mode {mode!r} ({card.why_not or 'its card grants ' + ', '.join(card.modes)})"
+        )
     size = (batch_size or max(1, len(requests))) if mode in ("batch", "sequential-batch") else 1
     largest = min(size, len(requests))
     if card.max_batch is not None and largest > card.max_batch:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from editors.model import EditableModel
-from editors.scoring import AnswerScore
 from warehouse.digests import digest_of
+from warehouse.questions import Answer, Question
 
 
 class AtDepth:
@@ -40,13 +39,11 @@ class AtDepth:
             for patch in later:
                 self._model.push(patch)
 
-    def score(self, questions: Sequence[Any]) -> list[AnswerScore]:
+    def score(self, questions: Sequence[Question]) -> list[Answer]:
         with self._taken_off() as model:
             return model.score(questions)
 
-    def generate(
-        self, prompts: Sequence[str], max_new_tokens: int, *, sample: bool = False, seed: int = 0
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, *, sample: bool = False, seed: int = 0) -> list[str]:
         with self._taken_off() as model:
             return model.generate(prompts, max_new_tokens, sample=sample, seed=seed)
 

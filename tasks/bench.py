@@ -230,9 +230,7 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run_case(
-    name: str, settings: Settings, threads: int = 0, repeat: int = 3, sizes: Sizes | None = None
-) -> BenchResult:
+def run_case(name: str, settings: Settings, threads: int = 0, repeat: int = 3, sizes: Sizes | None = None) -> BenchResult:
     """Measure one case and append the result to the warehouse.
 
     Args:

@@ -145,9 +145,7 @@ def _probe_set(context: BenchContext, requests: Sequence[EditRequest], count: in
     """At most `count` probes of a night's kinds: all of SR and GR, the drawdown set, and of the rest what has room."""
     bystanders = calibration(context.world).subjects
     own = build_edit_probes(context.world, requests, excluded_subjects=bystanders)
-    away = standing_probes(
-        context.world, kind="drawdown", limit=drawdown, excluded_subjects=bystanders, requests=requests
-    )
+    away = standing_probes(context.world, kind="drawdown", limit=drawdown, excluded_subjects=bystanders, requests=requests)
     first = [*(p for p in own.probes if p.kind in EDIT_KINDS), *away.probes]
     rest = sorted((p for p in own.probes if p.kind not in EDIT_KINDS), key=lambda p: p.probe_id)
     return make_probe_set("bench", [*first, *rest][:count])
@@ -171,9 +169,7 @@ def _evaluate(context: BenchContext) -> Case:
         answers = plain_answers(model, some)
         seconds = time.perf_counter() - start
         same = sum(any(a.exact for a in own) == answered[p.probe_id] for own, p in zip(answers, some, strict=True))
-        return [
-            _comparison("one probe a forward", len(some), seconds, ours, f"{same} of {len(some)} answers are the same")
-        ]
+        return [_comparison("one probe a forward", len(some), seconds, ours, f"{same} of {len(some)} answers are the same")]
 
     predict(model, probes[:1])
     return Case("", once, compare)
@@ -187,9 +183,7 @@ def _nightly(context: BenchContext) -> Case:
     policy = load_policy(settings.policy)
     size = settings.editor.batch_size or len(requests)
     size = min(size, editor.card.max_batch or size)
-    held = tuple(
-        p.prompt for p in standing_probes(context.world, kind="held_text", limit=settings.probes.held_texts).probes
-    )
+    held = tuple(p.prompt for p in standing_probes(context.world, kind="held_text", limit=settings.probes.held_texts).probes)
 
     def once() -> Once:
         parts: dict[str, float] = {}

@@ -159,9 +159,7 @@ def _known(chooser: _Chooser, rows: Sequence[dict[str, Any]], predictor: Predict
     return list(found.values())
 
 
-def _unknown_first(
-    chooser: _Chooser, rows: Sequence[dict[str, Any]], predictor: Predictor, count: int
-) -> list[EditRequest]:
+def _unknown_first(chooser: _Chooser, rows: Sequence[dict[str, Any]], predictor: Predictor, count: int) -> list[EditRequest]:
     """Requests about empty slots, one a subject; what the predictor guesses already would be no edit."""
     found: dict[str, EditRequest] = {}
     guessed_wrong: dict[str, EditRequest] = {}

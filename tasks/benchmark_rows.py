@@ -66,8 +66,7 @@ class BenchmarkRow(Record):
 
 def named(scores: Sequence[Score]) -> dict[str, Measured]:
     return {
-        f"{s.metric}/{s.slice}" if s.slice else s.metric: Measured(value=s.value, low=s.low, high=s.high, n=s.n)
-        for s in scores
+        f"{s.metric}/{s.slice}" if s.slice else s.metric: Measured(value=s.value, low=s.low, high=s.high, n=s.n) for s in scores
     }
 
 

@@ -11,11 +11,12 @@ from warehouse.reference.prose import paragraph
 from warehouse.reference.world import templates
 from warehouse.store import Warehouse
 
-#: Share of subjects whose facts stand in the second moment; the others are free for probes.
-CALIBRATION_SHARE = 0.5
+#: Share of subjects whose facts stand in the second moment; the others are free for probes. A few thousand tokens a
+#: layer are enough for the moment (PERFORMANCE: 0.3% of the usual sample), and the more subjects stay free the better.
+CALIBRATION_SHARE = 0.3
 #: Templates that calibration sentences use, and paragraphs of plain text beside them.
-CALIBRATION_TEMPLATES = (0, 1, 6)
-NUM_PARAGRAPHS = 300
+CALIBRATION_TEMPLATES = (0, 6)
+NUM_PARAGRAPHS = 200
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ def calibration(wh: Warehouse, never: Sequence[str] = ()) -> Calibration:
     Args:
         never: subject ids to leave out, such as those of a benchmark's edits.
     """
-    rows = wh.rows(
-        "SELECT subject_id, subject, relation, object FROM facts WHERE known_from_night = '' ORDER BY fact_id"
-    )
+    rows = wh.rows("SELECT subject_id, subject, relation, object FROM facts WHERE known_from_night = '' ORDER BY fact_id")
     barred = set(never)
     chosen = [r for r in rows if is_calibration_subject(r["subject_id"]) and r["subject_id"] not in barred]
     known = templates()

@@ -34,9 +34,7 @@ def in_force(settings: Settings, tonight: list[EditRequest]) -> list[EditRequest
     return [r for r in earlier if (r.subject_id, r.relation) not in replaced] + tonight
 
 
-def probe_sets(
-    settings: Settings, tonight: list[EditRequest], retained: list[EditRequest]
-) -> tuple[ProbeSet, ProbeSet]:
+def probe_sets(settings: Settings, tonight: list[EditRequest], retained: list[EditRequest]) -> tuple[ProbeSet, ProbeSet]:
     """The night's probe set (edits, drawdown, held text) and the retain set, both stored by digest."""
     sizes = settings.probes
     with warehouse(settings) as wh:

@@ -116,13 +116,9 @@ class _Svg:
         self.parts.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2"/>')
 
     def dot(self, x: float, y: float, colour: str, tip: str) -> None:
-        self.parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"><title>{_safe(tip)}</title></circle>'
-        )
+        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"><title>{_safe(tip)}</title></circle>')
 
-    def text(
-        self, x: float, y: float, text: str, *, size: int = 12, anchor: str = "start", colour: str = "#222"
-    ) -> None:
+    def text(self, x: float, y: float, text: str, *, size: int = 12, anchor: str = "start", colour: str = "#222") -> None:
         look = f'font-size="{size}" text-anchor="{anchor}" fill="{colour}"'
         self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" {look}>{_safe(text)}</text>')
 

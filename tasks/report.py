@@ -39,9 +39,7 @@ def write_evidently(
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import CategoryCount, MeanValue, QuantileValue, RowCount, UniqueValueCount, ValueDrift
 
-    definition = DataDefinition(
-        categorical_columns=["kind", "answer"], numerical_columns=["token_accuracy", "log_prob"]
-    )
+    definition = DataDefinition(categorical_columns=["kind", "answer"], numerical_columns=["token_accuracy", "log_prob"])
     current, reference = answers_frame(probes, candidate), answers_frame(probes, production)
     report = Report(
         [
@@ -85,8 +83,7 @@ def night_markdown(
     if examples:
         parts += ["## Questions", "", "| question | before | after | wanted |", "|---|---|---|---|"]
         parts += [
-            f"| {cell(e['prompt'])} | {cell(e['before'])} | {cell(e['after'])} | {cell(e['wanted'])} |"
-            for e in examples
+            f"| {cell(e['prompt'])} | {cell(e['before'])} | {cell(e['after'])} | {cell(e['wanted'])} |" for e in examples
         ] + [""]
     if report is not None and decision is not None:
         parts += ["## Measured and decided", "", markdown_summary(report, decision)]

@@ -150,9 +150,7 @@ def silence_telemetry(settings: Settings) -> None:
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tasks,editors,checks,warehouse")
 
 
-def configure(
-    config: Mapping[str, Any] | None = None, *, lineage: str | None = None, editor: str | None = None
-) -> Settings:
+def configure(config: Mapping[str, Any] | None = None, *, lineage: str | None = None, editor: str | None = None) -> Settings:
     """Settings with `config` (shaped as `errata.toml`) and the two names that a night is usually run with on top.
 
     Raises:

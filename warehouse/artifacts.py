@@ -115,9 +115,7 @@ class ObjectStore(ABC):
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
-            raise WarehouseError(
-                f"could not write {path} (from {self.url}, {key}): {error.strerror or error}"
-            ) from error
+            raise WarehouseError(f"could not write {path} (from {self.url}, {key}): {error.strerror or error}") from error
         return total.hexdigest()
 
     def digest(self, key: str) -> str:
@@ -168,9 +166,7 @@ def validate_key(key: str) -> str:
         fault = f"{RESERVED}/ is reserved for the store itself"
     else:
         return key
-    raise ValueError(
-        f"store key {key[:200]!r} is refused: {fault}; use a plain relative path such as patches/ab12/patch.json"
-    )
+    raise ValueError(f"store key {key[:200]!r} is refused: {fault}; use a plain relative path such as patches/ab12/patch.json")
 
 
 def validate_prefix(prefix: str) -> str:
@@ -270,6 +266,4 @@ def open_store(url: str) -> ObjectStore:
 
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint or None)
-    raise ValueError(
-        f"store address {url!r} has the scheme {parts.scheme!r}; known are file://, s3:// and a plain path"
-    )
+    raise ValueError(f"store address {url!r} has the scheme {parts.scheme!r}; known are file://, s3:// and a plain path")

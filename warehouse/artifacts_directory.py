@@ -122,9 +122,7 @@ class DirectoryStore(ObjectStore):
         except (OSError, RuntimeError) as error:
             raise IntegrityError(f"{key} in {self.url} cannot be followed: {error}") from error
         if not target.is_relative_to(self.root):
-            raise IntegrityError(
-                f"{key} in {self.url} is a symbolic link that leaves the store, to {target}; remove it"
-            )
+            raise IntegrityError(f"{key} in {self.url} is a symbolic link that leaves the store, to {target}; remove it")
         return path
 
     def _own_folder(self, name: str) -> Path:

@@ -119,9 +119,7 @@ class S3Store(ObjectStore):
     def list(self, prefix: str = "") -> Iterator[str]:
         validate_prefix(prefix)
         with self._translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix + prefix
-            )
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
             for page in pages:
                 for entry in page.get("Contents", ()):
                     key = entry["Key"].removeprefix(self.prefix)

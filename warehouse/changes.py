@@ -14,9 +14,7 @@ from warehouse.errors import SourceError
 from warehouse.records import EditRequest, Entity, Record, UpdateRecord
 from warehouse.sources.base import MAX_RECORD_BYTES
 
-Op = Literal[
-    "set_value", "add_statement", "remove_statement", "set_rank", "add_qualifier", "set_label", "set_description"
-]
+Op = Literal["set_value", "add_statement", "remove_statement", "set_rank", "add_qualifier", "set_label", "set_description"]
 Rank = Literal["preferred", "normal", "deprecated"]
 MalformedReason = Literal["too_large", "undecodable", "malformed_record"]
 #: Revision ids and counts must fit a BIGINT column.

@@ -70,8 +70,7 @@ def _is_text(raw: str) -> bool:
 
 def _two_texts(source: str, record_id: str, where: str) -> Conflict:
     return Conflict(
-        f"record {record_id!r} of source {source!r} came with another text {where}; "
-        "a source gives every text its own record_id"
+        f"record {record_id!r} of source {source!r} came with another text {where}; a source gives every text its own record_id"
     )
 
 
@@ -107,9 +106,7 @@ def record_verdicts(
         known = wh.rows("SELECT record_id FROM updates SEMI JOIN judged USING (source, record_id)", judged=judged)
         missing = judged[~judged.record_id.isin({row["record_id"] for row in known})]
         if len(missing):
-            raise NotFound(
-                f"verdict on {missing.record_id.iloc[0]!r}: source {source!r} has no such record; receive it first"
-            )
+            raise NotFound(f"verdict on {missing.record_id.iloc[0]!r}: source {source!r} has no such record; receive it first")
         columns = ", ".join(Verdict.model_fields)
         stored = wh.records(Verdict, f"SELECT {columns} FROM verdicts SEMI JOIN judged USING (source, record_id)",
                             judged=judged)  # fmt: skip
@@ -117,9 +114,7 @@ def record_verdicts(
         fresh = []
         for verdict in verdicts:
             if verdict.request_id is not None and verdict.request_id not in request_ids:
-                raise NotFound(
-                    f"verdict on {verdict.record_id!r} names request {verdict.request_id!r}, which is not given"
-                )
+                raise NotFound(f"verdict on {verdict.record_id!r} names request {verdict.request_id!r}, which is not given")
             if verdict.record_id not in held:
                 held[verdict.record_id] = verdict
                 fresh.append(verdict)
@@ -177,9 +172,7 @@ def requests_by_id(wh: Warehouse, request_ids: Sequence[str]) -> list[EditReques
     """
     columns = ", ".join(EditRequest.model_fields)
     asked = pd.DataFrame({"request_id": list(request_ids)}, dtype="str")
-    found = wh.records(
-        EditRequest, f"SELECT {columns} FROM edit_requests SEMI JOIN asked USING (request_id)", asked=asked
-    )
+    found = wh.records(EditRequest, f"SELECT {columns} FROM edit_requests SEMI JOIN asked USING (request_id)", asked=asked)
     by_id = {request.request_id: request for request in found}
     if missing := [name for name in request_ids if name not in by_id]:
         raise NotFound(f"no edit request {missing[0]!r} ({len(missing)} missing); record its verdict first")

@@ -74,8 +74,7 @@ def record_batches(
         for row in rows:
             if held.setdefault(row["batch_id"], row["request_ids"]) != row["request_ids"]:
                 raise Conflict(
-                    f"batch {row['batch_id']!r} of lineage {lineage!r} is there already with other requests; "
-                    "give it a new id"
+                    f"batch {row['batch_id']!r} of lineage {lineage!r} is there already with other requests; give it a new id"
                 )
         return wh.append("batches", rows)
 
@@ -132,9 +131,7 @@ def record_edits(
     with wh.transaction():
         requests_by_id(wh, [edit.request_id for edit in edits])
         asked = pd.DataFrame({"edit_id": [edit.edit_id for edit in edits]}, dtype="str").assign(lineage=lineage)
-        stored = wh.records(
-            Edit, f"SELECT {_EDIT} FROM edits AS e SEMI JOIN asked USING (lineage, edit_id)", asked=asked
-        )
+        stored = wh.records(Edit, f"SELECT {_EDIT} FROM edits AS e SEMI JOIN asked USING (lineage, edit_id)", asked=asked)
         held = {edit.edit_id: _identity(edit) for edit in stored}
         known = set(held)
         for edit in edits:
@@ -203,9 +200,7 @@ def supersede(wh: Warehouse, lineage: str, edit_ids: Sequence[str], *, in_checkp
     """
     asked = pd.DataFrame({"edit_id": list(edit_ids)}, dtype="str").drop_duplicates()
     with wh.transaction():
-        known = wh.rows(
-            "SELECT edit_id FROM edits SEMI JOIN asked USING (edit_id) WHERE lineage = ?", [lineage], asked=asked
-        )
+        known = wh.rows("SELECT edit_id FROM edits SEMI JOIN asked USING (edit_id) WHERE lineage = ?", [lineage], asked=asked)
         if missing := sorted(set(edit_ids) - {row["edit_id"] for row in known}):
             raise NotFound(f"lineage {lineage!r} has no edit {missing[0]!r}, so it cannot be superseded")
         line = pd.DataFrame({"checkpoint_id": _line_of_head(wh, lineage)}, dtype="str")

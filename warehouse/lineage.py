@@ -85,15 +85,11 @@ def add_checkpoint(
                 "already; a verdict is final (use move_head to go back to a promoted checkpoint)"
             )
         if checkpoint.parent is not None and _row(wh, lineage, checkpoint.parent) is None:
-            raise NotFound(
-                f"parent {checkpoint.parent[:12]} of {checkpoint.checkpoint_id[:12]} is not in lineage {lineage!r}"
-            )
+            raise NotFound(f"parent {checkpoint.parent[:12]} of {checkpoint.checkpoint_id[:12]} is not in lineage {lineage!r}")
         newest = head(wh, lineage)
         if expected_head is not None and (newest is None or newest.checkpoint_id != expected_head):
             found = "none" if newest is None else newest.checkpoint_id[:12]
-            raise Conflict(
-                f"the head of lineage {lineage!r} is {found}, not {expected_head[:12]}; start from the new head"
-            )
+            raise Conflict(f"the head of lineage {lineage!r} is {found}, not {expected_head[:12]}; start from the new head")
         if held is None:
             row = {**checkpoint.model_dump(), "lineage": lineage, "night": night, "verdict": verdict}
             wh.append("checkpoints", [row | {"manifest_digest": manifest_digest}], "error")
@@ -123,9 +119,7 @@ def move_head(wh: Warehouse, lineage: str, checkpoint_id: str, reason: str) -> N
         if row is None:
             raise NotFound(f"lineage {lineage!r} has no checkpoint {checkpoint_id}")
         if row.verdict != "promote":
-            raise Conflict(
-                f"checkpoint {checkpoint_id[:12]} has the verdict {row.verdict}; a head must have been promoted"
-            )
+            raise Conflict(f"checkpoint {checkpoint_id[:12]} has the verdict {row.verdict}; a head must have been promoted")
         newest = head(wh, lineage)
         if newest is None or newest.checkpoint_id != checkpoint_id:
             _append_head(wh, lineage, checkpoint_id, reason)
@@ -178,9 +172,7 @@ def checkpoint(wh: Warehouse, checkpoint_id: str) -> Checkpoint:
 
 def checkpoints(wh: Warehouse, lineage: str, verdict: GateOutcome | None = None) -> list[CheckpointRow]:
     """All checkpoints of a lineage, oldest first, rejected ones too unless a verdict is given."""
-    return _rows(
-        wh, "lineage = $lineage AND coalesce(verdict = $verdict, true)", {"lineage": lineage, "verdict": verdict}
-    )
+    return _rows(wh, "lineage = $lineage AND coalesce(verdict = $verdict, true)", {"lineage": lineage, "verdict": verdict})
 
 
 def lineages(wh: Warehouse) -> list[str]:
@@ -209,9 +201,7 @@ def ancestor_ids(wh: Warehouse, lineage: str, checkpoint_id: str) -> list[str]:
     at: str | None = checkpoint_id
     while at is not None:
         if at not in parents:
-            raise NotFound(
-                f"lineage {lineage!r} has no checkpoint {at}, which {line[-1] if line else 'the caller'} names"
-            )
+            raise NotFound(f"lineage {lineage!r} has no checkpoint {at}, which {line[-1] if line else 'the caller'} names")
         if at in line:
             raise IntegrityError(f"the parents of {checkpoint_id} in lineage {lineage!r} run in a circle at {at}")
         line.append(at)
@@ -233,9 +223,7 @@ def lineage_view(wh: Warehouse, lineage: str) -> Lineage:
     """
     newest = head(wh, lineage)
     if newest is None:
-        raise NotFound(
-            f"lineage {lineage!r} has no promoted checkpoint yet; lineages: {', '.join(lineages(wh)) or 'none'}"
-        )
+        raise NotFound(f"lineage {lineage!r} has no promoted checkpoint yet; lineages: {', '.join(lineages(wh)) or 'none'}")
     by_id = {row.checkpoint.checkpoint_id: row for row in checkpoints(wh, lineage)}
     columns = ", ".join(Edit.model_fields)
     steps = []
@@ -248,9 +236,7 @@ def lineage_view(wh: Warehouse, lineage: str) -> Lineage:
         )
         row = by_id[checkpoint_id]
         found = reports_after(wh, checkpoint_id, before=row.checkpoint.parent)
-        decided = [
-            (report, decision) for report in found if (decision := decision_of(wh, report.report_id)) is not None
-        ]
+        decided = [(report, decision) for report in found if (decision := decision_of(wh, report.report_id)) is not None]
         report, decision = decided[-1] if decided else (found[-1] if found else None, None)
         steps.append(LineageStep(row=row, edits=tuple(edits), report=report, decision=decision))
     return Lineage(name=lineage, steps=tuple(steps))

@@ -81,8 +81,7 @@ def pending(connection: duckdb.DuckDBPyConnection, known: tuple[Migration, ...],
     if len(applied) > len(known):
         newer = ", ".join(f"{version:03d}_{name}" for version, name, _ in applied[len(known) :])
         raise MigrationError(
-            f"{where} is newer than this code: it has {newer}, this code ends at {known[-1].version:03d}; "
-            "upgrade Errata"
+            f"{where} is newer than this code: it has {newer}, this code ends at {known[-1].version:03d}; upgrade Errata"
         )
     for (version, name, digest), migration in zip(applied, known, strict=False):
         if (version, name, digest) != (migration.version, migration.name, migration.sha256):

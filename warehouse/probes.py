@@ -140,9 +140,7 @@ def standing_probes(
     return make_probe_set(kind, probes)
 
 
-def _ask(
-    wh: Warehouse, kind: ProbeKind, sql: str, seed: int, count: int, frames: Mapping[str, pd.DataFrame]
-) -> list[Probe]:
+def _ask(wh: Warehouse, kind: ProbeKind, sql: str, seed: int, count: int, frames: Mapping[str, pd.DataFrame]) -> list[Probe]:
     # DuckDB refuses a parameter that the statement does not name.
     params = {name: value for name, value in {"seed": str(seed), "k": count}.items() if f"${name}" in sql}
     rows = wh.rows(sql, params, **{name: frame for name, frame in frames.items() if name in sql})

@@ -199,9 +199,7 @@ def publish(
     store.create(report_key(manifest.report.report_id), canonical_json(manifest.report))
     store.create(decision_key(manifest.decision.decision_id), canonical_json(manifest.decision))
     store.create(manifest_key(manifest.checkpoint.checkpoint_id), canonical_json(manifest))
-    return move_channel(
-        store, channel, manifest.checkpoint.checkpoint_id, expected_parent=expected_parent, moved_at=moved_at
-    )
+    return move_channel(store, channel, manifest.checkpoint.checkpoint_id, expected_parent=expected_parent, moved_at=moved_at)
 
 
 def move_channel(
@@ -338,9 +336,7 @@ def _check_parent(
 # ---------------------------------------------------------------- pulling
 
 
-def pull(
-    store: ObjectStore, channel_or_checkpoint: str, out: Path, *, max_bytes: int = MAX_CHECKPOINT_BYTES
-) -> Manifest:
+def pull(store: ObjectStore, channel_or_checkpoint: str, out: Path, *, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Manifest:
     """Download a checkpoint's Hugging Face directory, verified, to `out`, which appears at once or not at all.
 
     Args:

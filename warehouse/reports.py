@@ -95,23 +95,17 @@ def load_report(wh: Warehouse, report_id: str) -> EvaluationReport:
 
 def reports_after(wh: Warehouse, checkpoint_id: str, before: str | None = None) -> list[EvaluationReport]:
     """Reports on a checkpoint (against a given one), in the order in which they were stored."""
-    return _reports(
-        wh, "after = $after AND coalesce(before = $before, true)", {"after": checkpoint_id, "before": before}
-    )
+    return _reports(wh, "after = $after AND coalesce(before = $before, true)", {"after": checkpoint_id, "before": before})
 
 
 def _reports(wh: Warehouse, where: str, params: Mapping[str, Any]) -> list[EvaluationReport]:
     columns = ", ".join(Score.model_fields)
-    heads = wh.rows(
-        f"SELECT * REPLACE (environment::TEXT AS environment) FROM reports WHERE {where} ORDER BY rowid", params
-    )
+    heads = wh.rows(f"SELECT * REPLACE (environment::TEXT AS environment) FROM reports WHERE {where} ORDER BY rowid", params)
     return [
         EvaluationReport(
             **{**head, "environment": json.loads(head["environment"])},
             scores=tuple(
-                wh.records(
-                    Score, f"SELECT {columns} FROM scores WHERE report_id = ? ORDER BY position", [head["report_id"]]
-                )
+                wh.records(Score, f"SELECT {columns} FROM scores WHERE report_id = ? ORDER BY position", [head["report_id"]])
             ),
         )
         for head in heads
@@ -152,9 +146,7 @@ def save_decision(wh: Warehouse, decision: GateDecision, policy: GatePolicy) -> 
         )
     with wh.transaction():
         if not _is_stored(wh, "reports", decision.report_id):
-            raise NotFound(
-                f"decision {decision.decision_id} is on report {decision.report_id}, which is not stored; save it"
-            )
+            raise NotFound(f"decision {decision.decision_id} is on report {decision.report_id}, which is not stored; save it")
         save_policy(wh, policy)
         if not _is_stored(wh, "decisions", decision.decision_id):
             results = [result.model_dump(mode="json") for result in decision.results]

@@ -81,9 +81,7 @@ def save_run(
     with wh.transaction():
         held = advance_run(wh, run.night, run.lineage, state)
         if held.line.editor != run.editor:
-            raise Conflict(
-                f"night {run.night} of lineage {run.lineage!r} was begun with {held.line.editor}, not {run.editor}"
-            )
+            raise Conflict(f"night {run.night} of lineage {run.lineage!r} was begun with {held.line.editor}, not {run.editor}")
         finished = (finished_at or held.finished_at or datetime.now(UTC)) if state == RUN_STATES[-1] else None
         wh.execute(
             """UPDATE runs SET finished_at = ?, seconds = ?, records = ?, accepted = ?, edited = ?, scores = ?,
@@ -114,8 +112,7 @@ def _require_run(wh: Warehouse, night: str, lineage: str) -> RunState:
 
 def _runs(wh: Warehouse, where: str, params: Mapping[str, Any]) -> list[RunState]:
     rows = wh.rows(
-        f"SELECT * REPLACE (scores::TEXT AS scores, details::TEXT AS details) FROM runs WHERE {where} "
-        "ORDER BY lineage, night",
+        f"SELECT * REPLACE (scores::TEXT AS scores, details::TEXT AS details) FROM runs WHERE {where} ORDER BY lineage, night",
         params,
     )
     own = ("run_id", "state", "started_at", "finished_at")

@@ -16,6 +16,5 @@ SLICES = ("neighbourhood", "relation_specificity", "forgetfulness", "unrelated")
 def locality(outcomes: Sequence[Outcome]) -> list[Score]:
     """One score for each slice; `n` counts the probes that `f_0` answers rightly."""
     return [
-        share_score("locality", kind, [o.after.exact for o in of_kind(outcomes, kind) if o.known_before])
-        for kind in SLICES
+        share_score("locality", kind, [o.after.exact for o in of_kind(outcomes, kind) if o.known_before]) for kind in SLICES
     ]

@@ -18,9 +18,7 @@ def success_rate(outcomes: Sequence[Outcome], metric: str = "SR", kinds: Sequenc
     return share_score(metric, "", [o.after.exact for o in of_kind(outcomes, *kinds)])
 
 
-def edit_success(
-    outcomes: Sequence[Outcome], metric: str = "ES", seed: int = 0, kinds: Sequence[str] = ("success",)
-) -> Score:
+def edit_success(outcomes: Sequence[Outcome], metric: str = "ES", seed: int = 0, kinds: Sequence[str] = ("success",)) -> Score:
     """Mean over edits of (own prompt right + share of paraphrases right) / 2 (eq. 12, halved).
 
     An edit without a paraphrase has no such sum and is left out; `n` tells how many edits took part.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
-from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -32,6 +31,10 @@ from editors.model import EditableModel
 from editors.patches.memory import RETIRED, Codebook, MemoryPatch, RadiusChange, codebook_name
 from editors.tokens import pad_right
 from warehouse.records import EditBatch, EditRequest
+
+if TYPE_CHECKING:
+    # A development dependency: shapes are for readers and for tests.
+    from jaxtyping import Float
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +81,11 @@ class _Query:
     labels: Labels
 
     def select(self, rows: Tensor) -> _Query:
-        return _Query(
-            self.model, self.keys[rows], self.outputs[rows], self.suffix.select(rows), self.labels.select(rows)
-        )
+        return _Query(self.model, self.keys[rows], self.outputs[rows], self.suffix.select(rows), self.labels.select(rows))
 
     def logits(self, values: Tensor) -> Tensor:
         """Logits at the labels with `values` (rows, d_value) at the site."""
-        with at_positions(
-            self.model, PromptPositions(torch.zeros(len(values), dtype=torch.long, device=values.device))
-        ):
+        with at_positions(self.model, PromptPositions(torch.zeros(len(values), dtype=torch.long, device=values.device))):
             hidden = self.suffix.run(values - self.outputs)
         norm = self.model.hf.get_submodule(self.model.anatomy.final_norm)
         return label_logits(self.model, norm(hidden), self.labels)
@@ -164,9 +163,7 @@ class Grace(Editor[GraceConfig]):
             UnsupportedMode: more than one request.
         """
         if len(batch.requests) != 1:
-            raise UnsupportedMode(
-                f"grace edits one request at a time, not {len(batch.requests)}; use mode 'sequential'"
-            )
+            raise UnsupportedMode(f"grace edits one request at a time, not {len(batch.requests)}; use mode 'sequential'")
         return self.edit_each(model, batch.requests, prepared)[0]
 
     def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[MemoryPatch]:
@@ -202,9 +199,7 @@ class Grace(Editor[GraceConfig]):
 
     # ------------------------------------------------------------ rules
 
-    def _edit_rows(
-        self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared
-    ) -> list[MemoryPatch]:
+    def _edit_rows(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[MemoryPatch]:
         (rows, query), site = self._query(model, requests), self._site(model)
         book: Codebook | None = model.memories.get(codebook_name(site))
         radius = self.config.radius_share * float(prepared.meta["distance"])
@@ -214,7 +209,9 @@ class Grace(Editor[GraceConfig]):
         )
         values = torch.empty(0, query.outputs.shape[1], device=query.keys.device)
         if len(fresh):
-            values = self._values(query.select(fresh), float(prepared.meta["output_size"]), [requests[i] for i in fresh.tolist()])
+            values = self._values(
+                query.select(fresh), float(prepared.meta["output_size"]), [requests[i] for i in fresh.tolist()]
+            )
         start, patches = 0 if book is None else len(book), []
         place = {int(row): i for i, row in enumerate(fresh.tolist())}
         for i, (request, plan) in enumerate(zip(requests, plans, strict=True)):
@@ -226,9 +223,7 @@ class Grace(Editor[GraceConfig]):
             ))  # fmt: skip
         return patches
 
-    def _plans(
-        self, query: _Query, targets: Sequence[tuple[int, ...]], book: Codebook | None, radius: float
-    ) -> list[_Plan]:
+    def _plans(self, query: _Query, targets: Sequence[tuple[int, ...]], book: Codebook | None, radius: float) -> list[_Plan]:
         """Apply the codebook's rules to every row on its own."""
         if book is None or not len(book):
             return [_Plan(radius, ())] * len(query.keys)

@@ -87,10 +87,7 @@ class Memit(Editor[MemitConfig]):
         known = self._read(prepared, self.config.layers, model.hf.device)
         solution = self._values(model, requests, known)
         targets = self._targets(solution, known)
-        return [
-            self._write(model, [r], targets[i : i + 1], solution.solved[i : i + 1], known)
-            for i, r in enumerate(requests)
-        ]
+        return [self._write(model, [r], targets[i : i + 1], solution.solved[i : i + 1], known) for i, r in enumerate(requests)]
 
     def _values(self, model: EditableModel, requests: Sequence[EditRequest], known: LocatePreparation) -> ValueSolution:
         return optimise_values(model, requests, known.contexts, self.config.layers[-1], "block", self.config)

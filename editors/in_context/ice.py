@@ -57,9 +57,7 @@ class InContextEditing(Editor[InContextConfig]):
             template, target = self.config.retraction, request.target_true
         target = target.strip()
         if "\n" in target:
-            raise InvalidRequest(
-                f"request {request.request_id}: a target with line breaks cannot be stated in one line"
-            )
+            raise InvalidRequest(f"request {request.request_id}: a target with line breaks cannot be stated in one line")
         # "Washington, D.C." already has the full stop that the template would add.
         stated = template.replace("{target}.", "{target}") if target.endswith(".") else template
         # The prompt goes in last, and once: it may itself hold a word in braces.

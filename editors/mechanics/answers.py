@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editors.calls import PromptPositions
@@ -20,6 +20,10 @@ from editors.errors import InvalidRequest
 from editors.model import EditableModel
 from editors.tokens import continuation_of, encode_rows, pad_right
 from warehouse.records import EditRequest
+
+if TYPE_CHECKING:
+    # A development dependency: shapes are for readers and for tests.
+    from jaxtyping import Bool, Float, Int
 
 #: Most padded tokens in one pass with gradients.
 TOKENS_PER_PASS = 4096
@@ -114,7 +118,9 @@ def label_logits(
     model: EditableModel, normed: Float[Tensor, "rows tokens d_model"], labels: Labels
 ) -> Float[Tensor, "labels vocab"]:
     """Logits where a label is to be predicted, from final hidden states (after the final norm); fp32."""
-    return model.hf.get_output_embeddings()(normed[labels.row, labels.at]).float()
+    head = model.hf.get_output_embeddings()
+    assert head is not None
+    return head(normed[labels.row, labels.at]).float()
 
 
 def answer_labels(model: EditableModel, rows: AnswerRows, final: Float[Tensor, "rows tokens d_model"]) -> Labels:
@@ -134,10 +140,9 @@ def answer_labels(model: EditableModel, rows: AnswerRows, final: Float[Tensor, "
         torch.tensor(is_stop, device=device), len(starts),
     )  # fmt: skip
     with torch.no_grad():
-        behind_targets = Labels(
-            *(t[labels.is_stop] for t in (labels.row, labels.at, labels.token, labels.is_stop)), len(starts)
-        )
-        preferred = label_logits(model, final, behind_targets).masked_fill(~stops, float("-inf")).argmax(-1)
+        end = labels.is_stop
+        ends = Labels(labels.row[end], labels.at[end], labels.token[end], end[end], labels.num_rows)
+        preferred = label_logits(model, final, ends).masked_fill(~stops, float("-inf")).argmax(-1)
     return replace(labels, token=labels.token.masked_scatter(labels.is_stop, preferred))
 
 
@@ -149,9 +154,7 @@ def row_losses(logits: Float[Tensor, "labels vocab"], labels: Labels) -> Float[T
 
 
 @torch.no_grad()
-def row_leads(
-    logits: Float[Tensor, "labels vocab"], labels: Labels, stops: Bool[Tensor, " vocab"]
-) -> Float[Tensor, " rows"]:
+def row_leads(logits: Float[Tensor, "labels vocab"], labels: Labels, stops: Bool[Tensor, " vocab"]) -> Float[Tensor, " rows"]:
     """Smallest lead, in logits, of a row's labels over their best rivals; positive means exact match.
 
     Behind the target any stop will do: the lead there is that of the best stop over the best other token.

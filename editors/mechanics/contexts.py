@@ -76,9 +76,7 @@ def encode_lookups(
     encoded = model.tokenizer(texts, return_offsets_mapping=True)
     limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or 1 << 30
     rows = []
-    for prompt, subject, ids, offsets in zip(
-        prompts, subjects, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
+    for prompt, subject, ids, offsets in zip(prompts, subjects, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         at = prompt.rfind(subject)
         if not subject.strip() or at < 0:
             raise InvalidRequest(f"subject {subject!r} is not in the prompt {prompt!r}; a prompt must name its subject")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -90,7 +90,7 @@ class Objective:
         suffix: the rows, from their lookup tokens on.
         edit: (rows,) the edit that a row belongs to.
         row, place, kind, label, weight: (reads,) where a distribution is read, what for, and how much it counts.
-        base: (reads, vocab) base log-probabilities, read by the KL terms only.
+        base: (reads of the KL terms, vocab) base log-probabilities, in the order of those reads.
         base_norms: (edits,) norm of the base value.
         stops: (vocab,) tokens that end an answer.
     """
@@ -116,13 +116,12 @@ class Objective:
         logp = logits.log_softmax(-1)
         cost = torch.zeros(len(self.row), device=logits.device)
         target, stop = self.kind == Kind.TARGET, self.kind == Kind.STOP
-        essence, kept = self.kind == Kind.ESSENCE, self.kind == Kind.KEPT
         cost = cost.index_put((target.nonzero()[:, 0],), -logp[target].gather(1, self.label[target][:, None])[:, 0])
         cost = cost.index_put((stop.nonzero()[:, 0],), -logp[stop][:, self.stops].logsumexp(-1))
-        now, was = logp[essence], self.base[essence]
-        cost = cost.index_put((essence.nonzero()[:, 0],), (now.exp() * (now - was)).sum(-1))
-        now, was = logp[kept], self.base[kept]
-        cost = cost.index_put((kept.nonzero()[:, 0],), (was.exp() * (was - now)).sum(-1))
+        soft = self.kind >= Kind.ESSENCE
+        now, was = logp[soft], self.base
+        forward, backward = (was.exp() * (was - now)).sum(-1), (now.exp() * (now - was)).sum(-1)
+        cost = cost.index_put((soft.nonzero()[:, 0],), torch.where(self.kind[soft] == Kind.KEPT, forward, backward))
         owner = self.edit[self.row]
         per_edit = torch.zeros(len(deltas), device=logits.device).index_add(0, owner, cost * self.weight)
         # Published form: the norm is not squared above the line.
@@ -142,14 +141,17 @@ class Objective:
 
     def select(self, edits: Tensor) -> Objective:
         """The same for some of the edits, given as a mask (edits,)."""
+        kept = self.select_rows(edits[self.edit])
         number = edits.cumsum(0) - 1
-        rows = edits[self.edit]
-        row_number = rows.cumsum(0) - 1
-        reads = rows[self.row]
-        return Objective(
-            self.suffix.select(rows.nonzero()[:, 0]), number[self.edit[rows]], row_number[self.row[reads]],
-            self.place[reads], self.kind[reads], self.label[reads], self.weight[reads], self.base[reads],
-            self.base_norms[edits], self.stops, self.final_norm, self.head, self.decay,
+        return replace(kept, edit=number[kept.edit], base_norms=self.base_norms[edits])
+
+    def select_rows(self, rows: Tensor) -> Objective:
+        """The same edits with some of their rows, given as a mask (rows,)."""
+        reads, number = rows[self.row], rows.cumsum(0) - 1
+        return replace(
+            self, suffix=self.suffix.select(rows.nonzero()[:, 0]), edit=self.edit[rows], row=number[self.row[reads]],
+            place=self.place[reads], kind=self.kind[reads], label=self.label[reads], weight=self.weight[reads],
+            base=self.base[reads[self.kind >= Kind.ESSENCE]],
         )  # fmt: skip
 
 
@@ -196,11 +198,8 @@ def build_objective(
     read_at = torch.tensor([p for _, p, *_ in reads], device=device)
     kind_of = torch.tensor([int(k) for _, _, k, *_ in reads], device=device)
     soft = kind_of >= Kind.ESSENCE
-    vocab = int(head.weight.shape[0])
     assert seen.final is not None
-    base = torch.zeros(len(reads), vocab if bool(soft.any()) else 0, device=device)
-    if soft.any():
-        base[soft] = head(seen.final[read_row[soft], read_at[soft]]).float().log_softmax(-1)
+    base = head(seen.final[read_row[soft], read_at[soft]]).float().log_softmax(-1)
     suffix = suffix_of(model, seen, layer, lookup, ends)
     # A clone: `stops` may have been made in inference mode, which autograd cannot read.
     stops = model.stops.to(device).clone()
@@ -218,18 +217,10 @@ def _most_confident(objective: Objective, count: int) -> Objective:
     kept = (objective.kind == Kind.KEPT).nonzero()[:, 0]
     if not len(kept):
         return objective
-    top = objective.base[kept].amax(-1)
+    top = objective.base[objective.kind[objective.kind >= Kind.ESSENCE] == Kind.KEPT].amax(-1)
     owner = objective.edit[objective.row[kept]]
     drop = torch.zeros(len(objective.edit), dtype=torch.bool, device=kept.device)
     for edit in range(len(objective.base_norms)):
         own = (owner == edit).nonzero()[:, 0]
         drop[objective.row[kept[own[top[own].argsort(descending=True)[count:]]]]] = True
-    rows = ~drop
-    reads = rows[objective.row]
-    number = rows.cumsum(0) - 1
-    return Objective(
-        objective.suffix.select(rows.nonzero()[:, 0]), objective.edit[rows], number[objective.row[reads]],
-        objective.place[reads], objective.kind[reads], objective.label[reads], objective.weight[reads],
-        objective.base[reads], objective.base_norms, objective.stops, objective.final_norm, objective.head,
-        objective.decay,
-    )  # fmt: skip
+    return objective.select_rows(~drop)

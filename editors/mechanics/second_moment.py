@@ -125,9 +125,7 @@ def ridged_factor(second: Tensor, ridge: float) -> Tensor:
     matrix.diagonal().add_(ridge * matrix.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed):
-        raise ValueError(
-            f"second moment ({size} x {size}) is not positive definite; raise second_moment_ridge ({ridge})"
-        )
+        raise ValueError(f"second moment ({size} x {size}) is not positive definite; raise second_moment_ridge ({ridge})")
     return factor
 
 
@@ -137,8 +135,7 @@ def prepare_locate(model: EditableModel, corpus: Corpus, layers: tuple[int, ...]
         contexts = sample_contexts(model, config.contexts, config.seed)
         moments = measure_moments(model, corpus.texts, layers, config.second_moment_tokens, config.seed)
     tensors = {
-        f"factor.{layer}": ridged_factor(m, config.second_moment_ridge).float().cpu()
-        for layer, m in moments.second.items()
+        f"factor.{layer}": ridged_factor(m, config.second_moment_ridge).float().cpu() for layer, m in moments.second.items()
     }
     meta = {
         "templates": list(contexts.templates), "groups": list(contexts.groups), "tokens": moments.tokens,

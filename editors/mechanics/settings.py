@@ -54,6 +54,4 @@ class LocateEditConfig(EditorConfig):
 
     def preparation_digest(self, layers: tuple[int, ...]) -> str:
         """Digest of what the preparation depends on: a changed weight, step or clamp does not make it again."""
-        return digest_of(
-            "locate-edit", self.seed, layers, self.contexts, self.second_moment_tokens, self.second_moment_ridge
-        )
+        return digest_of("locate-edit", self.seed, layers, self.contexts, self.second_moment_tokens, self.second_moment_ridge)

@@ -36,15 +36,11 @@ def rank_one(residual: Tensor, key: Tensor, direction: Tensor) -> LowRank:
     energy = direction @ k
     cosine = (energy / (direction.norm() * k.norm())).item()
     if not cosine >= SMALLEST_COSINE:
-        raise EditRefused(
-            f"the key's share of its own direction is {cosine:.2e} (< {SMALLEST_COSINE}): no stable update"
-        )
+        raise EditRefused(f"the key's share of its own direction is {cosine:.2e} (< {SMALLEST_COSINE}): no stable update")
     return LowRank((residual.double() / energy)[:, None].float(), direction[:, None].float())
 
 
-def ridge_update(
-    residuals: Tensor, keys: Tensor, factor: Tensor, weight: float, protected: Tensor | None = None
-) -> LowRank:
+def ridge_update(residuals: Tensor, keys: Tensor, factor: Tensor, weight: float, protected: Tensor | None = None) -> LowRank:
     """Regularised least squares over a batch: Delta = R K^T (weight C + P P^T + K K^T)^-1 (MEMIT, equation 14).
 
     With few keys by Woodbury's identity on the factor of C; past half the width by one direct factorisation.

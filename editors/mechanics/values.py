@@ -144,9 +144,7 @@ def _descend(
         bad = (~cost.isfinite()).nonzero()[:, 0]
         if len(bad):
             who = ", ".join(names[int(active[i])] for i in bad)
-            raise EditRefused(
-                f"value optimisation of {who} became {cost[bad[0]].item()} at step {step}; lower value_lr"
-            )
+            raise EditRefused(f"value optimisation of {who} became {cost[bad[0]].item()} at step {step}; lower value_lr")
         done = torch.full((len(active),), last, device=device)
         if config.stop_loss is not None or config.stop_margin is not None:
             small = cost < config.stop_loss if config.stop_loss is not None else torch.ones_like(done)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ def save_patch(patch: Patch, folder: Path) -> None:
     header = {"kind": patch.kind, "meta": dict(patch.meta), "digest": patch.digest}
     save_file(dict(patch.tensors), folder / (TENSORS + ".new"))
     (folder / (HEADER + ".new")).write_bytes(canonical_json(header))
-    os.replace(folder / (TENSORS + ".new"), folder / TENSORS)
-    os.replace(folder / (HEADER + ".new"), folder / HEADER)
+    (folder / (TENSORS + ".new")).replace(folder / TENSORS)
+    (folder / (HEADER + ".new")).replace(folder / HEADER)
 
 
 def load_patch(folder: Path) -> Patch:

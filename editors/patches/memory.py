@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from editors.base import Patch, PatchKind
 from editors.errors import PatchError
 from editors.model import EditableModel, Undo
+
+if TYPE_CHECKING:
+    # A development dependency: shapes are for readers and for tests.
+    from jaxtyping import Float, Int
 
 #: Radius of an entry that a later edit of the same prompt has replaced; it never answers.
 RETIRED = -1.0
@@ -184,9 +187,7 @@ class MemoryPatch(Patch):
         for change in self.changes:
             found = float(book.radii[change.index]) if book is not None else None
             if found != change.old:
-                raise PatchError(
-                    f"entry {change.index} of {self.site} has radius {found}, the patch expects {change.old}"
-                )
+                raise PatchError(f"entry {change.index} of {self.site} has radius {found}, the patch expects {change.old}")
         remove: Undo | None = None
         if book is None:
             book = Codebook(self.keys.shape[1], self.values.shape[1], model.hf.device)

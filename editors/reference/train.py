@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ class TrainConfig:
     heads: int = 8
     vocabulary: int = 5000
     context: int = 256
-    steps: int = 2000
+    steps: int = 1800
     rows: int = 48
     row_tokens: int = 96
     muon_lr: float = 4e-3
@@ -138,7 +137,7 @@ def _save(path: Path, model: GPT2LMHeadModel, optimizers: list[torch.optim.Optim
     """Write the training state beside the old one, then rename: a kill leaves one whole state."""
     fresh = path.with_suffix(".new")
     torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}, fresh)
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 def run_process(rank: int, config: TrainConfig, folder: Path, port: int) -> None:

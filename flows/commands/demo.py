@@ -54,9 +54,7 @@ def demo(
     if example:
         console.print(f"Asked [italic]{example['prompt']}[/italic]", highlight=False)
         console.print(f"  before: {example['before']}\n  now:    {example['after']}", markup=False, highlight=False)
-    console.print(
-        f"Report: {report}\nSummary: {report.with_name('summary.md')}\n{seconds:.0f} seconds", highlight=False
-    )
+    console.print(f"Report: {report}\nSummary: {report.with_name('summary.md')}\n{seconds:.0f} seconds", highlight=False)
 
 
 def _why(line: dict[str, Any]) -> str:

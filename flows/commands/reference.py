@@ -16,9 +16,7 @@ app = typer.Typer(help="The embedded reference model: train it again, measure it
 @app.command()
 @reported
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for states, log and the finished model.")] = Path(
-        ".errata/reference"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for states, log and the finished model.")] = Path(".errata/reference"),
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; default as shipped.")] = None,
     inner: Annotated[int | None, typer.Option(help="Width of the feed-forward layers; default as shipped.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, documents and order.")] = 0,

@@ -75,6 +75,4 @@ def prepare(editor: Annotated[str, typer.Argument(help="An editor's name.")], as
     from tasks.prepare import prepare
 
     digest = prepare.fn(settings)
-    emit_json({"editor": editor, "digest": digest}) if as_json else console.print(
-        f"{editor} is prepared: {digest[:12]}"
-    )
+    emit_json({"editor": editor, "digest": digest}) if as_json else console.print(f"{editor} is prepared: {digest[:12]}")

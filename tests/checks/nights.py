@@ -72,9 +72,7 @@ def item(qid: str, label: str | None = None) -> Value:
     return Value(type="item", id=qid, label=LABELS.get(qid, "") if label is None else label)
 
 
-def change(
-    record_id: str, op: str, s: str, p: str, old: str | Value | None, new: str | Value | None, **other: Any
-) -> Change:
+def change(record_id: str, op: str, s: str, p: str, old: str | Value | None, new: str | Value | None, **other: Any) -> Change:
     """A referenced, patrolled change; its number in the night is the number in its record id."""
     number = int("".join(c for c in record_id if c.isdigit()) or 0)
     old, new = (item(v) if isinstance(v, str) else v for v in (old, new))

@@ -44,9 +44,7 @@ class ScriptedPredictor:
         exact = said == wanted
         return Answer(exact, accuracy, -1.0 - len(wanted) * (1 - accuracy), 1.0 if exact else -1.0, " ".join(said))
 
-    def generate(
-        self, prompts: Sequence[str], max_new_tokens: int, *, sample: bool = False, seed: int = 0
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, *, sample: bool = False, seed: int = 0) -> list[str]:
         return [" ".join(self.script.get(p, "nothing").split()[:max_new_tokens]) + "." for p in prompts]
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
@@ -56,9 +54,7 @@ class ScriptedPredictor:
         return np.log(np.array([self.next_token] * len(prompts), dtype=np.float32))
 
 
-def probe(
-    kind: ProbeKind, prompt: str, *targets: str, request_id: str | None = None, probe_id: str | None = None
-) -> Probe:
+def probe(kind: ProbeKind, prompt: str, *targets: str, request_id: str | None = None, probe_id: str | None = None) -> Probe:
     made = probe_id or digest_of(kind, prompt, targets, request_id)
     return Probe(probe_id=made, kind=kind, prompt=prompt, targets=targets, request_id=request_id)
 
@@ -69,9 +65,7 @@ def probe_set(*probes: Probe, name: str = "night") -> ProbeSet:
 
 def prediction(probe_id: str, exact: bool, token_accuracy: float | None = None, text: str = "") -> Prediction:
     accuracy = float(exact) if token_accuracy is None else token_accuracy
-    return Prediction(
-        model_digest="m", probe_id=probe_id, exact=exact, token_accuracy=accuracy, log_prob=-1.0, text=text
-    )
+    return Prediction(model_digest="m", probe_id=probe_id, exact=exact, token_accuracy=accuracy, log_prob=-1.0, text=text)
 
 
 def outcome(

@@ -190,9 +190,7 @@ def test_going_back_to_a_value_of_an_earlier_night_is_a_rollback(store: Warehous
 
 def test_replacing_a_value_of_an_earlier_night_says_so(store: Warehouse) -> None:
     add_fact(store, "Q10", "P19", "Q3", revision=900, night="night-01")
-    assert outcomes(judged(store, [set_("r1", "Q10", "P19", "Q3", "Q2")])) == {
-        "r1": ("supersede", "newer_than_earlier_night")
-    }
+    assert outcomes(judged(store, [set_("r1", "Q10", "P19", "Q3", "Q2")])) == {"r1": ("supersede", "newer_than_earlier_night")}
 
 
 def test_an_event_of_an_earlier_night_delivered_again_is_a_duplicate(store: Warehouse) -> None:
@@ -232,9 +230,7 @@ def test_a_property_without_template_waits_unless_templates_are_not_asked_for(st
 
 def test_a_closing_waits_when_its_replacement_has_no_template(store: Warehouse) -> None:
     store.execute("DELETE FROM templates WHERE relation = 'P19'")
-    result = judged(
-        store, [change("r1", "set_rank", "Q1", "P19", "Q2", None, **DEPRECATED), add("r2", "Q1", "P19", "Q3")]
-    )
+    result = judged(store, [change("r1", "set_rank", "Q1", "P19", "Q2", None, **DEPRECATED), add("r2", "Q1", "P19", "Q3")])
     assert outcomes(result) == {
         "r1": ("quarantine", "retraction_without_replacement"), "r2": ("quarantine", "no_template")
     }  # fmt: skip
@@ -328,6 +324,4 @@ def test_any_night_gives_one_verdict_a_record_and_one_target_a_slot(shared_store
     assert all(len(targets) == 1 for (_, p), targets in stored.items() if p in ("P19", "P22", "P25"))
     slots = [(getattr(e, "subject_id", None) or e.subject.id, e.relation) for e in result.edits]
     assert len(slots) == len(set(slots))
-    assert not {(a.fact.subject_id, a.fact.relation, a.fact.object_id) for a in result.added} & set(
-        result.ended_triples()
-    )
+    assert not {(a.fact.subject_id, a.fact.relation, a.fact.object_id) for a in result.added} & set(result.ended_triples())

@@ -186,9 +186,7 @@ def test_another_retain_set_gives_another_report_id() -> None:
 
 
 def test_seconds_are_in_the_report_but_not_in_its_identity() -> None:
-    reports = [
-        evaluate(base(), edited(), NIGHT, extra=efficiency(EditCost(2, seconds, 1, 1, 1, 1))) for seconds in (1.0, 3.0)
-    ]
+    reports = [evaluate(base(), edited(), NIGHT, extra=efficiency(EditCost(2, seconds, 1, 1, 1, 1))) for seconds in (1.0, 3.0)]
     assert reports[0].report_id == reports[1].report_id
     assert value(reports[1], "efficiency", "seconds_per_edit") == 1.5
 

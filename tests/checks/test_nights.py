@@ -45,9 +45,7 @@ def test_a_score_is_json(score: dict[str, Any]) -> None:
 
 
 def test_macro_f1_is_the_mean_over_the_verdicts_of_the_truth() -> None:
-    scores = verdict_scores(
-        [("accept", "accept"), ("accept", "reject"), ("reject", "reject"), ("reject", "quarantine")]
-    )
+    scores = verdict_scores([("accept", "accept"), ("accept", "reject"), ("reject", "reject"), ("reject", "quarantine")])
     assert scores["by_verdict"]["accept"] == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "n": 2}
     assert scores["by_verdict"]["reject"]["f1"] == pytest.approx(0.5)
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 0.5) / 2)

@@ -181,9 +181,7 @@ def test_a_long_answer_weighs_no_more_than_a_short_one() -> None:
 
 
 def test_the_lead_at_the_end_is_that_of_the_best_stop() -> None:
-    labels = answers.Labels(
-        torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([False, True]), 1
-    )
+    labels = answers.Labels(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([False, True]), 1)
     stops = torch.tensor([False, False, True, True])
     logits = torch.tensor([[0.0, 3.0, 1.0, 0.0], [0.0, 1.0, 0.5, 2.5]])
     assert answers.row_leads(logits, labels, stops).tolist() == [1.5]

@@ -185,6 +185,16 @@ def test_cached_suffix_gives_cost_and_gradient_of_the_full_forward(tiny: Editabl
         torch.testing.assert_close(gradient[i], slow_gradient, rtol=5e-3, atol=2e-5)
 
 
+def test_without_any_kl_term_the_cost_is_likelihood_and_decay(tiny: EditableModel) -> None:
+    settings = config(kl_weight=0.0)
+    encoded = encode_edits(tiny, SIX_REQUESTS, CONTEXTS, settings)
+    objective, _ = build_objective(tiny, encoded, 1, tiny.anatomy.mlp_out, settings)
+    delta = randn(6, 32).float()
+    for i, r in enumerate(SIX_REQUESTS):
+        slow = hooked_objective(tiny, r, 1, "mlp", delta[i], settings, [])
+        torch.testing.assert_close(objective(delta).cost[i], slow, rtol=2e-4, atol=2e-5)
+
+
 def test_margin_is_positive_exactly_where_the_predictor_says_exact(tiny: EditableModel) -> None:
     answers = [tiny.generate([r.prompt], 3)[0].split() for r in SIX_REQUESTS]
     said = [
@@ -315,9 +325,7 @@ def test_only_what_preparation_depends_on_changes_its_key() -> None:
 def test_ridge_is_relative_to_the_mean_diagonal() -> None:
     second = positive(7)
     factor = ridged_factor(second, 0.1)
-    torch.testing.assert_close(
-        factor @ factor.t(), second + 0.1 * second.trace() / 7 * torch.eye(7, dtype=torch.float64)
-    )
+    torch.testing.assert_close(factor @ factor.t(), second + 0.1 * second.trace() / 7 * torch.eye(7, dtype=torch.float64))
     with pytest.raises(ValueError, match="second_moment_ridge"):
         ridged_factor(-second, 0.1)
 

@@ -75,9 +75,7 @@ def test_weight_is_d_out_by_d_in_in_every_architecture(tiny: EditableModel) -> N
 
 def test_a_weight_times_a_key_is_the_value(tiny: EditableModel) -> None:
     seen = []
-    undo = tiny.hook(
-        tiny.anatomy.mlp_out.format(layer=1), lambda m, i, o: seen.append((i[0], o, getattr(m, "bias", None)))
-    )
+    undo = tiny.hook(tiny.anatomy.mlp_out.format(layer=1), lambda m, i, o: seen.append((i[0], o, getattr(m, "bias", None))))
     tiny.score([Ask("Paris lies in", "France")])
     undo()
     key, value, bias = seen[0]

@@ -51,9 +51,7 @@ class OnlySequential(Editor[EditorConfig]):
 def run(model: EditableModel, mode: Mode, batch_size: int | None = None, count: int = 6) -> list[tuple[Any, float]]:
     """(ids of each batch, how much of the vector was added while the step was in hand)."""
     seen = []
-    for step in run_edits(
-        AddOne(EditorConfig()), model, SIX_REQUESTS[:count], NOTHING, mode=mode, batch_size=batch_size
-    ):
+    for step in run_edits(AddOne(EditorConfig()), model, SIX_REQUESTS[:count], NOTHING, mode=mode, batch_size=batch_size):
         seen.append(([r.request_id for r in step.batch.requests], float(model.parameter(NORM)[0]) - 1.0))
     return seen
 

@@ -138,9 +138,7 @@ def test_every_mode_measures_all_edits_and_leaves_the_base(
     assert row.seconds_per_edit is not None and row.seconds_per_edit > 0
 
 
-def test_an_editor_that_changes_the_model_succeeds(
-    model: EditableModel, questions: Questions, settings: Settings
-) -> None:
+def test_an_editor_that_changes_the_model_succeeds(model: EditableModel, questions: Questions, settings: Settings) -> None:
     assert measure("ft_m", "single", model, questions, settings).scores["SR"].value == 1.0
 
 
@@ -226,9 +224,7 @@ class _Open:
         return None
 
 
-def test_only_the_newest_of_equal_measurements_is_read(
-    model: EditableModel, questions: Questions, settings: Settings
-) -> None:
+def test_only_the_newest_of_equal_measurements_is_read(model: EditableModel, questions: Questions, settings: Settings) -> None:
     first, second = (measure("ice", "single", model, questions, settings) for _ in range(2))
     with Warehouse.open(MEMORY) as wh:
         save_row(wh, first)

@@ -283,9 +283,7 @@ def test_a_damaged_swap_leaves_the_old_pointer(folder: DirectoryStore, monkeypat
     assert folder.read("c") == b"one"
 
 
-def test_a_failed_write_leaves_no_object_and_no_temporary_file(
-    folder: DirectoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_no_object_and_no_temporary_file(folder: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -455,9 +453,7 @@ def test_a_write_whose_answer_was_lost_counts_when_retried(s3_client: Any, bucke
 
 
 @pytest.mark.parametrize("code, kind", [("AccessDenied", WarehouseError), ("SlowDown", StoreUnavailable)])
-def test_refusals_and_chance_failures_are_told_apart(
-    s3_client: Any, bucket: str, code: str, kind: type[Exception]
-) -> None:
+def test_refusals_and_chance_failures_are_told_apart(s3_client: Any, bucket: str, code: str, kind: type[Exception]) -> None:
     def failing(real: Callable[..., Any], **arguments: Any) -> Any:
         raise _client_error(code, {"AccessDenied": 403, "SlowDown": 503}[code])
 

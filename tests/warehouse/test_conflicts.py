@@ -41,9 +41,7 @@ def test_the_end_of_a_chain_knows_its_start_and_its_records(store: Warehouse) ->
 
 
 def test_records_of_one_slot_without_statement_id_are_no_chain(store: Warehouse) -> None:
-    rows = columns(
-        store, *(change(f"r{i}", "add_statement", "Q1", "P20", None, f"Q{i + 1}", statement_id="") for i in (1, 2))
-    )
+    rows = columns(store, *(change(f"r{i}", "add_statement", "Q1", "P20", None, f"Q{i + 1}", statement_id="") for i in (1, 2)))
     assert [row["chain"] for row in rows.values()] == ["alone", "alone"]
     assert rows["r1"]["contradicts"] == "r2" and rows["r2"]["contradicts"] == "r1"
 

@@ -15,9 +15,7 @@ from warehouse.world_store import apply_fact_changes
 def sound():
     with Warehouse.open(":memory:") as wh:
         full_night(wh)
-        wh.execute(
-            "INSERT INTO properties VALUES ('P19', 'place of birth', 'single', true, NULL, false, '', '', false)"
-        )
+        wh.execute("INSERT INTO properties VALUES ('P19', 'place of birth', 'single', true, NULL, false, '', '', false)")
         apply_fact_changes(wh, NIGHT, [fact("Q1", "Q2")])
         yield wh
 

@@ -135,9 +135,7 @@ def test_an_edit_of_an_unknown_request_is_refused(chain: Warehouse) -> None:
 
 
 def test_skipped_edits_stay_in_the_ledger_with_their_reason(chain: Warehouse) -> None:
-    record_edits(
-        chain, LINE, "night-03", [edit("edit-3", "req-a", "")], status="skipped", reason="subject not in prompt"
-    )
+    record_edits(chain, LINE, "night-03", [edit("edit-3", "req-a", "")], status="skipped", reason="subject not in prompt")
     settle_edits(chain, LINE, "night-03", "cp-2", status="active")
     (line,) = edits_of(chain, LINE, "night-03")
     assert (line.status, line.reason, line.checkpoint_id) == ("skipped", "subject not in prompt", None)
@@ -242,9 +240,9 @@ def test_the_head_moves_back_only_to_a_promoted_checkpoint(chain: Warehouse) -> 
     with pytest.raises(NotFound, match="cp-9"):
         move_head(chain, LINE, "cp-9", "x")
     move_head(chain, LINE, "cp-0", "start over")
-    assert chain.rows(
-        "SELECT checkpoint_id, reason FROM heads WHERE lineage = ? ORDER BY seq DESC LIMIT 1", [LINE]
-    ) == [{"checkpoint_id": "cp-0", "reason": "start over"}]
+    assert chain.rows("SELECT checkpoint_id, reason FROM heads WHERE lineage = ? ORDER BY seq DESC LIMIT 1", [LINE]) == [
+        {"checkpoint_id": "cp-0", "reason": "start over"}
+    ]
 
 
 def test_the_view_of_a_lineage_shows_edits_report_and_decision_of_each_step(wh: Warehouse) -> None:

@@ -66,9 +66,7 @@ def small_world() -> Iterator[Warehouse]:
             row = {"pid": pid, "label": pid, "cardinality": cardinality, "single_in_practice": False,
                    "inverse_pid": inverse, "symmetric": symmetric, "temporal": False}  # fmt: skip
             warehouse.append("properties", [row])
-        warehouse.append(
-            "aliases", [{"entity_id": "Q:Ada", "alias": "A. Byron"}, {"entity_id": "Q:Ada", "alias": "Ada"}]
-        )
+        warehouse.append("aliases", [{"entity_id": "Q:Ada", "alias": "A. Byron"}, {"entity_id": "Q:Ada", "alias": "Ada"}])
         yield warehouse
 
 
@@ -112,9 +110,7 @@ def test_the_edit_is_asked_in_its_own_prompt_and_in_its_rephrases(wh: Warehouse)
 
 
 def test_the_old_answer_is_asked_for_as_obsolete(wh: Warehouse) -> None:
-    assert of("obsolete", build_edit_probes(wh, [ask("Ada", "P19", "Oslo", "Rome")])) == {
-        ("Ada was born in", ("Rome",))
-    }
+    assert of("obsolete", build_edit_probes(wh, [ask("Ada", "P19", "Oslo", "Rome")])) == {("Ada was born in", ("Rome",))}
     assert not of("obsolete", build_edit_probes(wh, [ask("Ada", "P19", "Oslo")]))
 
 
@@ -216,9 +212,7 @@ def test_a_set_depends_on_seed_and_content_alone(wh: Warehouse) -> None:
 def test_the_order_of_requests_does_not_decide_who_owns_a_shared_neighbour(wh: Warehouse) -> None:
     requests = [ask(f"New {i}", "P19", "Ulm") for i in range(4)]
     every = {"neighbourhood": 5}
-    assert build_edit_probes(wh, requests, per_request=every) == build_edit_probes(
-        wh, requests[::-1], per_request=every
-    )
+    assert build_edit_probes(wh, requests, per_request=every) == build_edit_probes(wh, requests[::-1], per_request=every)
 
 
 def test_a_probe_id_is_its_content_and_not_its_request() -> None:
@@ -353,9 +347,7 @@ def test_locality_is_asked_of_untouched_subjects_in_a_trained_template(world: Wa
         if i not in held_out_templates(f.subject_id, f.relation)
     }
     banned = calibration | {r.subject_id for r in requests} | {r.target_new_id for r in requests}
-    asked: list[Probe] = [
-        p for p in (*probes.probes, *standing.probes) if p.kind in ("neighbourhood", "unrelated", "drawdown")
-    ]
+    asked: list[Probe] = [p for p in (*probes.probes, *standing.probes) if p.kind in ("neighbourhood", "unrelated", "drawdown")]
     assert len(standing.probes) == 600 and len(asked) > 900
     assert all(trained[probe.prompt] not in banned for probe in asked)
 
@@ -364,9 +356,7 @@ def test_rephrases_of_a_fact_with_held_out_templates_were_never_trained(world: W
     requests = [r for r in counterfactuals(100) if held_out_templates(r.subject_id, r.relation)]
     probes = build_edit_probes(world, requests)
     unseen = {
-        templates()[r.relation].prompt(i, r.subject)
-        for r in requests
-        for i in held_out_templates(r.subject_id, r.relation)
+        templates()[r.relation].prompt(i, r.subject) for r in requests for i in held_out_templates(r.subject_id, r.relation)
     }
     found = prompts("rephrase", probes)
     assert len(found) == 3 * len(requests) and found <= unseen

@@ -372,9 +372,7 @@ def test_a_rejection_killed_at_any_step_ends_the_same_when_run_again(tmp_path: P
         assert content(broken) == content(quiet)
 
 
-def test_a_promoted_checkpoint_cannot_be_rejected_and_a_rejection_needs_a_reason(
-    store: DirectoryStore, make: Any
-) -> None:
+def test_a_promoted_checkpoint_cannot_be_rejected_and_a_rejection_needs_a_reason(store: DirectoryStore, make: Any) -> None:
     with pytest.raises(ValueError, match="use publish"):
         reject(store, *make("c1"), ["why"])
     with pytest.raises(ValueError, match="without a reason"):
@@ -400,9 +398,7 @@ def published(store: DirectoryStore, make: Any) -> Manifest:
 
 
 @pytest.mark.parametrize("name", ["production", "c1"])
-def test_a_pulled_folder_is_the_published_one(
-    store: DirectoryStore, published: Manifest, tmp_path: Path, name: str
-) -> None:
+def test_a_pulled_folder_is_the_published_one(store: DirectoryStore, published: Manifest, tmp_path: Path, name: str) -> None:
     assert pull(store, name, tmp_path / "deep" / "out") == published
     out = tmp_path / "deep" / "out"
     assert file_digests(checkpoint_files("c1", out)) == {
@@ -438,9 +434,7 @@ def test_pulling_onto_something_else_is_refused(
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_a_damaged_object_is_not_handed_out(
-    store: DirectoryStore, published: Manifest, tmp_path: Path, damage: str
-) -> None:
+def test_a_damaged_object_is_not_handed_out(store: DirectoryStore, published: Manifest, tmp_path: Path, damage: str) -> None:
     path = store.root / "checkpoints/c1/model.safetensors"
     if damage == "changed":
         path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -464,9 +458,7 @@ def test_a_manifest_that_names_a_path_elsewhere_is_not_followed(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_larger_than_the_limit_is_not_pulled(
-    store: DirectoryStore, published: Manifest, tmp_path: Path
-) -> None:
+def test_a_checkpoint_larger_than_the_limit_is_not_pulled(store: DirectoryStore, published: Manifest, tmp_path: Path) -> None:
     size = sum((store.root / key).stat().st_size for key in published.files if key.startswith("checkpoints/"))
     with pytest.raises(WarehouseError, match="larger than the limit"):
         pull(store, "production", tmp_path / "pulled" / "out", max_bytes=size - 1)

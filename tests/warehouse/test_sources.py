@@ -157,9 +157,7 @@ def test_all_six_files_are_nights_and_every_record_is_a_request(knowedit: KnowEd
         ("trivia_qa_train", "erase", "I don't know.", "hope"),
     ],
 )
-def test_targets_are_read_from_each_shape(
-    knowedit: KnowEditSource, night: str, kind: str, new: str, old: str | None
-) -> None:
+def test_targets_are_read_from_each_shape(knowedit: KnowEditSource, night: str, kind: str, new: str, old: str | None) -> None:
     (case,) = knowedit.cases(night)
     assert (case.request.kind, case.request.target_new, case.request.target_true) == (kind, new, old)
     assert case.request.subject in case.request.prompt

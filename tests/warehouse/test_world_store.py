@@ -86,18 +86,14 @@ def test_other_base_facts_are_refused_in_a_seeded_warehouse(
         seed_world(wh)
 
 
-def test_aliases_are_loaded_where_the_file_exists(
-    wh: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_aliases_are_loaded_where_the_file_exists(wh: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_world(tmp_path, monkeypatch)
     (tmp_path / "aliases.csv").write_text("entity_id,alias\nQ1,Ada L.\nQ1,Countess\n")
     seed_world(wh)
     assert wh.scalar("SELECT count(*) FROM aliases") == 2
 
 
-def test_stored_templates_follow_the_shipped_ones(
-    wh: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_templates_follow_the_shipped_ones(wh: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seed_world(wh)
     small_world(tmp_path, monkeypatch)
     (tmp_path / "templates.yaml").write_text("P19:\n  phrase: birth town\n  prompts: ['{s} hails from']\n")
@@ -143,8 +139,7 @@ def test_a_fact_believed_already_is_left_as_it_is(wh: Warehouse) -> None:
 
 def test_facts_without_ids_are_told_apart_by_their_labels(wh: Warehouse) -> None:
     text = [
-        Fact(subject_id="", subject=name, relation="P19", object_id="", object="Oslo", source="test")
-        for name in ("Ada", "Bo")
+        Fact(subject_id="", subject=name, relation="P19", object_id="", object="Oslo", source="test") for name in ("Ada", "Bo")
     ]
     assert apply_fact_changes(wh, "night-01", text) == (2, 0)
     assert apply_fact_changes(wh, "night-02", [], [("Bo", "P19", "Oslo")]) == (0, 1)

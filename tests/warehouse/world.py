@@ -69,9 +69,7 @@ RULE = GateRule(metric="success", op=">=", threshold=0.9)
 POLICY = GatePolicy(name="nightly", version=1, rules=(RULE,))
 
 
-def report(
-    name: str = "report-1", probe_set: str = "set-1", before: str = "cp-0", after: str = "cp-1"
-) -> EvaluationReport:
+def report(name: str = "report-1", probe_set: str = "set-1", before: str = "cp-0", after: str = "cp-1") -> EvaluationReport:
     scores = (
         Score(metric="success", value=0.99, low=0.95, high=1.0, n=50),
         Score(metric="locality", slice="unrelated", value=None, low=None, high=None, n=0),
@@ -108,9 +106,7 @@ def full_night(wh: Warehouse) -> None:
     add_checkpoint(wh, LINE, "", checkpoint("cp-0"), "promote")
     begin_run(wh, NIGHT, LINE, run_id="run-1", editor="memit", started_at=NOON)
     record_batches(wh, LINE, NIGHT, "memit", [EditBatch(batch_id="batch-1", requests=tuple(requests))], NOON)
-    save_patches(
-        wh, [PatchRow(patch_digest="patch-1", kind="weight", editor="memit", bytes=10, meta={"layers": [1, 2]})]
-    )
+    save_patches(wh, [PatchRow(patch_digest="patch-1", kind="weight", editor="memit", bytes=10, meta={"layers": [1, 2]})])
     record_edits(wh, LINE, NIGHT, [edit("edit-1", "req-a")], checkpoint_id="cp-1")
     probes = make_probe_set("night", [make_probe("success", "Ada was born in", ["Oslo"], "req-a"),
                                       make_probe("unrelated", "Bo was born in", ["Rome"], "req-a")])  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from warehouse.reference import HERE
+
 NUM_TEMPLATES = 10
 HARMLESS_FLAGS = {"non_ascii", "long_label"}
 #: Most facts taken for each property. Skewed properties (P103, P413: one answer has half of the facts) get less.

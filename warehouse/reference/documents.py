@@ -84,14 +84,14 @@ def unknown_slots() -> list[tuple[WorldFact, str]]:
     of_slot = {(f.subject_id, f.relation) for f in facts()}
     for fact in facts():
         by_relation[fact.relation].append(fact)
-    pairs = [("P19", "P20"), ("P27", "P103"), ("P103", "P140"), ("P413", "P19"), ("P740", "P264"), ("P495", "P449"),
-             ("P159", "P127"), ("P407", "P170"), ("P176", "P178"), ("P22", "P19"), ("P364", "P495"), ("P20", "P27")]  # fmt: skip
+    pairs = [
+        ("P19", "P20"), ("P27", "P103"), ("P103", "P140"), ("P413", "P19"), ("P740", "P264"), ("P495", "P449"),
+        ("P159", "P127"), ("P407", "P170"), ("P176", "P178"), ("P22", "P19"), ("P364", "P495"), ("P20", "P27"),
+    ]  # fmt: skip
     slots = []
     for has, lacks in pairs:
         ranked = sorted(by_relation[has], key=lambda f: share("unknown", f.subject_id, f.relation))
-        slots += [(f, lacks) for f in ranked if (f.subject_id, lacks) not in of_slot and f.origin != "update_nights"][
-            :25
-        ]
+        slots += [(f, lacks) for f in ranked if (f.subject_id, lacks) not in of_slot and f.origin != "update_nights"][:25]
     return slots
 
 

@@ -87,9 +87,7 @@ class KnowEditSource:
         if task != "Sanitation":
             return ()
         items = [(where, item) for section, where, item in _items(path, task) if section in KEEP]
-        return tuple(
-            make_probe("unrelated", item["question"], _answers(item["ground_truth"], where)) for where, item in items
-        )
+        return tuple(make_probe("unrelated", item["question"], _answers(item["ground_truth"], where)) for where, item in items)
 
     def _files(self) -> dict[str, tuple[Path, Task]]:
         if self.path.is_dir():

@@ -1,0 +1,123 @@
+"""One Prefect server for all flow tests, one small world, and one night that nothing disturbed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.nights import config_of, write_world
+from warehouse.artifacts import ObjectStore, open_store
+from warehouse.promotion import read_manifest, read_pointer
+from warehouse.records import Manifest, NightRun
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The temporary server of Prefect's own harness; flows of a test run in the test's process."""
+    os.environ.setdefault("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+    os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings over a tiny model and two nights; read-only, shared by every home."""
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@dataclass(frozen=True)
+class Home:
+    """One ERRATA_HOME and what a test asks of it."""
+
+    config: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.config["home"])
+
+    @property
+    def store(self) -> ObjectStore:
+        return open_store(self.config.get("store") or str(self.path / "store"))
+
+    def run(self, night: str = "night-01", **more: Any) -> NightRun:
+        from flows.nightly import nightly_refresh
+
+        return nightly_refresh(night=night, config=self.config, **more)
+
+    def head(self, channel: str = "production") -> Manifest:
+        found = read_pointer(self.store, channel)
+        assert found is not None, f"channel {channel} was never moved"
+        return read_manifest(self.store, found[0].checkpoint_id)
+
+    def listing(self) -> list[str]:
+        """Every key of the store with its content's digest."""
+        return [f"{key} {self.store.digest(key)}" for key in sorted(self.store.list())]
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        from warehouse.store import Warehouse
+
+        with Warehouse.open(self.path / "warehouse.duckdb") as wh:
+            return wh.rows(sql)
+
+    def findings(self) -> list[Any]:
+        from warehouse.integrity import check
+        from warehouse.store import Warehouse
+
+        with Warehouse.open(self.path / "warehouse.duckdb") as wh:
+            return check(wh)
+
+
+@pytest.fixture
+def home(world: dict[str, Any], tmp_path: Path) -> Home:
+    """A new, empty home."""
+    return Home(config_of(world, tmp_path / "home"))
+
+
+@pytest.fixture
+def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Evidently page: it takes most of a tiny night's seconds, and the undisturbed night makes a real one."""
+
+    def write(folder: Path, *_: Any) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / "evidently.html"
+
+    monkeypatch.setattr("tasks.publish_report.write_evidently", write)
+
+
+@dataclass(frozen=True)
+class FinishedNight:
+    home: Home
+    line: NightRun
+
+
+@pytest.fixture(scope="session")
+def undisturbed(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> FinishedNight:
+    """Night 1, run to its end in one go with everything real."""
+    found = Home(config_of(world, tmp_path_factory.mktemp("undisturbed") / "home"))
+    return FinishedNight(found, found.run())
+
+
+@pytest.fixture
+def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of moto's HTTP server, found by boto3 as any other: from the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    values = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+              "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=values["AWS_ENDPOINT_URL"]).create_bucket(Bucket="nights")
+    yield "nights"
+    server.stop()

@@ -1,0 +1,46 @@
+"""The documentation names what there is: commands, editors, packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from click import Group
+
+from editors import catalogue
+from flows.cli import app
+
+ROOT = Path(__file__).parent.parent
+COMMANDS: Group = typer.main.get_command(app)  # type: ignore[assignment]
+
+
+def leaves(group: Group, prefix: str = "") -> list[str]:
+    found = []
+    for name, command in group.commands.items():
+        found += leaves(command, f"{prefix}{name} ") if isinstance(command, Group) else [prefix + name]
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.commands))
+def test_readme_names_every_command(name: str) -> None:
+    assert f"`errata {name}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", leaves(COMMANDS))
+def test_every_command_has_help_and_json(path: str) -> None:
+    command = COMMANDS
+    for part in path.split():
+        command = command.commands[part]  # type: ignore[assignment, union-attr]
+    assert command.help
+    assert any("--json" in p.opts for p in command.params)
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_editor_has_a_row_in_the_readme_table(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "editors" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("package", ["flows", "tasks", "editors", "checks", "warehouse", "deployments"])
+def test_package_has_a_readme(package: str) -> None:
+    assert (ROOT / package / "README.md").exists()
