@@ -33,7 +33,7 @@ Undo = Callable[[], None]
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row-major order, whatever its dtype."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
@@ -233,12 +233,23 @@ class EditableModel:
         return self._runner
 
     @property
+    def head(self) -> nn.Linear:
+        """The language-model head: hidden states to logits."""
+        found = self.hf.get_output_embeddings()
+        assert isinstance(found, nn.Linear), f"{self.name} has no linear language-model head"
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.head.weight.shape[0])
+
+    @property
     def stops(self) -> Tensor:
         """(vocab,) True for tokens that end an answer; computed once."""
         if self._stops is None:
             # Built by `score` under inference mode, it could not be used where gradients are taken.
             with torch.inference_mode(False):
-                self._stops = stop_tokens(self.tokenizer, int(self.hf.get_output_embeddings().weight.shape[0]))
+                self._stops = stop_tokens(self.tokenizer, self.vocab_size)
         return self._stops
 
     @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,7 +32,7 @@ class PlainRunner:
         """Batches sorted by length, so that little is padded; rows longer than the context lose their left end."""
         model = self._model
         rows = encode_rows(model.tokenizer, call.prompts, call.continuations)
-        vocab = int(model.hf.get_output_embeddings().weight.shape[0])
+        vocab = model.vocab_size
         limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or max((len(r.ids) for r in rows), default=1)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         most_tokens = TOKENS_PER_BATCH.get(model.hf.device.type, TOKENS_PER_GPU_BATCH)
@@ -66,7 +66,7 @@ class PlainRunner:
                 ).last_hidden_state
             finally:
                 model.positions = None
-            logits = model.hf.get_output_embeddings()(hidden[wanted.to(device)])
+            logits = model.head(hidden[wanted.to(device)])
             yield LogitBatch(chosen, [rows[i].ids[b:] for i, b in zip(chosen, begins, strict=True)], logits)
 
     def generate(self, prompts: Sequence[str], options: Generation) -> list[str]:
@@ -88,13 +88,14 @@ class PlainRunner:
                 kept = encoded[i][-longest:]
                 ids[row, longest - len(kept) :] = torch.tensor(kept)
                 mask[row, longest - len(kept) :] = 1
+            hf: Any = model.hf  # transformers types `generate` for fewer models than have it
             last = torch.full((len(chosen),), longest - 1, device=device)
             model.positions = PromptPositions(last, mask.bool().to(device))
             # fork_rng: sampling here must not move anybody else's random stream.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(options.seed)
                 try:
-                    out = model.hf.generate(
+                    out = hf.generate(
                         input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=options.max_new_tokens,
                         do_sample=options.sample, use_cache=options.use_cache, pad_token_id=model.pad_id,
                         **({} if options.sample else {"temperature": None, "top_p": None, "top_k": None}),
@@ -102,5 +103,5 @@ class PlainRunner:
                 finally:
                     model.positions = None
             for i, tokens in zip(chosen, out[:, longest:].tolist(), strict=True):
-                texts[i] = tokenizer.decode(tokens, skip_special_tokens=True)
+                texts[i] = str(tokenizer.decode(tokens, skip_special_tokens=True))
         return texts

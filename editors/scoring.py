@@ -88,7 +88,7 @@ def score_call(runner: Runner, call: Call, stops: Tensor, tokenizer: PreTrainedT
                 token_accuracy=sum(right) / n if n else 0.0,
                 log_prob=sum(log_probs[done : done + n]),
                 margin=min(margins[done : done + n], default=float("-inf")),
-                argmax_text=tokenizer.decode(here, skip_special_tokens=True),
+                argmax_text=str(tokenizer.decode(here, skip_special_tokens=True)),
             )
             at += n + 1
             done += n

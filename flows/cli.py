@@ -14,7 +14,7 @@ import os
 import typer
 from rich.logging import RichHandler
 
-from flows.commands import demo, nights, reference, state
+from flows.commands import demo, measure, nights, reference, state
 from flows.commands.shared import errors
 from tasks.settings import configure
 
@@ -34,6 +34,8 @@ app.command()(nights.pull)
 app.command()(nights.rollback)
 app.command()(state.editors)
 app.command()(state.prepare)
+app.command()(measure.benchmark)
+app.command()(measure.bench)
 app.command()(demo.demo)
 
 

@@ -103,8 +103,8 @@ def _close(run: Night, done: EditedNight, manifest: Manifest | None) -> NightRun
             seconds=round(run.spent + time.monotonic() - run.started, 2),
             details={"skipped": len(done.skipped), "edit_seconds": done.edit_seconds},
         )  # fmt: skip
-        save_run(wh, line)
-    return line
+        # As stored, so that a rerun returns the same line.
+        return save_run(wh, line).line
 
 
 def finish(run: Night, done: EditedNight, manifest: Manifest) -> NightRun:

@@ -77,7 +77,7 @@ def night_markdown(
     parts = [f"# {title}", "", *(f"- {name}: {value}" for name, value in lines.items()), ""]
     if verdicts:
         parts += ["## Records", "", "| verdict | reason | records |", "|---|---|---|"]
-        parts += [f"| {row.verdict} | {row.reason} | {row.records} |" for row in counted(verdicts).itertuples()]
+        parts += [f"| {row['verdict']} | {row['reason']} | {row['records']} |" for row in counted(verdicts).to_dict("records")]
         held = [v for v in verdicts if v.verdict in ("reject", "quarantine")]
         parts += ["", "Refused or held:", "", *(f"- `{v.record_id}` {cell(v.sentence)}" for v in held), ""]
     if examples:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editors.tokens import pad_id_of
 from warehouse.reference.world import facts, templates
 
 #: Rows of one pass; few, so that the activations stay in the processor's cache.
@@ -41,7 +42,7 @@ def answers_match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, it
     for at in range(0, len(order), BATCH):
         chosen = order[at : at + BATCH]
         longest = max(len(prompts[i]) + len(targets[i]) for i in chosen)
-        ids = torch.full((len(chosen), longest), tokenizer.pad_token_id)
+        ids = torch.full((len(chosen), longest), pad_id_of(tokenizer))
         goal = torch.full((len(chosen), longest), -1)
         for row, i in enumerate(chosen):
             ids[row, : len(prompts[i]) + len(targets[i])] = torch.tensor(prompts[i] + targets[i])

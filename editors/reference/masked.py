@@ -8,6 +8,7 @@ The saved model is plain and is used without a mask. With no subject the pass eq
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ FIRST_LATE_LAYER = 3
 
 def hidden_states(model: GPT2LMHeadModel, ids: Tensor, early_mask: Tensor, late_mask: Tensor) -> Tensor:
     """Final hidden states (rows, tokens, d_model) under the two additive masks (rows, 1, tokens, tokens)."""
-    core, config = model.transformer, model.config
+    core: Any = model.transformer
+    config = model.config
     rows, tokens = ids.shape
     heads, width = config.n_head, config.n_embd // config.n_head
     h = core.wte(ids) + core.wpe.weight[:tokens]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class Rows:
 def encode_documents(documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> list[TokenDocument]:
     texts = [d.text for d in documents]
     encodings = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
+    end_id: Any = tokenizer.eos_token_id
     encoded = []
     for document, ids, offsets in zip(documents, encodings["input_ids"], encodings["offset_mapping"], strict=True):
         edges, roles, at = [], [], 0
@@ -68,7 +70,7 @@ def encode_documents(documents: list[Document], tokenizer: PreTrainedTokenizerFa
         if document.masked:
             last = {p: i for i, p in enumerate(piece_of)}
             span_end = [last[p] if roles[p] == "subject" else -1 for p in piece_of]
-        encoded.append(TokenDocument([*ids, tokenizer.eos_token_id], [*weights, END_WEIGHT], [*span_end, -1]))
+        encoded.append(TokenDocument([*ids, end_id], [*weights, END_WEIGHT], [*span_end, -1]))
     return encoded
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from editors.reference.evaluate import exact_match
 from editors.reference.masked import hidden_states
 from editors.reference.rows import Rows, encode_documents, pack, stack
+from editors.tokens import pad_id_of
 from warehouse.reference.documents import epoch_documents
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
@@ -69,12 +71,12 @@ def train_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 def new_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
     torch.manual_seed(config.seed)
+    end_id: Any = tokenizer.eos_token_id
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer), n_positions=config.context, n_embd=config.width, n_layer=config.layers,
             n_head=config.heads, n_inner=config.inner, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=end_id, eos_token_id=end_id, pad_token_id=pad_id_of(tokenizer),
         )
     )  # fmt: skip
 
@@ -94,7 +96,7 @@ def batches(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator
     epoch = 0
     while True:
         documents = encode_documents(epoch_documents(epoch, config.seed), tokenizer)
-        for row in pack(documents, config.row_tokens, tokenizer.pad_token_id):
+        for row in pack(documents, config.row_tokens, pad_id_of(tokenizer)):
             pending.append(row)
             if len(pending) == config.rows:
                 yield stack(pending)
@@ -186,7 +188,8 @@ def run_process(rank: int, config: TrainConfig, folder: Path, port: int) -> None
                 log.write(json.dumps(line) + "\n")
     if rank == 0:
         _save(state, model, optimizers, config.steps)
-        model.to(torch.bfloat16).save_pretrained(folder / "model")
+        shipped: Any = model
+        shipped.to(torch.bfloat16).save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     dist.barrier()
     dist.destroy_process_group()
@@ -208,7 +211,9 @@ def train(folder: Path, config: TrainConfig) -> Path:
     settings.write_text(wanted)
     if not (folder / "tokenizer").exists():
         train_tokenizer(config.vocabulary).save_pretrained(folder / "tokenizer")
-    torch.multiprocessing.spawn(run_process, args=(config, folder, _free_port()), nprocs=config.processes)
+    torch.multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
+        run_process, args=(config, folder, _free_port()), nprocs=config.processes
+    )
     return folder / "model"
 
 

@@ -89,7 +89,7 @@ def _example(settings: Any) -> dict[str, str] | None:
         # Through the door that a server uses: pull, from_pretrained, generate.
         folder = Path(scratch) / "model"
         pull(store, settings.channel_name, folder)
-        served = AutoModelForCausalLM.from_pretrained(folder)
+        served: Any = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         fresh = at_checkpoint(settings, store, manifest.checkpoint)
         after = fresh.generate(prompts, 10)

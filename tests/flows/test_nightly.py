@@ -141,9 +141,7 @@ def test_two_lineages_over_the_same_nights_do_not_disturb_each_other(home: Home,
     assert home.rows("SELECT count(*) AS n FROM updates") == [{"n": NUM_RECORDS}]
 
 
-def test_the_same_night_through_s3_gives_the_same_digests(
-    home: Home, undisturbed: FinishedNight, s3_bucket: str
-) -> None:
+def test_the_same_night_through_s3_gives_the_same_digests(home: Home, undisturbed: FinishedNight, s3_bucket: str) -> None:
     through_s3 = Home({**home.config, "store": f"s3://{s3_bucket}/team/errata"})
     assert through_s3.run().verdict == "promote"
     assert identity(through_s3) == identity(undisturbed.home)

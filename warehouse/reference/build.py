@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -46,7 +47,7 @@ def held_out_templates(subject_id: str, relation: str) -> tuple[int, ...]:
     return tuple(sorted(order[:HELD_OUT_TEMPLATES]))
 
 
-def _candidates(data: Path, base: pd.DataFrame) -> pd.DataFrame:
+def _candidates(data: Path, base: pd.DataFrame) -> Any:
     facts = pd.read_parquet(data / "facts.parquet").rename(
         columns={"subject_qid": "subject_id", "subject_label": "subject", "property_pid": "relation",
                  "object_qid": "object_id", "object_label": "object"}
@@ -63,10 +64,10 @@ def _candidates(data: Path, base: pd.DataFrame) -> pd.DataFrame:
         c and n == 1 and slot not in reserved_slots and slot not in base_slots and pid in QUOTA
         for c, n, slot, pid in zip(clean, facts.n_objects, slots, facts.relation, strict=True)
     ]
-    return facts[keep]
+    return facts.loc[keep]
 
 
-def choose(data: Path) -> pd.DataFrame:
+def choose(data: Path) -> Any:
     lines = (data / "updates" / "base_facts.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     base = pd.DataFrame(
@@ -74,7 +75,7 @@ def choose(data: Path) -> pd.DataFrame:
          "object_id": r["object"]["id"], "object": r["object"]["label"], "origin": "update_nights"}
         for r in rows
     ).drop_duplicates(["subject_id", "relation", "object_id"])  # fmt: skip
-    pool = _candidates(data, base).copy()
+    pool: Any = _candidates(data, base).copy()
     pool["origin"] = pool["source"]
     # Subjects with several facts serve relation specificity; objects that are subjects serve two-hop questions.
     per_subject = pool.groupby("subject_id").relation.transform("nunique")
@@ -98,7 +99,7 @@ def choose(data: Path) -> pd.DataFrame:
             taken.append(row.Index)
             room -= 1
     columns = list(base.columns)
-    world = pd.concat([base[base.relation.isin(QUOTA)], pool.loc[taken, columns]])
+    world: Any = pd.concat([base[base.relation.isin(QUOTA)], pool.loc[taken, columns]])
     # One label must mean one subject, else a prompt has two right answers.
     ids_of_label = world.groupby("subject").subject_id.transform("nunique")
     world = world[(ids_of_label == 1) | (world.origin == "update_nights")]
