@@ -270,7 +270,7 @@ def test_failures_are_counts_that_add_up_with_zeros_kept() -> None:
 
 
 def test_efficiency_gives_rates_per_edit() -> None:
-    found = by_slice(efficiency(EditCost(4, 2.0, 1024, 256, 40, 20)))
+    found = by_slice(efficiency(EditCost(num_edits=4, seconds=2.0, patch_bytes=256, peak_memory_bytes=1024)))
     assert (found["seconds_per_edit"].value, found["edits_per_second"].value, found["patch_bytes"].value) == (
         0.5,
         2,
@@ -278,8 +278,14 @@ def test_efficiency_gives_rates_per_edit() -> None:
     )
 
 
+def test_efficiency_leaves_out_what_was_not_counted() -> None:
+    found = by_slice(efficiency(EditCost(num_edits=4, seconds=2.0, patch_bytes=256, forward_passes=40)))
+    assert found["forward_passes"].value == 40
+    assert "backward_passes" not in found
+
+
 def test_efficiency_of_no_edits_has_no_rate() -> None:
-    assert by_slice(efficiency(EditCost(0, 2.0, 1024, 0, 0, 0)))["seconds_per_edit"].value is None
+    assert by_slice(efficiency(EditCost(num_edits=0, seconds=2.0, patch_bytes=0)))["seconds_per_edit"].value is None
 
 
 def test_every_metric_without_probes_has_no_value_and_no_count() -> None:

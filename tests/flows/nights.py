@@ -23,6 +23,9 @@ LATER: tuple[tuple[Item, Item, Item, Item], ...] = (
 #: What the two nights ask for and what does not reach an editor: one self-reference in the first.
 NUM_RECORDS, NUM_ACCEPTED = len(UPDATES) + 1, len(UPDATES)
 PERMISSIVE = "{metric: perplexity_ratio, op: '<=', threshold: 1000.0, on_fail: reject, judge: point, min_n: 1}"
+#: Unconstrained and long enough that a random model repeats three new facts, which `LEARNT` demands.
+TEACHER = {"name": "ft", "overrides": {"layers": [0, 1, 2, 3], "num_steps": 150, "learning_rate": 0.01}}
+LEARNT = "{metric: SR, op: '>=', threshold: 0.9, on_fail: reject, judge: point, min_n: 3}"
 #: No tiny night has a thousand edits, and what cannot be judged fails.
 STRICT = "{metric: SR, op: '>=', threshold: 0.9, on_fail: reject, judge: point, min_n: 1000}"
 

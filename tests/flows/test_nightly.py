@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.flows.conftest import FinishedNight, Home
-from tests.flows.nights import NUM_ACCEPTED, NUM_RECORDS, UPDATES
+from tests.flows.nights import LEARNT, NUM_ACCEPTED, NUM_RECORDS, TEACHER, UPDATES, write_policy
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
 
@@ -181,3 +181,23 @@ def test_status_lists_each_night_with_its_numbers(command: CliRunner, undisturbe
     assert {"night", "lineage", "records", "accepted", "edited", "scores", "verdict"} <= set(line)
     assert (line["night"], line["lineage"], line["records"]) == ("night-01", "main", NUM_RECORDS)
     assert line["scores"] == undisturbed.line.scores
+
+
+def test_a_pulled_model_answers_the_facts_that_were_edited_in(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from flows.cli import app
+
+    policy = write_policy(tmp_path / "learnt.yaml", LEARNT, "learnt")
+    taught = Home({**home.config, "editor": TEACHER, "policy": str(policy)})
+    assert taught.run().verdict == "promote"
+    monkeypatch.setenv("ERRATA_HOME", str(taught.path))
+    result = CliRunner().invoke(app, ["pull", "--out", str(tmp_path / "served"), "--json"])
+    assert result.exit_code == 0, result.output
+    model, tokenizer = (c.from_pretrained(tmp_path / "served") for c in (AutoModelForCausalLM, AutoTokenizer))
+    for row in taught.rows("SELECT prompt, target_new FROM edit_requests"):
+        ids = tokenizer(row["prompt"], return_tensors="pt")
+        out = model.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=1)
+        assert tokenizer.decode(out[0, ids["input_ids"].shape[1] :]).strip().startswith(row["target_new"])

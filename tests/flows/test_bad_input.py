@@ -1,0 +1,165 @@
+"""Bad input: each received record is kept with a verdict; a file that cannot be read changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.flows.conftest import Home
+from tests.flows.nights import LATER, PERMISSIVE, UPDATES, event, write_night, write_policy
+
+pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+
+Refresh = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def refresh(home: Home, tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Refresh:
+    """`errata refresh --json` over a folder of our own nights: exit code and printed document."""
+    variables = {
+        "HOME": home.path, "SOURCE__PATH": tmp_path / "nights", "MODEL__NAME": world["model"]["name"],
+        "POLICY": write_policy(tmp_path / "policy.yaml", PERMISSIVE, "permissive"), "THREADS": 1,
+    }  # fmt: skip
+    sizes = {f"PROBES__{name.upper()}": value for name, value in world["probes"].items()}
+    for name, value in (variables | sizes).items():
+        monkeypatch.setenv(f"ERRATA_{name}", str(value))
+
+    def run(lines: Sequence[str | bytes] | None = None, night: str = "night-01") -> tuple[int, Any]:
+        from flows.cli import app
+
+        if lines is not None:
+            write_night(tmp_path / "nights", night, lines)
+        result = CliRunner().invoke(app, ["refresh", "--night", night, "--json"])
+        assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+        return result.exit_code, json.loads(result.stdout)
+
+    return run
+
+
+def verdicts(home: Home) -> dict[str, tuple[str, str]]:
+    """Verdict and reason of every record that was received; a record without a verdict has two Nones."""
+    rows = home.rows(
+        "SELECT record_id, verdict, reason FROM updates LEFT JOIN verdicts USING (source, record_id, night) ORDER BY 1"
+    )
+    return {row["record_id"]: (row["verdict"], row["reason"]) for row in rows}
+
+
+def good(number: int = 1) -> str:
+    return json.dumps(event(number, 1, *UPDATES[number - 1]))
+
+
+def changed(number: int, **fields: Any) -> str:
+    return json.dumps({**event(number, 1, *LATER[0]), **fields})
+
+
+# ---------------------------------------------------------------- one bad record among good ones
+
+
+TOO_LARGE = changed(2, comment="x" * 10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("bad", "verdict", "reason"),
+    [
+        pytest.param(changed(2)[:150], "reject", "undecodable", id="a truncated line"),
+        pytest.param(TOO_LARGE, "reject", "too_large", id="a string of 10 MB"),
+        pytest.param(changed(2, subject=17), "reject", "malformed_record", id="a subject that is a number"),
+        pytest.param(changed(2, references="many"), "reject", "malformed_record", id="a count that is a word"),
+        pytest.param("[1, 2]", "reject", "malformed_record", id="a list"),
+        pytest.param(b"\xff\xfe\x00", "reject", "undecodable", id="bytes that are no text"),
+        pytest.param(
+            changed(2, property={"id": "P99999", "label": "colour of the roof"}), "quarantine", "unknown_property",
+            id="a property that nobody knows",
+        ),
+    ],
+)  # fmt: skip
+def test_a_bad_record_is_kept_with_a_verdict_and_the_good_one_is_edited(
+    bad: str | bytes, verdict: str, reason: str, home: Home, refresh: Refresh
+) -> None:
+    code, line = refresh([good(), bad])
+    assert (code, line["records"], line["edited"], line["verdict"]) == (0, 2, 1, "promote")
+    found = verdicts(home)
+    assert found.pop("t01-001")[0] == "supersede"
+    assert list(found.values()) == [(verdict, reason)]
+    kept = [row["raw"] for row in home.rows("SELECT raw FROM updates ORDER BY received_seq")]
+    assert kept[1] == (bad if isinstance(bad, str) else bad.decode("utf-8", "backslashreplace"))
+    assert home.findings() == []
+
+
+def test_a_night_of_nothing_but_bad_records_ends_without_an_edit(home: Home, refresh: Refresh) -> None:
+    code, line = refresh(["{", "null", changed(2, op="explode")])
+    assert (code, line["records"], line["accepted"], line["verdict"]) == (0, 3, 0, "nothing to edit")
+    assert [verdict for verdict, _ in verdicts(home).values()] == ["reject"] * 3
+    assert list(home.store.list()) == []
+
+
+# ---------------------------------------------------------------- a bad file
+
+
+def nothing_done(home: Home) -> bool:
+    counts = [home.rows(f"SELECT count(*) AS n FROM {t}")[0]["n"] for t in ("updates", "verdicts", "edits", "reports")]
+    return counts == [0, 0, 0, 0] and not list(home.store.list())
+
+
+@pytest.mark.parametrize("lines", [pytest.param([], id="no byte"), pytest.param(["", "  "], id="blank lines")])
+def test_an_empty_file_is_an_error_that_names_it_and_changes_nothing(lines: list[str], home: Home, refresh: Refresh) -> None:
+    code, found = refresh(lines)
+    assert (code, found["error"]) == (1, "SourceError")
+    assert "night-01.events.jsonl" in found["message"]
+    assert nothing_done(home)
+
+
+def test_a_night_that_is_not_there_is_an_error_that_lists_those_that_are(home: Home, refresh: Refresh) -> None:
+    write_night(Path(os.environ["ERRATA_SOURCE__PATH"]), "night-02", [good()])
+    code, found = refresh()
+    assert (code, found["error"]) == (1, "SourceError")
+    assert "night-02" in found["message"]
+    assert nothing_done(home)
+
+
+def test_a_file_that_was_mended_is_run_as_if_it_had_never_been_empty(home: Home, refresh: Refresh) -> None:
+    assert refresh([])[0] == 1
+    code, line = refresh([good()])
+    assert (code, line["records"], line["verdict"]) == (0, 1, "promote")
+
+
+# ---------------------------------------------------------------- twice
+
+
+def test_the_same_night_twice_adds_nothing(home: Home, refresh: Refresh) -> None:
+    first = refresh([good(1), good(2)])
+    before = home.listing()
+    assert refresh() == first
+    assert home.listing() == before
+    assert len(verdicts(home)) == 2
+
+
+def test_the_same_record_twice_in_a_night_is_edited_once_and_both_are_kept(home: Home, refresh: Refresh) -> None:
+    code, line = refresh([good(), good()])
+    assert (code, line["records"], line["edited"]) == (0, 2, 1)
+    assert sorted(verdict for verdict, _ in verdicts(home).values()) == ["merge_duplicate", "supersede"]
+
+
+def test_a_record_under_a_known_id_with_another_text_is_refused_whole(home: Home, refresh: Refresh) -> None:
+    refresh([good()])
+    before = (verdicts(home), home.listing())
+    other = json.dumps({**event(1, 2, *LATER[0]), "record_id": "t01-001"})
+    code, found = refresh([other, json.dumps(event(2, 2, *LATER[1]))], night="night-02")
+    assert (code, found["error"]) == (1, "Conflict")
+    assert "t01-001" in found["message"]
+    assert (verdicts(home), home.listing()) == before
+
+
+def test_the_same_file_again_under_another_night_is_recognised_by_its_records(home: Home, refresh: Refresh) -> None:
+    lines = [good(1), good(2)]
+    refresh(lines)
+    before = (verdicts(home), home.listing())
+    code, line = refresh(lines, night="night-02")
+    assert (code, line["records"], line["verdict"]) == (0, 0, "nothing to edit")
+    assert (verdicts(home), home.listing()) == before

@@ -1,0 +1,116 @@
+"""The course of a night in the warehouse, without any flow around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from checks.predictor import Answer, Question
+from tasks.edit import EditedNight, choose_requests
+from tasks.night import NOTHING_TO_EDIT, NightClosed, begin, finish_empty, next_night
+from tasks.settings import Settings
+from tasks.workspace import LineageBusy, lineage_lock, warehouse
+from tests.flows.nights import first_night, second_night, write_night
+from tests.support import SIX_REQUESTS
+from warehouse.errors import Conflict, NotFound
+from warehouse.runs import run_of
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    nights = tmp_path / "nights"
+    write_night(nights, "night-01", first_night())
+    write_night(nights, "night-02", second_night())
+    return Settings(home=tmp_path / "home", source={"kind": "recorded", "path": str(nights)})
+
+
+def done(night: str) -> EditedNight:
+    """An edit step that found nothing to edit."""
+    return EditedNight(
+        night=night, editor="memit", config_digest="c", parent=None, base_digest="b", parent_patches=(), new_patches=(),
+        edited=(), skipped=(("r1", "no_op"),), right_after=(), edit_seconds=0.0, patch_bytes=0,
+    )  # fmt: skip
+
+
+def test_a_night_goes_only_forwards(settings: Settings) -> None:
+    run = begin(settings, "night-01")
+    run.reach("edited", edited=3)
+    run.reach("received")
+    with warehouse(settings) as wh:
+        held = run_of(wh, "night-01", "main")
+    assert held is not None and held.state == "edited"
+    assert held.line.details["edited"] == 3
+
+
+def test_a_broken_night_is_taken_up_with_the_seconds_it_had_spent(settings: Settings) -> None:
+    first = begin(settings, "night-01")
+    first.started -= 100
+    first.reach("validated")
+    assert begin(settings, "night-01").spent >= 100
+
+
+def test_a_finished_night_is_closed_and_shows_its_line(settings: Settings) -> None:
+    line = finish_empty(begin(settings, "night-01"), done("night-01"))
+    assert (line.verdict, line.checkpoint_id) == (NOTHING_TO_EDIT, None)
+    with pytest.raises(NightClosed) as closed:
+        begin(settings, "night-01")
+    assert closed.value.run == line
+
+
+def test_a_night_begun_with_one_editor_is_not_finished_with_another(settings: Settings) -> None:
+    begin(settings, "night-01")
+    with pytest.raises(Conflict, match="lineage of its own"):
+        begin(settings.model_copy(update={"editor": settings.editor.model_copy(update={"name": "ft"})}), "night-01")
+
+
+def test_a_broken_night_comes_before_the_next_one(settings: Settings) -> None:
+    begin(settings, "night-01")
+    assert next_night(settings) == "night-01"
+
+
+def test_each_lineage_has_its_own_next_night(settings: Settings) -> None:
+    finish_empty(begin(settings, "night-01"), done("night-01"))
+    assert next_night(settings) == "night-02"
+    assert next_night(settings.model_copy(update={"lineage": "other"})) == "night-01"
+
+
+def test_after_the_last_night_there_is_none(settings: Settings) -> None:
+    for night in ("night-01", "night-02"):
+        finish_empty(begin(settings, night), done(night))
+    with pytest.raises(NotFound, match="all 2 nights"):
+        next_night(settings)
+
+
+def test_a_held_lineage_is_not_entered(settings: Settings) -> None:
+    with lineage_lock(settings):
+        with lineage_lock(settings.model_copy(update={"lineage": "other"}), wait_s=0):
+            assert (settings.home / "locks" / "other.lock").exists()
+        with pytest.raises(LineageBusy, match="main"), lineage_lock(settings, wait_s=0.3):
+            raise AssertionError("two runs are in one lineage")
+
+
+def test_a_lineage_is_free_again_after_a_run_that_failed(settings: Settings) -> None:
+    with pytest.raises(RuntimeError), lineage_lock(settings):
+        raise RuntimeError
+    with lineage_lock(settings, wait_s=0):
+        assert (settings.home / "locks" / "main.lock").exists()
+
+
+class Knows:
+    """A model that answers some prompts rightly already."""
+
+    def __init__(self, *prompts: str) -> None:
+        self.prompts = prompts
+
+    def score(self, questions: list[Question]) -> list[Answer]:
+        return [
+            Answer(q.prompt in self.prompts, token_accuracy=0.0, log_prob=-1.0, margin=0.0, argmax_text="") for q in questions
+        ]
+
+
+def test_requests_that_are_answered_or_only_add_a_value_are_left_alone() -> None:
+    known, added, *others = SIX_REQUESTS
+    chosen, skipped = choose_requests(Knows(known.prompt), list(SIX_REQUESTS), {added.request_id})  # type: ignore[arg-type]
+    assert chosen == others
+    assert skipped == [(known.request_id, "no_op"), (added.request_id, "additional_value")]
