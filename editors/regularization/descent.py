@@ -7,16 +7,17 @@ bit for bit as it was, and half-precision models train in full precision.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from editors.anatomy import Anatomy
 from editors.base import EditorConfig
+from editors.calls import PromptPositions
 from editors.errors import EditRefused
 from editors.mechanics.answers import (
     TOKENS_PER_PASS,
@@ -36,6 +37,13 @@ from warehouse.records import EditRequest
 
 log = logging.getLogger(__name__)
 
+Sites = Literal["mlp_out", "mlp", "all"]
+Anchor = Literal["base", "last"]
+#: Trained weights by name (fp32, as stored) and the number of the step -> a scalar added to the loss.
+Penalty = Callable[[Mapping[str, Tensor], int], Tensor]
+#: The loss's labels in place of the target tokens and their stop.
+Relabel = Callable[[AnswerRows, Labels], Labels]
+
 
 class DescentConfig(EditorConfig):
     """Settings of the descent. It stops at `stop_loss`, or once every answer is exact and leads by `stop_margin`."""
@@ -46,47 +54,89 @@ class DescentConfig(EditorConfig):
     stop_margin: PositiveFloat | None = None
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some of a batch's rows, ready for the blocks from the lowest edited one on; what is below ran once.
+class PenalisedConfig(DescentConfig):
+    """A descent that something holds back; the penalty has no part in `stop_loss`.
 
     Attributes:
-        hidden: (rows, tokens, d_model) input of the lowest edited block.
-        calls: path of each block from there on -> its further arguments.
+        sites: of each layer: the output projection of the feed-forward, all of the feed-forward, or the whole block.
     """
 
-    rows: AnswerRows
-    labels: Labels
+    layers: tuple[int, ...] = Field(min_length=1)
+    sites: Sites = "mlp_out"
+
+
+@dataclass(frozen=True)
+class UpperBlocks:
+    """Rows on their way through the model, ready for the blocks from one on; what is below ran once.
+
+    Attributes:
+        hidden: (rows, tokens, d_model) input of the first of these blocks.
+        calls: path of each block from there on -> its further arguments.
+        positions: where the prompts end, for the hooks of patches below.
+        final: (rows, tokens, d_model) states after the final norm, with the weights as they stood.
+    """
+
     hidden: Tensor
     calls: Mapping[str, Mapping[str, Any]]
+    positions: PromptPositions
+    final: Tensor
 
-    def logits(self, model: EditableModel, parameters: Mapping[str, Tensor]) -> Tensor:
-        """(labels, vocab) with `parameters` in place of those of the same name."""
+    def run(self, model: EditableModel, parameters: Mapping[str, Tensor]) -> Tensor:
+        """States after the final norm with `parameters` in place of those of the same name."""
         hidden = self.hidden
-        with at_positions(model, self.rows.positions()):
+        with at_positions(model, self.positions):
             for path, call in self.calls.items():
                 block = model.hf.get_submodule(path)
                 own = {n.removeprefix(path + "."): p for n, p in parameters.items() if n.startswith(path + ".")}
                 hidden = torch.func.functional_call(block, own, (hidden,), dict(call))
-        return label_logits(model, model.hf.get_submodule(model.anatomy.final_norm)(hidden), self.labels)
+        return model.hf.get_submodule(model.anatomy.final_norm)(hidden)
 
 
-def _chunk(model: EditableModel, requests: Sequence[EditRequest], first: int) -> _Chunk:
-    rows = answer_rows(model, requests)
+def upper_blocks(
+    model: EditableModel, ids: Tensor, mask: Tensor, first: int, positions: PromptPositions | None = None
+) -> UpperBlocks:
+    """One pass over right-padded rows (rows, tokens), kept from block `first` on.
+
+    Args:
+        positions: None for plain texts, which are all prompt.
+    """
+    if positions is None:
+        ids, mask = ids.to(model.hf.device), mask.to(model.hf.device)
+        positions = PromptPositions(mask.sum(1) - 1, mask.bool())
     paths = [model.anatomy.block.format(layer=i) for i in range(first, model.anatomy.num_layers(model.hf))]
-    with at_positions(model, rows.positions()):
-        traced = trace(model, rows.ids, rows.mask, inputs=paths[:1], calls=paths)
+    with at_positions(model, positions):
+        traced = trace(model, ids, mask, inputs=paths[:1], calls=paths)
     assert traced.final is not None
     calls = {path: {k: v for k, v in traced.calls[path].items() if k != "hidden_states"} for path in paths}
-    return _Chunk(rows, answer_labels(model, rows, traced.final), traced.inputs[paths[0]], calls)
+    return UpperBlocks(traced.inputs[paths[0]], calls, positions, traced.final)
 
 
-def _chunks(model: EditableModel, requests: Sequence[EditRequest], first: int) -> list[_Chunk]:
+@dataclass(frozen=True)
+class _Chunk:
+    """Some of a batch's rows and what they are to predict."""
+
+    upper: UpperBlocks
+    labels: Labels
+
+    def logits(self, model: EditableModel, parameters: Mapping[str, Tensor]) -> Tensor:
+        """(labels, vocab) with `parameters` in place of those of the same name."""
+        return label_logits(model, self.upper.run(model, parameters), self.labels)
+
+
+def _chunk(model: EditableModel, requests: Sequence[EditRequest], first: int, relabel: Relabel | None) -> _Chunk:
+    rows = answer_rows(model, requests)
+    upper = upper_blocks(model, rows.ids, rows.mask, first, rows.positions())
+    labels = answer_labels(model, rows, upper.final)
+    return _Chunk(upper, relabel(rows, labels) if relabel else labels)
+
+
+def _chunks(model: EditableModel, requests: Sequence[EditRequest], first: int, relabel: Relabel | None) -> list[_Chunk]:
     """Rows of similar length together, so that little is padded."""
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt) + len(requests[i].target_new))
     longest = answer_rows(model, [requests[i] for i in order]).ids.shape[1]
     size = max(1, TOKENS_PER_PASS // longest)
-    return [_chunk(model, [requests[i] for i in order[at : at + size]], first) for at in range(0, len(order), size)]
+    parts = [[requests[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
+    return [_chunk(model, part, first, relabel) for part in parts]
 
 
 def descend(
@@ -95,6 +145,9 @@ def descend(
     names: Sequence[str],
     config: DescentConfig,
     clamp: float | None = None,
+    *,
+    penalty: Penalty | None = None,
+    relabel: Relabel | None = None,
 ) -> WeightPatch:
     """Minimise the mean cross-entropy of all answers over the weights `names`, and return what changed.
 
@@ -104,6 +157,8 @@ def descend(
     Args:
         names: parameters inside blocks, by their full names.
         clamp: after each step every entry is brought back to within this distance of its start (L-infinity).
+        penalty: added to the loss before each step; what stops the descent is the loss of the answers alone.
+        relabel: another choice of labels (FT-L's).
 
     Returns:
         Dense updates against the weights as they stand, fp32, (d_out, d_in).
@@ -113,17 +168,17 @@ def descend(
         EditRefused: the loss is not finite.
     """  # fmt: skip
     first = min(layer_of(model.anatomy, name) for name in names)
-    chunks = _chunks(model, requests, first)
+    chunks = _chunks(model, requests, first, relabel)
     start = {name: model.parameter(name).float() for name in names}
     trained = {name: value.clone().requires_grad_(True) for name, value in start.items()}
     optimizer = torch.optim.Adam(list(trained.values()), lr=config.learning_rate)
-    stops, steps, loss, lead = model.stops.to(model.hf.device), 0, 0.0, 0.0
+    stops, steps, loss, lead, held = model.stops.to(model.hf.device), 0, 0.0, 0.0, 0.0
     for steps in range(config.num_steps + 1):
         optimizer.zero_grad(set_to_none=True)
         loss, lead = 0.0, float("inf")
         last = steps == config.num_steps
         for chunk in chunks:
-            shown = {name: value.to(model.parameter(name).dtype) for name, value in trained.items()}
+            shown = as_stored(model, trained)
             with torch.set_grad_enabled(not last):
                 logits = chunk.logits(model, shown)
                 part = row_losses(logits, chunk.labels).sum() / len(requests)
@@ -136,13 +191,45 @@ def descend(
         # A low loss is enough for the published rule; the margin is ours, and stops sooner.
         if last or loss < config.stop_loss or (config.stop_margin is not None and lead >= config.stop_margin):
             break
+        if penalty is not None:
+            extra = penalty(trained, steps)
+            held = float(extra.detach())
+            if not torch.isfinite(extra):
+                raise EditRefused(f"penalty {held} after {steps} steps; lower its weight or learning_rate")
+            extra.backward()
         optimizer.step()
         if clamp is not None:
             with torch.no_grad():
                 for name, value in trained.items():
                     value.clamp_(start[name] - clamp, start[name] + clamp)
-    log.info("%d requests, %d steps, loss %.4f, smallest lead %.2f", len(requests), steps, loss, lead)
+    log.info("%d requests, %d steps, loss %.4f, penalty %.4f, smallest lead %.2f", len(requests), steps, loss, held, lead)
     return WeightPatch({name: Dense(_oriented(model, name, trained[name].detach() - start[name])) for name in names})
+
+
+def as_stored(model: EditableModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The fp32 weights in training as the model would hold them; gradients pass through the rounding."""
+    return {name: value.to(model.parameter(name).dtype) for name, value in parameters.items()}
+
+
+def site_parameters(model: EditableModel, layers: Sequence[int], sites: Sites) -> list[str]:
+    """Names of the parameters at the sites of each layer.
+
+    Raises:
+        UnsupportedModel: a layer that the model does not have.
+    """
+    anatomy = model.anatomy
+    path = {"mlp_out": anatomy.mlp_out, "mlp": anatomy.mlp, "all": anatomy.block}[sites]
+    names = []
+    for layer in layers:
+        module = anatomy.module(model.hf, path, layer)
+        names += [f"{path.format(layer=layer)}.{name}" for name, _ in module.named_parameters()]
+    return names
+
+
+def anchors(model: EditableModel, names: Sequence[str], anchor: Anchor) -> dict[str, Tensor]:
+    """Where a penalty pulls to, fp32: the base model's weights, or those that the last edit left."""
+    take = model.base_parameter if anchor == "base" else model.parameter
+    return {name: take(name).detach().float() for name in names}
 
 
 def layer_of(anatomy: Anatomy, name: str) -> int:

@@ -1,0 +1,157 @@
+"""AlphaEdit: MEMIT's spread with updates that cannot touch what generic text reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, final
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
+from torch import Tensor
+
+from editors.base import Corpus, Editor, EditorCard, Prepared
+from editors.mechanics.null_space import NullSpaces, null_space_update, prepare_null_spaces, read_null_spaces
+from editors.mechanics.settings import LocateEditConfig
+from editors.mechanics.spread import spread_over_layers
+from editors.mechanics.values import ValueSolution, optimise_values
+from editors.model import EditableModel
+from editors.patches.weight import LowRank, WeightPatch
+from warehouse.records import EditBatch, EditRequest
+
+
+class AlphaEditConfig(LocateEditConfig):
+    """Attributes:
+    layers: edited layers, ascending; the values are optimised at the last one's output.
+    null_share: the null space is the largest set of least directions that hold this share of the trace of C at most.
+    null_threshold: the published rule instead: directions whose eigenvalue is below this. None: by share.
+    l2: ridge on the update inside the null space.
+    l2_scale: `published` takes it as it is; `relative` in units of a generic token's mean key energy in the layer.
+    protect_earlier: keep the values of earlier AlphaEdit edits that are on the model, except where this batch has the same
+        subject: there the newer edit replaces the older.
+    """
+
+    layers: tuple[NonNegativeInt, ...]
+    null_share: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    null_threshold: PositiveFloat | None = None
+    l2: PositiveFloat = 10.0
+    l2_scale: Literal["relative", "published"] = "published"
+    protect_earlier: bool = True
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if not layers or list(layers) != sorted(set(layers)):
+            raise ValueError(f"layers must be given in ascending order, without repeats; found {layers}")
+        return layers
+
+
+@final
+class AlphaEdit(Editor[AlphaEditConfig]):
+    """Null-space constrained editing.
+
+    Targets and spread as MEMIT; per layer Delta = R K^T P ((E E^T + K K^T) P + l2 I)^-1, P the projector on the null space of
+    generic keys and E the keys of all earlier batches (Fang et al. 2025, equation 14).
+
+    The earlier keys travel in the patches: the right factor of each update ends with its batch's keys, against zeros in the
+    left one. They add nothing to the weight, are saved and signed with the patch, and leave the model with it.
+    """
+
+    card: ClassVar[EditorCard] = EditorCard(
+        name="alphaedit", title="AlphaEdit", family="direct", patch_kind="weight",
+        paper="Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355",
+        code="jianghoucheng/AlphaEdit", needs_preparation=True,
+        differs="The null space may be chosen by its share of the trace, as an absolute threshold depends on the scale of the "
+        "keys; solved by Cholesky in the r dimensions of the null space; earlier keys are part of the patches, so that a "
+        "rollback takes them along; the keys of a subject that is edited again are released.",
+    )  # fmt: skip
+    config_class = AlphaEditConfig
+
+    def __init__(self, config: AlphaEditConfig) -> None:
+        super().__init__(config)
+        self._last: tuple[Prepared, torch.device, NullSpaces] | None = None
+
+    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+        return prepare_null_spaces(model, corpus, self.config.layers, self.config)
+
+    def preparation_key(self) -> str:
+        return self.config.preparation_digest(self.config.layers)
+
+    @torch.no_grad()
+    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
+        known = self._read(prepared, model.hf.device)
+        requests = list(batch.requests)
+        solution = self._values(model, requests, known)
+        return self._write(model, requests, self._targets(solution, known), solution.solved, known)
+
+    @torch.no_grad()
+    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
+        """One independent patch for each request; the values, which cost most, are optimised in one batch."""
+        if not requests:
+            return []
+        known = self._read(prepared, model.hf.device)
+        solution = self._values(model, requests, known)
+        targets = self._targets(solution, known)
+        return [self._write(model, [r], targets[i : i + 1], solution.solved[i : i + 1], known) for i, r in enumerate(requests)]
+
+    def _read(self, prepared: Prepared, device: torch.device) -> NullSpaces:
+        # Once for as long as the same preparation is handed in: the fp64 bases are large.
+        if self._last is None or self._last[0] is not prepared or self._last[1] != device:
+            config = self.config
+            known = read_null_spaces(prepared, config.layers, device, config.null_share, config.null_threshold)
+            self._last = (prepared, device, known)
+        return self._last[2]
+
+    def _values(self, model: EditableModel, requests: Sequence[EditRequest], known: NullSpaces) -> ValueSolution:
+        return optimise_values(model, requests, known.contexts, self.config.layers[-1], "block", self.config)
+
+    def _targets(self, solution: ValueSolution, known: NullSpaces) -> Tensor:
+        targets = solution.targets
+        if self.config.anchor_norm:
+            targets = targets * (known.block_norms[self.config.layers[-1]] / targets.norm(dim=1, keepdim=True))
+        return targets
+
+    def _write(
+        self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, solved: Sequence[bool],
+        known: NullSpaces,
+    ) -> WeightPatch:  # fmt: skip
+        config, path = self.config, model.anatomy.mlp_out
+        subjects = [r.subject for r in requests]
+        written: dict[str, LowRank] = {}
+
+        def solve(layer: int, residuals: Tensor, keys: Tensor) -> LowRank:
+            name = path.format(layer=layer) + ".weight"
+            earlier = earlier_keys(model, name, frozenset(subjects)) if config.protect_earlier else None
+            ridge = config.l2 * (known.energies[layer] if config.l2_scale == "relative" else 1.0)
+            update = null_space_update(residuals, keys, known.bases[layer], ridge, earlier)
+            written[name] = with_keys(update, keys)
+            return update
+
+        spread_over_layers(
+            model, requests, known.contexts, config.key_average, targets, config.layers, solve,
+            target_path=model.anatomy.block, largest_share=config.max_relative_norm,
+        )  # fmt: skip
+        note: Mapping[str, object] = {
+            "editor": "alphaedit", "requests": [r.request_id for r in requests], "solved": list(map(bool, solved)),
+            "subjects": subjects,
+        }  # fmt: skip
+        return WeightPatch(written, note)
+
+
+def with_keys(update: LowRank, keys: Tensor) -> LowRank:
+    """The same update whose last right columns are the batch's keys (d_in, edits), against zeros."""
+    nothing = update.left.new_zeros(update.left.shape[0], keys.shape[1])
+    return LowRank(torch.cat([update.left, nothing], dim=1), torch.cat([update.right, keys.float()], dim=1))
+
+
+def earlier_keys(model: EditableModel, name: str, without: frozenset[str]) -> Tensor | None:
+    """Keys (d_in, edits) that the AlphaEdit patches on the model wrote at the weight `name`, without those subjects'."""
+    found = []
+    for patch in model.patches:
+        note = patch.meta.get("note", {})
+        if note.get("editor") != "alphaedit" or not isinstance(patch, WeightPatch) or name not in patch.updates:
+            continue
+        update, subjects = patch.updates[name], note["subjects"]
+        assert isinstance(update, LowRank), "AlphaEdit writes factors, which carry its keys"
+        kept = [i - len(subjects) for i, subject in enumerate(subjects) if subject not in without]
+        found.append(update.right[:, kept].to(model.hf.device))
+    return torch.cat(found, dim=1) if found else None

@@ -1,0 +1,136 @@
+"""EMMET: ROME's equality constraint for a whole batch, in one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, final
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from torch import Tensor
+
+from editors.base import Corpus, Editor, EditorCard, Prepared
+from editors.errors import EditRefused
+from editors.mechanics.keys_values import lookup_states
+from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
+from editors.mechanics.settings import LocateEditConfig
+from editors.mechanics.solve import check_norm, key_directions, smallest_form
+from editors.mechanics.values import Site, optimise_values
+from editors.model import EditableModel
+from editors.patches.weight import LowRank, WeightPatch
+from warehouse.records import EditBatch, EditRequest
+
+
+class EmmetConfig(LocateEditConfig):
+    """Attributes:
+    layer: the layer whose feed-forward output is written.
+    value_site: whose base value bounds the solved change: the layer's output as in MEMIT, or the MLP's as in ROME.
+    alpha: added to the diagonal of K^T C^-1 K; 0 asks for exact equality and fails on duplicate keys.
+    alpha_scale: `relative` takes alpha as a share of the mean diagonal entry, so that it does not see the scale of the
+        keys; `published` takes it as it is, with `second_moment_weight` times C in the place of C.
+    """
+
+    layer: NonNegativeInt
+    value_site: Site = "block"
+    alpha: NonNegativeFloat = 1e-6
+    alpha_scale: Literal["relative", "published"] = "relative"
+    second_moment_weight: PositiveFloat = 1.0
+
+
+def equality_update(residuals: Tensor, keys: Tensor, factor: Tensor, alpha: float) -> LowRank:
+    """Constrained least squares for a batch: the smallest update, measured by C, with Delta K = R.
+
+    Delta = R (K^T C^-1 K + alpha I)^-1 K^T C^-1 (EMMET, equation 7); alpha trades equality for conditioning.
+
+    Args:
+        residuals: (d_out, edits) wanted minus current values.
+        keys: (d_in, edits).
+        factor: lower Cholesky factor of C, fp64.
+
+    Raises:
+        EditRefused: K^T C^-1 K is singular: two edits share a key.
+    """
+    k = keys.double()
+    directions = key_directions(k.t(), factor).t()
+    inner = k.t() @ directions
+    inner = (inner + inner.t()) / 2
+    inner.diagonal().add_(alpha)
+    cholesky, failed = torch.linalg.cholesky_ex(inner)
+    if int(failed) or not inner.isfinite().all():
+        raise EditRefused(f"the keys of {k.shape[1]} edits are linearly dependent (edit {int(failed)}); raise alpha ({alpha:g})")
+    left = torch.cholesky_solve(residuals.double().t(), cholesky).t()
+    return LowRank(left.float(), directions.float())
+
+
+@final
+class Emmet(Editor[EmmetConfig]):
+    """Equality-constrained mass editing: for one request it is R-ROME.
+
+    Delta = (V - W K) (K^T C^-1 K + alpha I)^-1 K^T C^-1, keys and current values averaged over contexts
+    (Gupta, Sajnani and Anumanchipalli 2024, A Unified Framework for Model Editing, equation 7).
+    """
+
+    card: ClassVar[EditorCard] = EditorCard(
+        name="emmet", title="EMMET", family="direct", patch_kind="weight",
+        paper="Gupta et al. 2024, A Unified Framework for Model Editing, arXiv:2403.14236",
+        code="scalable-model-editing/unified-model-editing", needs_preparation=True,
+        differs="alpha may be relative to K^T C^-1 K, as the absolute one depends on the scale of the keys and of C; fp64 "
+        "Cholesky; values of a batch are optimised together on cached states; the objective can ask that the answer ends.",
+    )  # fmt: skip
+    config_class = EmmetConfig
+
+    def __init__(self, config: EmmetConfig) -> None:
+        super().__init__(config)
+        self._read = PreparationReader()
+
+    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+        return prepare_locate(model, corpus, (self.config.layer,), self.config)
+
+    def preparation_key(self) -> str:
+        return self.config.preparation_digest((self.config.layer,))
+
+    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
+        return self._patches(model, [list(batch.requests)], prepared)[0]
+
+    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
+        """One independent patch for each request; values and keys are taken in one batch."""
+        return self._patches(model, [[r] for r in requests], prepared) if requests else []
+
+    @torch.no_grad()
+    def _patches(self, model: EditableModel, groups: Sequence[list[EditRequest]], prepared: Prepared) -> list[WeightPatch]:
+        config = self.config
+        path, layer = model.anatomy.mlp_out, config.layer
+        known = self._read(prepared, (layer,), model.hf.device)
+        requests = [r for group in groups for r in group]
+        solution = optimise_values(model, requests, known.contexts, layer, config.value_site, config)
+        changes = solution.deltas
+        if config.anchor_norm:
+            norms = known.mlp_norms if config.value_site == "mlp" else known.block_norms
+            targets = solution.targets * (norms[layer] / solution.targets.norm(dim=1, keepdim=True))
+            changes = targets - solution.base_values
+        states = lookup_states(model, requests, known.contexts, path, layer)
+        keys, current = states.averaged(known.contexts.weights(config.key_average))
+        # A change of the block's output is the same change of the MLP's; the wanted value is the bare prompt's plus it.
+        residuals = states.outputs[:, 0] + changes - current
+        patches, at = [], 0
+        for group in groups:
+            part = slice(at, at + len(group))
+            at += len(group)
+            update = self._solve(residuals[part].t(), keys[part].t(), known)
+            check_norm(update, model.weight(path, layer), config.max_relative_norm, [r.request_id for r in group])
+            note = {"editor": "emmet", "requests": [r.request_id for r in group], "steps": list(solution.steps[part]),
+                    "solved": list(solution.solved[part])}  # fmt: skip
+            patches.append(WeightPatch({path.format(layer=layer) + ".weight": smallest_form(update)}, note))
+        return patches
+
+    def _solve(self, residuals: Tensor, keys: Tensor, known: LocatePreparation) -> LowRank:
+        config = self.config
+        factor = known.factors[config.layer]
+        if config.alpha_scale == "published":
+            # (w C)^-1 = C^-1 / w on both sides of the inner matrix: alpha counts w times as much against C alone.
+            alpha = config.alpha * config.second_moment_weight
+        else:
+            # ||L^-1 k||^2 = k^T C^-1 k.
+            energies = torch.linalg.solve_triangular(factor, keys.double(), upper=False).square().sum(0)
+            alpha = config.alpha * float(energies.mean())
+        return equality_update(residuals, keys, factor, alpha)
