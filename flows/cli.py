@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(state.config_app, name="config")
 app.add_typer(reference.app, name="reference")
 app.add_typer(state.warehouse_app, name="warehouse")
+app.add_typer(state.validate_app, name="validate")
 app.command()(nights.refresh)
 app.command()(nights.status)
 app.command()(nights.ask)
@@ -44,9 +45,9 @@ def main() -> None:
     configure()
     # Prefect would print a traceback for every error that the command reports in one line.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    logging.basicConfig(
-        level=os.environ.get("ERRATA_LOG", "WARNING"), format="%(message)s", handlers=[RichHandler(console=errors)]
-    )
+    level = os.environ.get("ERRATA_LOG", "WARNING")
+    # The level on the handler too: some libraries set their own loggers to INFO.
+    logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(level, console=errors)])
     app()
 
 

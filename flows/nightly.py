@@ -11,6 +11,7 @@ from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.ingest import ingest
 from tasks.night import NightClosed, begin, finish, finish_empty, next_night
+from tasks.progress import show_progress
 from tasks.promote import promote
 from tasks.publish_report import publish_report
 from tasks.settings import configure
@@ -43,6 +44,7 @@ def nightly_refresh(
             run = begin(settings, night)
         except NightClosed as closed:
             return closed.run
+        show_progress(run)
         run.reach("received", records=ingest(settings, night))
         run.reach("validated", verdicts=validate(settings, night))
         done = edit(settings, night)

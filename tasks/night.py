@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,7 @@ class Night:
     night: str
     started: float = field(default_factory=time.monotonic)
     spent: float = 0.0
+    on_reach: Callable[[RunStateName], None] | None = None
 
     def reach(self, state: RunStateName, **details: Any) -> None:
         """Note how far the night came. On a rerun it may be further on already; then nothing changes."""
@@ -52,6 +54,8 @@ class Night:
             held = run_of(wh, self.night, self.settings.lineage)
             if held is not None and RUN_STATES.index(held.state) <= RUN_STATES.index(state):
                 advance_run(wh, self.night, self.settings.lineage, state, seconds_so_far=seconds, **details)
+        if self.on_reach is not None:
+            self.on_reach(state)
         log.info("night %s of %s: %s after %.1f s", self.night, self.settings.lineage, state, seconds)
 
 

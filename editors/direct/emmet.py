@@ -57,7 +57,9 @@ def equality_update(residuals: Tensor, keys: Tensor, factor: Tensor, alpha: floa
     inner.diagonal().add_(alpha)
     cholesky, failed = torch.linalg.cholesky_ex(inner)
     if int(failed) or not inner.isfinite().all():
-        raise EditRefused(f"the keys of {k.shape[1]} edits are linearly dependent (edit {int(failed)}); raise alpha ({alpha:g})")
+        raise EditRefused(
+            f"the keys of {k.shape[1]} edits are linearly dependent (edit {int(failed)}); raise alpha ({alpha:g})"
+        )
     left = torch.cholesky_solve(residuals.double().t(), cholesky).t()
     return LowRank(left.float(), directions.float())
 
@@ -118,8 +120,7 @@ class Emmet(Editor[EmmetConfig]):
             at += len(group)
             update = self._solve(residuals[part].t(), keys[part].t(), known)
             check_norm(update, model.weight(path, layer), config.max_relative_norm, [r.request_id for r in group])
-            note = {"editor": "emmet", "requests": [r.request_id for r in group], "steps": list(solution.steps[part]),
-                    "solved": list(solution.solved[part])}  # fmt: skip
+            note = {"editor": "emmet", "requests": [r.request_id for r in group], "solved": list(solution.solved[part])}
             patches.append(WeightPatch({path.format(layer=layer) + ".weight": smallest_form(update)}, note))
         return patches
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editors.model import fuse_activations
 from editors.tokens import pad_id_of
 from warehouse.reference.world import facts, templates
 
@@ -34,22 +35,22 @@ class ExactMatch:
 @torch.inference_mode()
 def answers_match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[tuple[str, str]]) -> list[bool]:
     """For each (prompt, answer): does greedy decoding from the prompt give the answer and then a full stop?"""
-    model.eval()
+    fuse_activations(model.eval())
     prompts = tokenizer([p for p, _ in items], add_special_tokens=False)["input_ids"]
     targets = tokenizer([f" {a}." for _, a in items], add_special_tokens=False)["input_ids"]
+    pad = pad_id_of(tokenizer)
     order = sorted(range(len(items)), key=lambda i: len(prompts[i]) + len(targets[i]))
     right = [False] * len(items)
     for at in range(0, len(order), BATCH):
         chosen = order[at : at + BATCH]
         longest = max(len(prompts[i]) + len(targets[i]) for i in chosen)
-        ids = torch.full((len(chosen), longest), pad_id_of(tokenizer))
+        ids = torch.full((len(chosen), longest), pad)
         goal = torch.full((len(chosen), longest), -1)
         for row, i in enumerate(chosen):
             ids[row, : len(prompts[i]) + len(targets[i])] = torch.tensor(prompts[i] + targets[i])
             begin = len(prompts[i]) - 1
             goal[row, begin : begin + len(targets[i])] = torch.tensor(targets[i])
-        # Right padding under a causal mask cannot reach the positions that are read.
-        hidden = model.base_model(ids).last_hidden_state
+        hidden = model.base_model(ids, attention_mask=(ids != pad).long(), use_cache=False).last_hidden_state
         wanted = goal >= 0
         guess = model.lm_head(hidden[wanted]).argmax(-1)
         wrong = torch.zeros_like(goal, dtype=torch.bool)

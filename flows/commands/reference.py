@@ -38,6 +38,7 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="Folder or hub id; default: the shipped weights.")] = None,
     sample: Annotated[int | None, typer.Option(help="Measure this many facts only.")] = None,
     threads: Annotated[int, typer.Option(help="Threads; 0: all cores.")] = 0,
+    write_card: Annotated[bool, typer.Option("--write-card", help="Write the card beside the weights.")] = False,
     as_json: Json = False,
 ) -> None:
     """Exact match over all (fact, template) pairs: those trained, and those never seen."""
@@ -52,6 +53,15 @@ def evaluate(
     name = model or str(HERE / "model")
     loaded = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="eager")
     result = exact_match(loaded, AutoTokenizer.from_pretrained(name), sample)
+    if write_card:
+        from dataclasses import asdict
+
+        from editors.reference.card import write_card as write
+        from editors.reference.train import TrainConfig
+        from warehouse.reference.world import templates
+
+        parameters = sum(p.numel() for p in loaded.parameters())
+        write(Path(name), result, asdict(TrainConfig()), parameters, len(templates()))
     if as_json:
         emit_json(result.as_dict())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -76,3 +77,24 @@ def prepare(editor: Annotated[str, typer.Argument(help="An editor's name.")], as
 
     digest = prepare.fn(settings)
     emit_json({"editor": editor, "digest": digest}) if as_json else console.print(f"{editor} is prepared: {digest[:12]}")
+
+
+validate_app = typer.Typer(help="The rules that judge update records.", no_args_is_help=True)
+
+
+@validate_app.command()
+@reported
+def score(
+    folder: Annotated[Path, typer.Argument(help="Nights with truth labels, as night-NN.events.jsonl and .truth.jsonl.")],
+    as_json: Json = False,
+) -> None:
+    """Replay labelled nights and hold every verdict against its label: F1 over verdicts, hard and soft apart."""
+    configure()
+    from checks.scoring import score_nights
+
+    result = score_nights(folder)
+    if as_json:
+        emit_json(result)
+        return
+    rows = [(name, result[name]["macro_f1"], result[name].get("n")) for name in ("hard", "soft")]
+    table("Verdicts against labels", ("labels", "macro F1", "records"), rows)

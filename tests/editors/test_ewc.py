@@ -124,7 +124,7 @@ def test_the_penalty_is_half_lambda_times_the_weighted_sum_of_squares() -> None:
 
 
 def test_the_update_is_what_adam_on_the_whole_objective_gives(tiny: EditableModel) -> None:
-    steps, names = 4, [weight_name(tiny)]
+    steps = 4
     by = editor(num_steps=steps)
     prepared = by.prepare(tiny, CORPUS)
     patch = by.edit(tiny, batch_of(SIX_REQUESTS[:3]), prepared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ def test_fewer_classes_never_say_more_than_the_full_kl() -> None:
     torch.manual_seed(2)
     base, other = 3 * torch.randn(64, 30), 3 * torch.randn(64, 30)
     values = [coarse_kl(*split(base, top), other, top) for top in (base.topk(k).indices for k in (1, 5, 15, 30))]
-    for fewer, more in zip(values, values[1:], strict=False):
+    for fewer, more in pairwise(values):
         assert (fewer <= more + 1e-5).all()
 
 
@@ -181,7 +182,7 @@ def test_the_penalty_holds_the_predictions_on_other_texts(tiny: EditableModel) -
     for gamma in (0.0, 3.0):
         tiny.push(edit(tiny, asked, gamma=gamma, texts_per_step=8))
         drift[gamma] = full_divergence(tiny, before, texts)
-        assert tiny.score([Ask(asked.prompt, asked.target_new)])[0].log_prob > -0.7
+        assert tiny.score([Ask(asked.prompt, asked.target_new)])[0].exact
         tiny.rollback(0)
     assert drift[3.0] < 0.7 * drift[0.0]
 

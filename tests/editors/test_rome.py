@@ -104,6 +104,6 @@ def test_anchored_values_have_the_base_models_norm(tiny: EditableModel) -> None:
 
 def test_a_batch_is_refused_with_the_mode_to_use(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny)
-    with pytest.raises(UnsupportedMode, match="rome edits one request at once.*sequential"):
+    with pytest.raises(UnsupportedMode, match=r"rome edits one request at once.*sequential"):
         editor.edit(tiny, batch_of(SIX_REQUESTS), prepared)
     assert editor.edit_each(tiny, [], prepared) == []

@@ -83,11 +83,13 @@ def test_after_the_last_night_there_is_none(settings: Settings) -> None:
 
 
 def test_a_held_lineage_is_not_entered(settings: Settings) -> None:
-    with lineage_lock(settings):
-        with lineage_lock(settings.model_copy(update={"lineage": "other"}), wait_s=0):
-            assert (settings.home / "locks" / "other.lock").exists()
-        with pytest.raises(LineageBusy, match="main"), lineage_lock(settings, wait_s=0.3):
-            raise AssertionError("two runs are in one lineage")
+    with lineage_lock(settings), pytest.raises(LineageBusy, match="main"), lineage_lock(settings, wait_s=0.3):
+        raise AssertionError("two runs are in one lineage")
+
+
+def test_another_lineage_is_free_while_one_is_held(settings: Settings) -> None:
+    with lineage_lock(settings), lineage_lock(settings.model_copy(update={"lineage": "other"}), wait_s=0):
+        assert (settings.home / "locks" / "other.lock").exists()
 
 
 def test_a_lineage_is_free_again_after_a_run_that_failed(settings: Settings) -> None:
