@@ -11,9 +11,17 @@ from editors.errors import UnknownEditor
 
 EDITORS = {
     "ft": "editors.regularization.ft:FineTuning",
+    "ft_l": "editors.regularization.ft_l:ConstrainedFineTuning",
     "ft_m": "editors.regularization.ft_m:MaskedFineTuning",
+    "ft_l2": "editors.regularization.ft_l2:FineTuningL2",
+    "ft_kl": "editors.regularization.ft_kl:FineTuningKl",
+    "ewc": "editors.regularization.ewc:Ewc",
+    "rome": "editors.direct.rome:Rome",
     "r_rome": "editors.direct.r_rome:RRome",
+    "emmet": "editors.direct.emmet:Emmet",
     "memit": "editors.direct.memit:Memit",
+    "pmet": "editors.direct.pmet:Pmet",
+    "alphaedit": "editors.direct.alphaedit:AlphaEdit",
     "grace": "editors.architectural.grace:Grace",
     "ice": "editors.in_context.ice:InContextEditing",
 }

@@ -50,7 +50,7 @@ class AlphaEdit(Editor[AlphaEditConfig]):
     """Null-space constrained editing.
 
     Targets and spread as MEMIT; per layer Delta = R K^T P ((E E^T + K K^T) P + l2 I)^-1, P the projector on the null space of
-    generic keys and E the keys of all earlier batches (Fang et al. 2025, equation 14).
+    generic keys and E the keys of all earlier batches (Fang et al. 2025).
 
     The earlier keys travel in the patches: the right factor of each update ends with its batch's keys, against zeros in the
     left one. They add nothing to the weight, are saved and signed with the patch, and leave the model with it.
@@ -115,24 +115,26 @@ class AlphaEdit(Editor[AlphaEditConfig]):
         known: NullSpaces,
     ) -> WeightPatch:  # fmt: skip
         config, path = self.config, model.anatomy.mlp_out
-        subjects = [r.subject for r in requests]
+        subjects = frozenset(r.subject for r in requests)
+        owners: list[str] = []
         written: dict[str, LowRank] = {}
 
         def solve(layer: int, residuals: Tensor, keys: Tensor) -> LowRank:
             name = path.format(layer=layer) + ".weight"
-            earlier = earlier_keys(model, name, frozenset(subjects)) if config.protect_earlier else None
+            earlier = earlier_keys(model, name, subjects) if config.protect_earlier else None
             ridge = config.l2 * (known.energies[layer] if config.l2_scale == "relative" else 1.0)
             update = null_space_update(residuals, keys, known.bases[layer], ridge, earlier)
             written[name] = with_keys(update, keys)
+            # An edit has as many keys, side by side, as it has forms.
+            owners[:] = [r.subject for r in requests for _ in range(keys.shape[1] // len(requests))]
             return update
 
         spread_over_layers(
-            model, requests, known.contexts, config.key_average, targets, config.layers, solve,
-            target_path=model.anatomy.block, largest_share=config.max_relative_norm,
+            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block,
         )  # fmt: skip
         note: Mapping[str, object] = {
             "editor": "alphaedit", "requests": [r.request_id for r in requests], "solved": list(map(bool, solved)),
-            "subjects": subjects,
+            "subjects": owners,
         }  # fmt: skip
         return WeightPatch(written, note)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, final
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator
 from torch import Tensor
 
 from editors.base import Corpus, Editor, EditorCard, Prepared
@@ -36,11 +36,18 @@ class EmmetConfig(LocateEditConfig):
     alpha_scale: Literal["relative", "published"] = "relative"
     second_moment_weight: PositiveFloat = 1.0
 
+    @field_validator("key_forms", check_fields=False)
+    @classmethod
+    def _one_key(cls, forms: str) -> str:
+        if forms != "averaged":
+            raise ValueError(f"emmet asks for equality at one key of each edit; set key_forms to averaged, not {forms}")
+        return forms
+
 
 def equality_update(residuals: Tensor, keys: Tensor, factor: Tensor, alpha: float) -> LowRank:
     """Constrained least squares for a batch: the smallest update, measured by C, with Delta K = R.
 
-    Delta = R (K^T C^-1 K + alpha I)^-1 K^T C^-1 (EMMET, equation 7); alpha trades equality for conditioning.
+    Delta = R (K^T C^-1 K + alpha I)^-1 K^T C^-1 (EMMET); alpha trades equality for conditioning.
 
     Args:
         residuals: (d_out, edits) wanted minus current values.
@@ -69,7 +76,7 @@ class Emmet(Editor[EmmetConfig]):
     """Equality-constrained mass editing: for one request it is R-ROME.
 
     Delta = (V - W K) (K^T C^-1 K + alpha I)^-1 K^T C^-1, keys and current values averaged over contexts
-    (Gupta, Sajnani and Anumanchipalli 2024, A Unified Framework for Model Editing, equation 7).
+    (Gupta, Sajnani and Anumanchipalli 2024, A Unified Framework for Model Editing).
     """
 
     card: ClassVar[EditorCard] = EditorCard(

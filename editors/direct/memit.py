@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveFloat, field_validator
 from torch import Tensor
 
 from editors.base import Corpus, Editor, EditorCard, Prepared
-from editors.mechanics.keys_values import lookup_states
+from editors.mechanics.keys_values import written_keys
 from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.solve import ridge_update
@@ -104,7 +104,6 @@ class Memit(Editor[MemitConfig]):
     ) -> WeightPatch:  # fmt: skip
         config = self.config
         earlier = _earlier_sites(model, requests) if config.accumulate_keys else []
-        weights = known.contexts.weights(config.key_average)
 
         def solve(layer: int, residuals: Tensor, keys: Tensor) -> LowRank:
             scale = 1.0
@@ -112,13 +111,12 @@ class Memit(Editor[MemitConfig]):
                 scale = float(keys.double().square().sum(0).mean()) / known.energies[layer]
             protected = None
             if earlier:
-                states = lookup_states(model, earlier, known.contexts, model.anatomy.mlp_out, layer)
-                protected = states.averaged(weights)[0].t()
+                protected = written_keys(model, earlier, known.contexts, layer, config)[0].flatten(0, 1).t()
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight * scale, protected)
 
         updates = spread_over_layers(
-            model, requests, known.contexts, config.key_average, targets, config.layers, solve,
-            target_path=model.anatomy.block, largest_share=config.max_relative_norm,
+            model, requests, known.contexts, config, targets, config.layers, solve,
+            target_path=model.anatomy.block,
         )  # fmt: skip
         note = {
             "editor": "memit", "requests": [r.request_id for r in requests], "solved": list(map(bool, solved)),

@@ -107,8 +107,8 @@ class Pmet(Editor[PmetConfig]):
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight)
 
         updates = spread_over_layers(
-            model, requests, known.contexts, config.key_average, targets, config.layers, solve,
-            target_path=model.anatomy.mlp_out, largest_share=config.max_relative_norm, share=square_root_share,
+            model, requests, known.contexts, config, targets, config.layers, solve,
+            target_path=model.anatomy.mlp_out, share=square_root_share,
         )  # fmt: skip
         note = {"editor": "pmet", "requests": [r.request_id for r in requests], "solved": list(map(bool, solved))}
         return WeightPatch(updates, note)

@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt
 
 from editors.base import Corpus, Editor, EditorCard, Prepared
 from editors.errors import EditRefused, UnsupportedMode
-from editors.mechanics.keys_values import lookup_states
+from editors.mechanics.keys_values import written_keys
 from editors.mechanics.second_moment import PreparationReader, prepare_locate
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.solve import check_norm, key_directions, rank_one
@@ -78,8 +78,7 @@ class RRome(Editor[RRomeConfig]):
         path, layer = model.anatomy.mlp_out, config.layer
         known = self._read(prepared, (layer,), model.hf.device)
         solution = optimise_values(model, requests, known.contexts, layer, "mlp", config)
-        states = lookup_states(model, requests, known.contexts, path, layer)
-        keys, current = states.averaged(known.contexts.weights(config.key_average))
+        keys, current = written_keys(model, requests, known.contexts, layer, config)
         targets = solution.deltas + (current if config.average_value else solution.base_values)
         if config.anchor_norm:
             targets = targets * (known.mlp_norms[layer] / targets.norm(dim=1, keepdim=True))

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import ClassVar, final
 
 import torch
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, field_validator
+from torch import Tensor
 
 from editors.base import Corpus, Editor, EditorCard, Prepared
 from editors.errors import EditRefused, UnsupportedMode
 from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.second_moment import PreparationReader, prepare_locate
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.solve import check_norm, key_directions, rank_one
+from editors.mechanics.solve import SMALLEST_COSINE, check_norm, key_directions
 from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
-from editors.patches.weight import WeightPatch
+from editors.patches.weight import LowRank, WeightPatch
 from warehouse.records import EditBatch, EditRequest
 
 
@@ -29,6 +30,32 @@ class RomeConfig(LocateEditConfig):
 
     layer: NonNegativeInt
     compat: bool = True
+
+    @field_validator("key_forms", check_fields=False)
+    @classmethod
+    def _one_key(cls, forms: str) -> str:
+        if forms != "averaged":
+            raise ValueError(f"rome writes at one key; set key_forms to averaged, not {forms}, or use r_rome")
+        return forms
+
+
+def mixed_update(residual: Tensor, key: Tensor, direction: Tensor) -> LowRank:
+    """Delta = residual u^T / (u^T key): rank one, with (W + Delta) key = W key + residual for whatever direction u.
+
+    Args:
+        residual: (d_out,) wanted minus current value at `key`.
+        key: (d_in,) the key of the current value, in the published form the bare prompt's.
+        direction: (d_in,) C^-1 k, in the published form of another, averaged key.
+
+    Raises:
+        EditRefused: key and direction are near orthogonal or opposed, so that the denominator vanishes.
+    """
+    k = key.double()
+    energy = direction @ k
+    cosine = (energy / (direction.norm() * k.norm())).item()
+    if not cosine >= SMALLEST_COSINE:
+        raise EditRefused(f"the key's share of the update's direction is {cosine:.2e} (< {SMALLEST_COSINE}): no stable update")
+    return LowRank((residual.double() / energy)[:, None].float(), direction[:, None].float())
 
 
 @final
@@ -91,7 +118,7 @@ class Rome(Editor[RomeConfig]):
         patches = []
         for i, request in enumerate(requests):
             try:
-                update = rank_one(targets[i] - current[i], keys[i], directions[i])
+                update = mixed_update(targets[i] - current[i], keys[i], directions[i])
             except EditRefused as refusal:
                 hint = "; it would disable the model: edit it with r_rome, or set compat to false" if config.compat else ""
                 raise EditRefused(f"request {request.request_id}: {refusal}{hint}") from refusal

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editors.mechanics.contexts import Contexts, encode_lookups
+from editors.mechanics.contexts import BARE, Contexts, encode_lookups
+from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.tokens import pad_right
@@ -67,3 +68,22 @@ def lookup_states(
         at += size
     shape = (len(requests), len(contexts.templates), -1)
     return LookupStates(torch.stack(inputs).view(shape), torch.stack(outputs).view(shape))
+
+
+def written_keys(
+    model: EditableModel, requests: Sequence[EditRequest], contexts: Contexts, layer: int, config: LocateEditConfig
+) -> tuple[Tensor, Tensor]:
+    """The keys that an update of `layer` must answer, and the projection's output there.
+
+    Returns:
+        Keys (edits, forms, d_mlp) and values (edits, d_model). One form, the average, or three (`config.key_forms`);
+        the values are averages over the contexts in either case.
+    """
+    states = lookup_states(model, requests, contexts, model.anatomy.mlp_out, layer)
+    keys, values = states.averaged(contexts.weights(config.key_average))
+    if config.key_forms == "averaged":
+        return keys[:, None], values
+    alone = [r.model_copy(update={"prompt": r.subject}) for r in requests]
+    first = lookup_states(model, alone, BARE, model.anatomy.mlp_out, layer).inputs[:, 0]
+    others = states.inputs[:, 1:].mean(1) if states.inputs.shape[1] > 1 else keys
+    return torch.stack([states.inputs[:, 0], others, first], dim=1), values

@@ -102,7 +102,7 @@ def read_null_spaces(
 
 
 def null_space_update(residuals: Tensor, keys: Tensor, basis: Tensor, ridge: float, earlier: Tensor | None = None) -> LowRank:
-    """Delta = R K^T P ((E E^T + K K^T) P + ridge I)^-1 with P = U U^T (AlphaEdit, equation 14), solved in r dimensions.
+    """Delta = R K^T P ((E E^T + K K^T) P + ridge I)^-1 with P = U U^T (AlphaEdit), solved in r dimensions.
 
     With K~ = U^T K and E~ = U^T E the same update is R K~^T (E~ E~^T + K~ K~^T + ridge I_r)^-1 U^T: symmetric and
     positive definite, hence Cholesky, where the published form takes an LU of a non-symmetric matrix.

@@ -20,6 +20,9 @@ class LocateEditConfig(EditorConfig):
         contexts: groups of sampled prefixes beside the bare prompt.
         key_average: `flat` weighs all contexts alike (ROME); `grouped` first averages in each group (MEMIT), so that
             the bare prompt counts as much as a whole group.
+        key_forms: `averaged` is the published single key. `each` writes the value at three keys: bare prompt, average
+            over the contexts, and the subject alone at the start of a text, where its first token (no space before it)
+            and its key are others; short subjects need it.
         second_moment_tokens: how many corpus tokens the second moment is taken over.
         second_moment_ridge: added to its diagonal, as a share of the mean diagonal entry.
         value_steps, value_lr, value_decay, kl_weight, clamp_norm: the optimisation of the value (EDITORS, section 0);
@@ -36,6 +39,7 @@ class LocateEditConfig(EditorConfig):
 
     contexts: tuple[ContextGroup, ...] = ((5, 10),)
     key_average: Literal["flat", "grouped"] = "flat"
+    key_forms: Literal["averaged", "each"] = "averaged"
     second_moment_tokens: PositiveInt = 20_000
     second_moment_ridge: PositiveFloat = 1e-4
     value_steps: PositiveInt = 25

@@ -14,30 +14,40 @@ from editors.patches.weight import Dense, LowRank, Update
 SMALLEST_COSINE = 1e-3
 
 
+#: Ridge among the forms of one key, as a share of the mean of their energies; forms may coincide.
+FORM_RIDGE = 1e-3
+
+
 def key_directions(keys: Tensor, factor: Tensor) -> Tensor:
-    """C^-1 k for many keys at once: (edits, d_in) from (edits, d_in) and the lower Cholesky factor of C, fp64."""
-    return torch.cholesky_solve(keys.double().t(), factor).t()
+    """C^-1 k for all keys at once: (edits, forms, d_in) from the same and the lower Cholesky factor of C, fp64."""
+    flat = keys.double().reshape(-1, keys.shape[-1])
+    return torch.cholesky_solve(flat.t(), factor).t().reshape(keys.shape)
 
 
-def rank_one(residual: Tensor, key: Tensor, direction: Tensor) -> LowRank:
+def rank_one(residual: Tensor, keys: Tensor, directions: Tensor) -> LowRank:
     """Constrained least squares: the smallest update, measured by C, with (W + Delta) key = W key + residual.
 
-    Delta = residual (C^-1 k)^T / (k^T C^-1 k): ROME, equation 2, with one and the same key everywhere (R-ROME).
+    For one key Delta = residual (C^-1 k)^T / (k^T C^-1 k): ROME, equation 2, with one and the same key everywhere
+    (R-ROME). For several forms K of it Delta = residual (C^-1 K (K^T C^-1 K)^-1 1)^T, which is rank one as well.
 
     Args:
-        residual: (d_out,) wanted minus current value at `key`.
-        key: (d_in,).
-        direction: (d_in,) C^-1 key, from `key_directions`.
+        residual: (d_out,) wanted minus current value.
+        keys: (forms, d_in).
+        directions: (forms, d_in) C^-1 keys, from `key_directions`.
 
     Raises:
-        EditRefused: the key and C^-1 key are near orthogonal, so that the denominator vanishes.
+        EditRefused: the keys and the solution are near orthogonal, so that the denominator vanishes.
     """
-    k = key.double()
-    energy = direction @ k
-    cosine = (energy / (direction.norm() * k.norm())).item()
+    k = keys.double()
+    gram = k @ directions.t()
+    if len(k) > 1:
+        gram.diagonal().add_(FORM_RIDGE * gram.diagonal().mean())
+    solution = directions.t() @ torch.linalg.solve(gram, torch.ones(len(k), dtype=k.dtype, device=k.device))
+    mean = k.mean(0)
+    cosine = (solution @ mean / (solution.norm() * mean.norm())).item()
     if not cosine >= SMALLEST_COSINE:
         raise EditRefused(f"the key's share of its own direction is {cosine:.2e} (< {SMALLEST_COSINE}): no stable update")
-    return LowRank((residual.double() / energy)[:, None].float(), direction[:, None].float())
+    return LowRank(residual.float()[:, None], solution[:, None].float())
 
 
 def ridge_update(residuals: Tensor, keys: Tensor, factor: Tensor, weight: float, protected: Tensor | None = None) -> LowRank:

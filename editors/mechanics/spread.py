@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from editors.mechanics.contexts import BARE, Contexts
-from editors.mechanics.keys_values import lookup_states
+from editors.mechanics.keys_values import lookup_states, written_keys
+from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.solve import check_norm, smallest_form
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, Update
 from warehouse.records import EditRequest
 
-#: (layer, residuals (d_out, edits), keys (d_in, edits)) -> update.
+#: (layer, residuals (d_out, keys), keys (d_in, keys)) -> update; an edit has one key, or one for each form.
 LayerSolver = Callable[[int, Tensor, Tensor], LowRank]
 
 
@@ -31,13 +32,12 @@ def spread_over_layers(
     model: EditableModel,
     requests: Sequence[EditRequest],
     contexts: Contexts,
-    average: str,
+    config: LocateEditConfig,
     targets: Tensor,
     layers: Sequence[int],
     solve: LayerSolver,
     *,
     target_path: str,
-    largest_share: float,
     share: Callable[[int], float] = linear_share,
 ) -> dict[str, Update]:
     """Updates by parameter name, one for each layer; keys and residuals are taken again after every layer.
@@ -45,22 +45,22 @@ def spread_over_layers(
     Args:
         targets: (edits, d_model) wanted outputs of the last layer's `target_path` at the lookup tokens.
         solve: the method's own closed form.
-        largest_share: guard of `check_norm`.
 
     Raises:
         EditRefused: a layer's update is refused by its solver or its norm.
     """  # fmt: skip
     updates: dict[str, Update] = {}
     names = [r.request_id for r in requests]
-    weights = contexts.weights(average)
     path = model.anatomy.mlp_out
     with model.scratch():
         for number, layer in enumerate(layers):
-            keys, _ = lookup_states(model, requests, contexts, path, layer).averaged(weights)
+            keys, _ = written_keys(model, requests, contexts, layer, config)
+            forms = keys.shape[1]
             now = lookup_states(model, requests, BARE, target_path, layers[-1]).outputs[:, 0]
             remaining = len(layers) - number
-            update = solve(layer, ((targets - now) * share(remaining)).t(), keys.t())
-            check_norm(update, model.weight(path, layer), largest_share, names)
+            missing = ((targets - now) * share(remaining)).repeat_interleave(forms, dim=0)
+            update = solve(layer, missing.t(), keys.flatten(0, 1).t())
+            check_norm(update, model.weight(path, layer), config.max_relative_norm, names)
             name = path.format(layer=layer) + ".weight"
             updates[name] = smallest_form(update)
             if remaining > 1:

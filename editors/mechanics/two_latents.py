@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,7 @@ class TwoLatentSuffix(Suffix):
 
     def select(self, rows: Tensor) -> TwoLatentSuffix:
         kept = super().select(rows)
-        return TwoLatentSuffix(**_parts(kept), middle=self.middle[rows], norm=self.norm, mlp=self.mlp)
-
-
-def _parts(suffix: Suffix) -> dict[str, object]:
-    return {field.name: getattr(suffix, field.name) for field in fields(Suffix)}
+        return TwoLatentSuffix(kept.hidden, kept.blocks, kept.calls, kept.prefix, self.middle[rows], self.norm, self.mlp)
 
 
 def two_latent_objective(
@@ -65,9 +61,10 @@ def two_latent_objective(
     for e in encoded[:-1]:
         firsts.append(firsts[-1] + len(e.rows))
     attention_values = seen.outputs[attention][every, lookup][firsts].float()
+    above = objective.suffix
     suffix = TwoLatentSuffix(
-        **_parts(objective.suffix), middle=seen.inputs[norm][every, lookup],
-        norm=model.hf.get_submodule(norm), mlp=model.hf.get_submodule(anatomy.mlp.format(layer=layer)),
+        above.hidden, above.blocks, above.calls, above.prefix, seen.inputs[norm][every, lookup],
+        model.hf.get_submodule(norm), model.hf.get_submodule(anatomy.mlp.format(layer=layer)),
     )  # fmt: skip
     base_values = torch.cat([attention_values, mlp_values], dim=1)
     return replace(objective, suffix=suffix, base_norms=base_values.norm(dim=1)), base_values

@@ -45,7 +45,7 @@ statements, two-hop questions (70% of the chains; the rest are held out), and pl
 
 ## Limits
 
-English labels of 2015-2024, partly outdated; 25 slots have a second true object that the model does not give; majority
+English labels of 2015-2024, partly outdated; 8 slots have a second true object that the model does not give; majority
 answers reach 25% of a property (48% for continents). The values that update nights propose are partly invented: never
 publish an edited model's answers as facts.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import final
 
 import torch
@@ -65,6 +66,10 @@ class FineTuningKl(Editor[FineTuningKlConfig]):
         "forward pass over the bank; no auxiliary model is trained.",
     )  # fmt: skip
 
+    def __init__(self, config: FineTuningKlConfig) -> None:
+        super().__init__(config)
+        self._seen: tuple[EditableModel, str, Prepared, dict[int, _Part]] | None = None
+
     def preparation_key(self) -> str:
         """The bank, not the optimiser."""
         c = self.config
@@ -114,20 +119,23 @@ class FineTuningKl(Editor[FineTuningKlConfig]):
         names = site_parameters(model, config.layers, config.sites)
         subjects = list(dict.fromkeys(r.subject for r in batch.requests))
         earlier = [s for p in model.patches for s in p.meta.get("note", {}).get("ft_kl_subjects", [])]
-        chosen = out_of_scope(prepared.meta["texts"], [*subjects, *earlier])
-        random.Random(config.seed).shuffle(chosen)
+        allowed = out_of_scope(prepared.meta["texts"], [*subjects, *earlier])
         first = min(layer_of(model.anatomy, name) for name in names)
-        bank = LocalityBank(model, prepared, first, config.gamma, tuple(
-            tuple(chosen[at : at + config.texts_per_step]) for at in range(0, len(chosen), config.texts_per_step)
-        ))  # fmt: skip
-        patch = descend(model, batch.requests, names, config, penalty=bank.penalty if chosen else None)
+        bank = LocalityBank(model, prepared, first, config.gamma, config.texts_per_step, allowed, self._states(model, prepared))
+        patch = descend(model, batch.requests, names, config, penalty=bank.penalty if allowed else None)
         return WeightPatch(patch.updates, {"ft_kl_subjects": subjects})
 
+    def _states(self, model: EditableModel, prepared: Prepared) -> dict[int, _Part]:
+        """The bank's states below the trained blocks, kept for as long as the same model stands as it is."""
+        if self._seen is None or self._seen[0] is not model or self._seen[1] != model.digest or self._seen[2] is not prepared:
+            self._seen = (model, model.digest, prepared, {})
+        return self._seen[3]
 
-def out_of_scope(texts: Sequence[str], subjects: Sequence[str]) -> list[int]:
+
+def out_of_scope(texts: Sequence[str], subjects: Sequence[str]) -> frozenset[int]:
     """Indices of the texts that name none of the subjects, whatever the case; an empty subject is nobody's name."""
     names = [s.casefold() for s in subjects if s.strip()]
-    return [i for i, text in enumerate(texts) if not any(name in text.casefold() for name in names)]
+    return frozenset(i for i, text in enumerate(texts) if not any(name in text.casefold() for name in names))
 
 
 def split(logits: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,27 +143,32 @@ def split(logits: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
 
     Where `top` holds the whole vocabulary the others have -inf.
     """
-    log_probs = logits.log_softmax(-1)
-    rest = log_probs.scatter(-1, top.long(), float("-inf"))
-    return log_probs.gather(-1, top.long()), rest.logsumexp(-1)
+    whole = logits.logsumexp(-1)
+    rest = logits.scatter(-1, top.long(), float("-inf")).logsumexp(-1)
+    return logits.gather(-1, top.long()) - whole[:, None], rest - whole
 
 
 def coarse_kl(base: Tensor, base_rest: Tensor, logits: Tensor, top: Tensor) -> Tensor:
     """KL(base || model) of each row, in nats, over the classes of `split`."""
     if top.shape[-1] == logits.shape[-1]:
-        kept, beyond = logits.log_softmax(-1).gather(-1, top.long()), torch.zeros(len(logits), device=logits.device)
-    else:
-        kept, rest = split(logits, top)
-        beyond = base_rest.exp() * (base_rest - rest)
-    return (base.exp() * (base - kept)).sum(-1) + beyond
+        kept = logits.log_softmax(-1).gather(-1, top.long())
+        return (base.exp() * (base - kept)).sum(-1)
+    kept, rest = split(logits, top)
+    return (base.exp() * (base - kept)).sum(-1) + base_rest.exp() * (base_rest - rest)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some texts of the bank, ready for the trained blocks, with the base's predictions at their real tokens."""
+    """Some texts of the bank, ready for the trained blocks, with the base's predictions at their real tokens.
+
+    Attributes:
+        real: (texts, tokens) no padding.
+        text: (real tokens,) which text of the bank a token is of; `top`, `log_probs`, `log_rest` have the same order.
+    """
 
     upper: UpperBlocks
     real: Tensor
+    text: Tensor
     top: Tensor
     log_probs: Tensor
     log_rest: Tensor
@@ -163,36 +176,47 @@ class _Part:
 
 @dataclass(frozen=True)
 class LocalityBank:
-    """The penalty of one edit; the blocks below the trained ones run once for each group of texts.
+    """The penalty of one edit. Groups of texts do not depend on the edit, so their states serve many edits.
 
     Attributes:
-        groups: indices of texts; step i reads group i modulo their number.
+        size: texts in a group; step i reads group i modulo their number.
+        allowed: indices of the texts that count.
+        states: what the blocks below the trained ones make of each group, filled as groups are read.
     """
 
     model: EditableModel
     prepared: Prepared
     first: int
     gamma: float
-    groups: tuple[tuple[int, ...], ...]
-    _parts: dict[int, _Part] = field(default_factory=dict)
+    size: int
+    allowed: frozenset[int]
+    states: dict[int, _Part] = field(default_factory=dict)
+
+    @cached_property
+    def groups(self) -> tuple[int, ...]:
+        """Numbers of the groups with a text that counts."""
+        return tuple(sorted({i // self.size for i in self.allowed}))
 
     def penalty(self, parameters: Mapping[str, Tensor], step: int) -> Tensor:
         """gamma times the mean divergence over all tokens of this step's texts."""
-        number = step % len(self.groups)
-        if number not in self._parts:
-            self._parts[number] = self._part(self.groups[number])
-        part = self._parts[number]
-        logits = self.model.head(part.upper.run(self.model, as_stored(self.model, parameters))[part.real]).float()
-        return self.gamma * coarse_kl(part.log_probs, part.log_rest, logits, part.top).mean()
+        number = self.groups[step % len(self.groups)]
+        if number not in self.states:
+            self.states[number] = self._part(number)
+        part = self.states[number]
+        counts = torch.tensor([int(i) in self.allowed for i in part.text], device=part.text.device)
+        states = part.upper.run(self.model, as_stored(self.model, parameters))[part.real][counts]
+        divergence = coarse_kl(part.log_probs[counts], part.log_rest[counts], self.model.head(states).float(), part.top[counts])
+        return self.gamma * divergence.mean()
 
-    def _part(self, group: Sequence[int]) -> _Part:
+    def _part(self, number: int) -> _Part:
         device, lengths, tensors = self.model.hf.device, self.prepared.meta["lengths"], self.prepared.tensors
-        starts = [sum(lengths[:i]) for i in group]
-        spans = [range(start, start + lengths[i]) for start, i in zip(starts, group, strict=True)]
-        ids, mask = pad_right([tensors["ids"][span.start : span.stop].tolist() for span in spans], self.model.pad_id)
-        place = torch.tensor([i for span in spans for i in span])
-        upper = upper_blocks(self.model, ids, mask, self.first)
+        texts = range(number * self.size, min((number + 1) * self.size, len(lengths)))
+        start = sum(lengths[: texts.start])
+        span = slice(start, start + sum(lengths[i] for i in texts))
+        rows = tensors["ids"][span].split([lengths[i] for i in texts])
+        ids, mask = pad_right([row.tolist() for row in rows], self.model.pad_id)
         return _Part(
-            upper, mask.bool().to(device), tensors["top"][place].to(device), tensors["log_probs"][place].to(device),
-            tensors["log_rest"][place].to(device),
+            upper_blocks(self.model, ids, mask, self.first), mask.bool().to(device),
+            torch.tensor([i for i in texts for _ in range(lengths[i])], device=device),
+            tensors["top"][span].to(device), tensors["log_probs"][span].to(device), tensors["log_rest"][span].to(device),
         )  # fmt: skip

@@ -102,7 +102,7 @@ def test_the_penalty_is_the_full_kl_at_every_token_of_the_texts(tiny: EditableMo
     before = predictions(tiny, texts)
     torch.manual_seed(0)
     changed = tiny.parameter(name) + 0.2 * torch.randn_like(tiny.parameter(name))
-    bank = LocalityBank(tiny, prepared, 1, 0.7, (tuple(range(len(texts))),))
+    bank = LocalityBank(tiny, prepared, 1, 0.7, 8, frozenset(range(len(texts))))
     value = float(bank.penalty({name: changed}, 0))
     tiny.overwrite(name, changed)
     assert value == pytest.approx(0.7 * full_divergence(tiny, before, texts), rel=1e-3)
@@ -112,13 +112,15 @@ def test_the_penalty_is_the_full_kl_at_every_token_of_the_texts(tiny: EditableMo
 def test_steps_take_turns_with_the_groups_of_the_bank(tiny: EditableModel) -> None:
     prepared, name = editor(top_k=1000).prepare(tiny, CORPUS), weight_name(tiny)
     changed = {name: tiny.parameter(name) * 1.5}
-    bank = LocalityBank(tiny, prepared, 1, 1.0, ((0, 2), (1,)))
+    # Groups of two: texts 0 and 1, 2 and 3, 4. The middle one has none that counts, the first has one.
+    bank = LocalityBank(tiny, prepared, 1, 1.0, 2, frozenset({1, 4}))
     values = [float(bank.penalty(changed, step)) for step in range(4)]
     assert values[:2] == values[2:]
-    texts = [prepared.meta["texts"][1]]
+    texts = [prepared.meta["texts"][i] for i in (1, 4)]
     before = predictions(tiny, texts)
     tiny.overwrite(name, changed[name])
-    assert values[1] == pytest.approx(full_divergence(tiny, before, texts), rel=1e-3)
+    for value, text, old in zip(values, texts, before, strict=False):
+        assert value == pytest.approx(full_divergence(tiny, [old], [text]), rel=1e-3)
 
 
 # ------------------------------------------------------------ the bank
@@ -147,17 +149,17 @@ def test_a_corpus_without_text_is_refused(tiny: EditableModel) -> None:
 
 def test_texts_that_name_an_edited_subject_are_out_of_the_bank() -> None:
     texts = ("Łódź lies in Poland.", "The capital of FRANCE is Paris.", "A small boat.")
-    assert out_of_scope(texts, ["France"]) == [0, 2]
-    assert out_of_scope(texts, ["łódź", "France", ""]) == [2]
-    assert out_of_scope(texts, []) == [0, 1, 2]
+    assert out_of_scope(texts, ["France"]) == {0, 2}
+    assert out_of_scope(texts, ["łódź", "France", ""]) == {2}
+    assert out_of_scope(texts, []) == {0, 1, 2}
 
 
 def test_subjects_of_earlier_edits_stay_out_of_the_bank(tiny: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[tuple[int, ...], ...]] = []
+    seen: list[frozenset[int]] = []
     penalty = LocalityBank.penalty
 
     def watched(self: LocalityBank, parameters: dict[str, torch.Tensor], step: int) -> torch.Tensor:
-        seen.append(self.groups)
+        seen.append(self.allowed)
         return penalty(self, parameters, step)
 
     monkeypatch.setattr(LocalityBank, "penalty", watched)
@@ -165,10 +167,10 @@ def test_subjects_of_earlier_edits_stay_out_of_the_bank(tiny: EditableModel, mon
     prepared = by.prepare(tiny, CORPUS)
     for asked in (SIX_REQUESTS[0], SIX_REQUESTS[4]):
         tiny.push(by.edit(tiny, batch_of([asked]), prepared))
-    used = [prepared.meta["texts"][i] for group in seen[-1] for i in group]
+    used = [prepared.meta["texts"][i] for i in seen[-1]]
     assert used
     assert not any("France" in text or "Ada Lovelace" in text for text in used)
-    first = [prepared.meta["texts"][i] for group in seen[0] for i in group]
+    first = [prepared.meta["texts"][i] for i in seen[0]]
     assert any("France" in text for text in first)
 
 
@@ -185,6 +187,17 @@ def test_the_penalty_holds_the_predictions_on_other_texts(tiny: EditableModel) -
         assert tiny.score([Ask(asked.prompt, asked.target_new)])[0].exact
         tiny.rollback(0)
     assert drift[3.0] < 0.7 * drift[0.0]
+
+
+def test_states_kept_from_one_edit_serve_the_next_and_not_another_model_state(tiny: EditableModel) -> None:
+    by, name = editor(), weight_name(tiny)
+    prepared = by.prepare(tiny, CORPUS)
+    by.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared)
+    warm = by.edit(tiny, batch_of(SIX_REQUESTS[1:2]), prepared)
+    assert torch.equal(warm.dense(name), editor().edit(tiny, batch_of(SIX_REQUESTS[1:2]), prepared).dense(name))
+    tiny.push(edit(tiny, SIX_REQUESTS[2], layers=(0,)))
+    moved = by.edit(tiny, batch_of(SIX_REQUESTS[1:2]), prepared)
+    assert torch.equal(moved.dense(name), editor().edit(tiny, batch_of(SIX_REQUESTS[1:2]), prepared).dense(name))
 
 
 def test_without_weight_or_texts_it_is_plain_fine_tuning(tiny: EditableModel) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from editors.base import Corpus
 from editors.errors import EditRefused, InvalidRequest
 from editors.mechanics.contexts import BARE, Contexts, encode_lookups, sample_contexts
-from editors.mechanics.keys_values import lookup_states
+from editors.mechanics.keys_values import lookup_states, written_keys
 from editors.mechanics.objective import build_objective, encode_edits
 from editors.mechanics.second_moment import at_base, measure_moments, prepare_locate, read_preparation, ridged_factor
 from editors.mechanics.settings import LocateEditConfig
@@ -335,8 +335,8 @@ def test_ridge_is_relative_to_the_mean_diagonal() -> None:
 
 def test_rank_one_is_the_constrained_least_squares_solution() -> None:
     second, key, residual = positive(9), randn(9), randn(5, seed=2)
-    (direction,) = key_directions(key[None], torch.linalg.cholesky(second))
-    update = rank_one(residual, key, direction).dense().double()
+    (directions,) = key_directions(key[None, None], torch.linalg.cholesky(second))
+    update = rank_one(residual, key[None], directions).dense().double()
     # Lagrange system row by row: minimise d C d^T subject to d k = r.
     system = torch.zeros(10, 10, dtype=torch.float64)
     system[:9, :9], system[:9, 9], system[9, :9] = 2 * second, key, key
@@ -347,10 +347,39 @@ def test_rank_one_is_the_constrained_least_squares_solution() -> None:
     torch.testing.assert_close(update @ key, residual, rtol=1e-4, atol=1e-5)
 
 
+def test_several_forms_of_a_key_all_get_the_residual_by_the_smallest_update() -> None:
+    second, keys, residual = positive(9), randn(3, 9), randn(5, seed=2)
+    (directions,) = key_directions(keys[None], torch.linalg.cholesky(second))
+    update = rank_one(residual, keys, directions).dense().double()
+    # Lagrange system: minimise d C d^T subject to K d = r for each row.
+    system = torch.zeros(12, 12, dtype=torch.float64)
+    system[:9, :9], system[:9, 9:], system[9:, :9] = 2 * second, keys.t(), keys
+    for row in range(5):
+        right = torch.cat([torch.zeros(9, dtype=torch.float64), residual[row].repeat(3)])
+        # The small ridge among the forms costs a per mille or so.
+        torch.testing.assert_close(update[row], torch.linalg.solve(system, right)[:9], rtol=2e-2, atol=2e-2)
+    twice = keys[[0, 0]]
+    (directions,) = key_directions(twice[None], torch.linalg.cholesky(second))
+    torch.testing.assert_close(rank_one(residual, twice, directions).dense().double() @ keys[0], residual, rtol=2e-3, atol=2e-3)
+
+
+def test_three_forms_are_the_bare_prompt_the_contexts_and_the_subject_alone(tiny: EditableModel) -> None:
+    keys, values = written_keys(tiny, SIX_REQUESTS, CONTEXTS, 1, config(key_forms="each"))
+    states = lookup_states(tiny, SIX_REQUESTS, CONTEXTS, tiny.anatomy.mlp_out, 1)
+    torch.testing.assert_close(keys[:, 0], states.inputs[:, 0])
+    torch.testing.assert_close(keys[:, 1], states.inputs[:, 1:].mean(1))
+    torch.testing.assert_close(values, states.outputs.mean(1))
+    # "Ada Lovelace was born in" begins with its subject, "The capital of France is" does not.
+    torch.testing.assert_close(keys[0, 2], keys[0, 0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(keys[4, 2], keys[4, 0], atol=1e-3)
+    single, _ = written_keys(tiny, SIX_REQUESTS, CONTEXTS, 1, config())
+    torch.testing.assert_close(single[:, 0], states.inputs.mean(1))
+
+
 def test_rank_one_refuses_a_vanishing_denominator() -> None:
     # C^-1 k is almost all along the second axis, k along the first.
     factor = torch.linalg.cholesky(torch.diag(torch.tensor([1e12, 1.0], dtype=torch.float64)))
-    keys = torch.tensor([[1.0, 1e-8], [1.0, 1.0]])
+    keys = torch.tensor([[[1.0, 1e-8]], [[1.0, 1.0]]])
     bad, good = key_directions(keys, factor)
     with pytest.raises(EditRefused, match="no stable update"):
         rank_one(randn(3), keys[0], bad)
