@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from editors.model import EditableModel
 from editors.patches.files import load_patch
@@ -23,6 +24,8 @@ def base_model(settings: Settings) -> EditableModel:
     """The base model with no patch on it; kept in memory between the tasks of one process."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    # Seconds of loading need no bar, and a bar would break up the tables of a command.
+    disable_progress_bar()
     key = settings.model
     if key not in _LOADED:
         # One at a time: two large models rarely fit.

@@ -44,6 +44,11 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> P
     return folder
 
 
+def reasons(decision: GateDecision) -> tuple[str, ...]:
+    """Sentences of the rules that stopped a candidate; failed warnings stopped nothing."""
+    return tuple(r.explanation for r in decision.failed_rules if r.rule.on_fail != "warn")
+
+
 @task(name="promote", **STEP)
 def promote(settings: Settings, done: EditedNight, report: EvaluationReport, decision: GateDecision) -> Manifest:
     """Publish or reject by the decision. Safe to kill and to run again: the channel's move is the commit point.
@@ -72,7 +77,7 @@ def promote(settings: Settings, done: EditedNight, report: EvaluationReport, dec
         # Evidence of a refusal: patches and reasons. Its weights can be made again from them.
         kept = {key: path for key, path in files.items() if key.startswith("patches/")}
         manifest = manifest.model_copy(update={"files": file_digests(kept)})
-        manifest = reject(store, manifest, kept, [r.explanation for r in decision.failed_rules])
+        manifest = reject(store, manifest, kept, list(reasons(decision)))
     _settle(settings, done, manifest)
     shutil.rmtree(folder)
     log.info("checkpoint %s: %s", checkpoint.checkpoint_id[:12], decision.verdict)
@@ -92,7 +97,7 @@ def _settle(settings: Settings, done: EditedNight, manifest: Manifest) -> None:
         if not checkpoints(wh, settings.lineage):
             add_checkpoint(wh, settings.lineage, BASE_NIGHT, base, "promote")
         add_checkpoint(wh, settings.lineage, done.night, checkpoint, manifest.verdict, manifest_digest(manifest))
-        reason = "" if promoted else "; ".join(r.explanation for r in manifest.decision.failed_rules)
+        reason = "" if promoted else " ".join(reasons(manifest.decision))
         settle_edits(
             wh, settings.lineage, done.night, checkpoint.checkpoint_id,
             status="active" if promoted else "rejected", reason=reason,
