@@ -1,6 +1,6 @@
 """The slow, obvious forms that the benchmark measures the product against, in the same run on the same edits.
 
-They are what the field's toolkits do (PERFORMANCE.md): the whole model on all tokens of every context at each step, the
+They are what the field's toolkits do: the whole model on all tokens of every context at each step, the
 head over all positions, one edit at a time, one probe a forward. They compute the same numbers, and a test says so.
 """
 
@@ -115,7 +115,7 @@ def _cost(
     model: EditableModel, log_probs: Tensor, rows: Sequence[Any], essence_at: int, essence: Tensor, delta: Tensor,
     base_norm: float, config: LocateEditConfig,
 ) -> Tensor:  # fmt: skip
-    """EDITORS.md's J(delta) without the kept relations, term by term."""
+    """J(delta) of Meng et al. 2022 without the kept relations, term by term."""
     # A copy: one made while scoring, in inference mode, could not be kept for the backward pass.
     stops = model.stops.to(log_probs.device).clone()
     nll = log_probs.new_zeros(())

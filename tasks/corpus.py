@@ -12,7 +12,7 @@ from warehouse.reference.world import templates
 from warehouse.store import Warehouse
 
 #: Share of subjects whose facts stand in the second moment; the others are free for probes. A few thousand tokens a
-#: layer are enough for the moment (PERFORMANCE: 0.3% of the usual sample), and the more subjects stay free the better.
+#: layer are enough for the moment (arXiv:2506.04226: 0.3% of the usual sample), and the more subjects stay free the better.
 CALIBRATION_SHARE = 0.3
 #: Templates that calibration sentences use, and paragraphs of plain text beside them.
 CALIBRATION_TEMPLATES = (0, 6)

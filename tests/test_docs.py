@@ -44,3 +44,10 @@ def test_editor_has_a_row_in_the_readme_table(name: str) -> None:
 @pytest.mark.parametrize("package", ["flows", "tasks", "editors", "checks", "warehouse", "deployments"])
 def test_package_has_a_readme(package: str) -> None:
     assert (ROOT / package / "README.md").exists()
+
+
+def test_every_metric_code_is_explained() -> None:
+    from checks.metrics import METRIC_CODES
+
+    text = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
+    assert not [code for code in METRIC_CODES if code not in text]

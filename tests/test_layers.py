@@ -1,4 +1,4 @@
-"""The arrows of the architecture hold: who may import whom (HOUSE: Arrows)."""
+"""The arrows of the architecture hold: who may import whom (README: Layout)."""
 
 from __future__ import annotations
 

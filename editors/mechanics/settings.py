@@ -25,7 +25,7 @@ class LocateEditConfig(EditorConfig):
             and its key are others; short subjects need it.
         second_moment_tokens: how many corpus tokens the second moment is taken over.
         second_moment_ridge: added to its diagonal, as a share of the mean diagonal entry.
-        value_steps, value_lr, value_decay, kl_weight, clamp_norm: the optimisation of the value (EDITORS, section 0);
+        value_steps, value_lr, value_decay, kl_weight, clamp_norm: the optimisation of the value;
             `clamp_norm` bounds the change by this multiple of the base value's norm.
         stop_loss: an edit may stop when its whole objective is below this; None: no bound on the loss.
         stop_margin: and when every target token leads by this many logits in every context; None: not asked.

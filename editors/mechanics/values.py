@@ -63,7 +63,7 @@ def optimise_values(
 ) -> ValueSolution:
     """Find for each request the change at its lookup token that makes the model say the target.
 
-    Minimises EDITORS.md's J(delta): mean NLL of the target in all contexts, the essence KL, decay, and optionally
+    Minimises J(delta) of Meng et al. 2022: mean NLL of the target in all contexts, the essence KL, decay, and optionally
     the stop and the kept relations. With pre-norm blocks a change of the MLP's output is the same change of the
     block's output, so the two sites (ROME's and MEMIT's) differ only in the base value that bounds and anchors it.
 
