@@ -15,7 +15,7 @@ import typer
 from rich.logging import RichHandler
 
 from flows.commands import demo, measure, nights, reference, state
-from flows.commands.shared import errors
+from flows.commands.shared import errors, reported
 from tasks.settings import configure
 
 app = typer.Typer(
@@ -42,7 +42,11 @@ app.command()(demo.demo)
 
 def main() -> None:
     """Entry point of the console script: quiet libraries first, then the command."""
-    configure()
+    try:
+        reported(configure)()
+    except typer.Exit as stop:
+        # A broken errata.toml: said in one line already, and no command can run.
+        raise SystemExit(stop.exit_code) from None
     # Prefect would print a traceback for every error that the command reports in one line.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     level = os.environ.get("ERRATA_LOG", "WARNING")

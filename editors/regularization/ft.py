@@ -9,7 +9,7 @@ from pydantic import Field
 from editors.base import Editor, EditorCard, Prepared
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.regularization.descent import DescentConfig, descend
+from editors.regularization.descent import DescentConfig, descend, site_parameters
 from warehouse.records import EditBatch
 
 
@@ -37,18 +37,4 @@ class FineTuning(Editor[FineTuningConfig]):
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one loss over the whole batch."""
-        return descend(model, batch.requests, self.parameters(model), self.config)
-
-    def parameters(self, model: EditableModel) -> list[str]:
-        """Names of the trained parameters.
-
-        Raises:
-            UnsupportedModel: a layer that the model does not have.
-        """
-        anatomy = model.anatomy
-        path = {"mlp_out": anatomy.mlp_out, "mlp": anatomy.mlp, "all": anatomy.block}[self.config.sites]
-        names = []
-        for layer in self.config.layers:
-            module = anatomy.module(model.hf, path, layer)
-            names += [f"{path.format(layer=layer)}.{name}" for name, _ in module.named_parameters()]
-        return names
+        return descend(model, batch.requests, site_parameters(model, self.config.layers, self.config.sites), self.config)

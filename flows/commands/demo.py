@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.nights import STATUS_COLUMNS, status_row
-from flows.commands.shared import Json, console, emit_json, reported, table
+from flows.commands.shared import Json, console, emit_json, errors, reported, table
 from tasks.settings import configure
 
 NAIVE_EDITOR, NAIVE_NIGHTS = "ft", 2
@@ -39,7 +39,8 @@ def demo(
     plan += [(n, "naive", NAIVE_EDITOR) for n in names[:NAIVE_NIGHTS]]
     lines: list[dict[str, Any]] = []
     for night, lineage, name in plan:
-        console.print(f"[bold]{night}[/bold] on lineage {lineage} with {name}", highlight=False)
+        # To standard error: with --json, standard output is the document alone.
+        errors.print(f"[bold]{night}[/bold] on lineage {lineage} with {name}", highlight=False)
         lines.append(nightly_refresh(night=night, lineage=lineage, editor=name).model_dump(mode="json"))
     example = _example(settings)
     report = report_folder(settings, names[-1]) / "evidently.html"
@@ -49,7 +50,7 @@ def demo(
         return
     table("The demo's nights", STATUS_COLUMNS, [status_row(line) for line in lines])
     for line in lines:
-        if line["verdict"] not in ("promote",):
+        if line["verdict"] != "promote":
             console.print(f"{line['night']} on {line['lineage']} was not promoted: {_why(line)}", highlight=False)
     if example:
         console.print(f"Asked [italic]{example['prompt']}[/italic]", highlight=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.shared import Json, console, emit_json, reported, table
+from flows.commands.shared import Json, console, emit_json, errors, reported, table
 
 app = typer.Typer(help="The embedded reference model: train it again, measure it, read its card.", no_args_is_help=True)
 
@@ -27,7 +27,7 @@ def train(
 
     given = {"steps": steps, "inner": inner, "seed": seed}
     config = TrainConfig(**{k: v for k, v in given.items() if v is not None})
-    console.print(f"training for {config.steps} steps; progress is in {out}/log.jsonl", highlight=False)
+    errors.print(f"training for {config.steps} steps; progress is in {out}/log.jsonl", highlight=False)
     folder = train(out, config)
     emit_json({"model": str(folder)}) if as_json else console.print(f"trained: {folder}")
 

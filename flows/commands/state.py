@@ -41,7 +41,7 @@ def check(as_json: Json = False) -> None:
     with warehouse(configure()) as wh:
         findings = check(wh)
     if as_json:
-        emit_json([vars(f) if not hasattr(f, "model_dump") else f.model_dump(mode="json") for f in findings])
+        emit_json([finding.model_dump(mode="json") for finding in findings])
     else:
         for finding in findings:
             console.print(str(finding), markup=False, highlight=False)
