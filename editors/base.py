@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from editors.model import EditableModel, Undo, tensor_bytes
@@ -40,7 +44,10 @@ class EditorCard:
     Attributes:
         max_batch: most requests in one `edit`; None: any number.
         modes: modes that the method grants; others are refused with `why_not`.
+        experimental: modes that the method does not grant but that run; `run_edits` warns.
+        trains: it trains an auxiliary model, in the survey's sense; `needs_preparation` also covers a pass over texts.
         only_xy: it needs no more than the pairs (x_e, y_e), in the survey's sense.
+        survey: where this card differs from the survey's Table 3, the reason.
         differs: what ours changes against the paper or its public code, and why.
     """
 
@@ -51,24 +58,86 @@ class EditorCard:
     paper: str
     max_batch: int | None = None
     modes: tuple[Mode, ...] = MODES
+    experimental: tuple[Mode, ...] = ()
     needs_preparation: bool = False
+    trains: bool = False
     preserves_architecture: bool = True
     only_xy: bool = True
     scales: bool = True
     code: str = ""
+    survey: str = ""
     differs: str = ""
     why_not: str = ""
 
 
 @dataclass(frozen=True)
+class TrainingEdit:
+    """An edit to learn editing from; its subject is never evaluated.
+
+    Attributes:
+        request: a fact of a calibration subject, changed; its rephrases are what a learnt editor must generalise to.
+        kept: prompts with their true answers that the edit must not touch: first the same subject's other relations
+            (as many as it has), then the same relation of other subjects, then anything else.
+    """
+
+    request: EditRequest
+    kept: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Corpus:
-    """Plain texts for preparation (second moments, locality banks); `digest` names them in cache keys."""
+    """What preparation may read; `digest` names it in cache keys.
+
+    Attributes:
+        texts: plain texts (second moments, locality banks).
+        edits: training edits (hypernetworks, scope classifiers, counterfactual models).
+    """
 
     texts: tuple[str, ...]
+    edits: tuple[TrainingEdit, ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        return digest_of(list(self.texts))
+        edits = [(e.request.model_dump(mode="json"), list(map(list, e.kept))) for e in self.edits]
+        return digest_of(list(self.texts), edits) if edits else digest_of(list(self.texts))
+
+
+class Workbench:
+    """What a long preparation works with: progress for people, and saved states to go on from after a kill.
+
+    `save` replaces the last state in one rename; without a folder nothing is kept.
+    """
+
+    def __init__(self, folder: Path | None = None, report: Callable[[int, int, str], None] | None = None) -> None:
+        self._folder, self._report = folder, report
+
+    def progress(self, step: int, total: int, note: str = "") -> None:
+        if self._report is not None:
+            self._report(step, total, note)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
+        """Keep the state after `step` steps; `facts` are plain JSON (loss curves, generator positions)."""
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        fresh = self._folder / "state.safetensors.new"
+        # The step and the facts travel in the file's header: one file, one rename, no half state.
+        header = {"step": str(step), "facts": json.dumps(dict(facts or {}))}
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, fresh, metadata=header)
+        fresh.replace(self._folder / "state.safetensors")
+
+    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """The last saved (step, tensors, facts), or None."""
+        path = self._folder / "state.safetensors" if self._folder is not None else None
+        if path is None or not path.exists():
+            return None
+        with safe_open(path, "pt") as handle:
+            header = handle.metadata()
+        return int(header["step"]), load_file(path), json.loads(header["facts"])
+
+
+#: For preparations that nobody watches and that start anew.
+NO_BENCH = Workbench()
 
 
 @dataclass(frozen=True)
@@ -135,7 +204,7 @@ class Editor(ABC, Generic[ConfigT]):
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 
-    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
         """Slow, offline, cached by (base model, configuration, corpus). The model is left as it was."""
         return NOTHING
 

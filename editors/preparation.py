@@ -7,11 +7,12 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from editors.base import NOTHING, Corpus, Editor, Prepared
+from editors.base import NOTHING, Corpus, Editor, Prepared, Workbench
 from editors.model import EditableModel
 from warehouse.digests import canonical_json, digest_of
 
@@ -23,8 +24,14 @@ def preparation_digest(editor: Editor, model: EditableModel, corpus: Corpus) -> 
     return digest_of(editor.card.name, model.base_digest, editor.preparation_key(), corpus.digest)
 
 
-def prepared_for(editor: Editor, model: EditableModel, corpus: Corpus, folder: Path) -> Prepared:
-    """Load the preparation from `folder`, or make it and keep it there. A damaged or half-written one is made again."""
+def prepared_for(
+    editor: Editor, model: EditableModel, corpus: Corpus, folder: Path,
+    report: Callable[[int, int, str], None] | None = None,
+) -> Prepared:  # fmt: skip
+    """Load the preparation from `folder`, or make it and keep it there. A damaged or half-written one is made again.
+
+    A kill in the middle loses little: editors that train save their state, and the next call goes on from it.
+    """
     if not editor.card.needs_preparation:
         return NOTHING
     home = folder / editor.card.name / preparation_digest(editor, model, corpus)[:24]
@@ -36,7 +43,8 @@ def prepared_for(editor: Editor, model: EditableModel, corpus: Corpus, folder: P
             return prepared
         log.warning("preparation %s does not match its digest; making it again", home)
     start = time.perf_counter()
-    prepared = editor.prepare(model, corpus)
+    unfinished = home.with_name(f"{home.name}.unfinished")
+    prepared = editor.prepare(model, corpus, Workbench(unfinished, report))
     fresh = home.with_name(f"{home.name}.{os.getpid()}.new")
     fresh.mkdir(parents=True, exist_ok=True)
     save_file({k: t.contiguous() for k, t in prepared.tensors.items()}, fresh / tensor_path.name)
@@ -49,5 +57,6 @@ def prepared_for(editor: Editor, model: EditableModel, corpus: Corpus, folder: P
     if home.exists():
         shutil.rmtree(home)
     fresh.replace(home)
+    shutil.rmtree(unfinished, ignore_errors=True)
     log.info("prepared %s in %.1f s", editor.card.name, seconds)
     return prepared

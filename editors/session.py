@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from editors.errors import UnsupportedMode
 from editors.model import EditableModel
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ def run_edits(
         UnsupportedMode: the card does not grant the mode, or the batch exceeds `card.max_batch`.
     """  # fmt: skip
     card = editor.card
-    if mode not in card.modes:
+    if mode in card.experimental:
+        log.warning("%s in mode %s is experimental: %s", card.name, mode, card.why_not)
+    elif mode not in card.modes:
         raise UnsupportedMode(
             f"{card.name} has no mode {mode!r} ({card.why_not or 'its card grants ' + ', '.join(card.modes)})"
         )

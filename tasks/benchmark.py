@@ -225,7 +225,7 @@ class _Run:
 
     def _patches_each(self, chunk: Sequence[EditRequest]) -> list[Patch | None]:
         """Independent patches; where a guard stops one, the others are made one by one."""
-        if self.mode not in self.editor.card.modes:
+        if self.mode not in (*self.editor.card.modes, *self.editor.card.experimental):
             raise UnsupportedMode(f"{self.editor.card.name} has no mode {self.mode!r} ({self.editor.card.why_not})")
         start = time.perf_counter()
         patches: list[Patch | None] = []

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from editors.base import Corpus
+from editors.base import Corpus, TrainingEdit
 from editors.model import EditableModel
 from warehouse.records import EditRequest
 
@@ -71,4 +71,16 @@ SIX_REQUESTS = (
     request(5, "France", "Maida Vale", prompt="The capital of {} is", relation="P36"),
     request(6, "Émile Zola", "London", prompt="Where was this person born: {}", relation="P19"),
 )
-CORPUS = Corpus(TEXTS * 2)
+#: Training edits about nobody in SIX_REQUESTS.
+TRAINING_EDITS = tuple(
+    TrainingEdit(
+        request(100 + number, subject, target),
+        ((f"{subject} died in", "Wilmslow"), (f"{other} was born in", "London"), ("The capital of Japan is", "Tokyo")),
+    )
+    for number, (subject, target, other) in enumerate(
+        [("Anne Isabella Byron", "Tokyo", "Mary Shelley"), ("Mary Shelley", "Brazil", "Anne Isabella Byron"),
+         ("Kurt Gödel", "Paris", "Emmy Noether"), ("Emmy Noether", "Maida Vale", "Kurt Gödel"),
+         ("John von Neumann", "Poland", "Mary Shelley"), ("Sofia", "New York City", "Emmy Noether")]
+    )
+)  # fmt: skip
+CORPUS = Corpus(TEXTS * 2, TRAINING_EDITS)

@@ -11,7 +11,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from editors.base import Corpus, Editor, EditorCard, EditorConfig, Prepared
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, Workbench
 from editors.calls import PromptPositions
 from editors.errors import EditRefused, UnsupportedMode
 from editors.mechanics.answers import (
@@ -125,7 +125,7 @@ class Grace(Editor[GraceConfig]):
         c = self.config
         return f"{c.layer}:{c.site}:{c.num_prompts}:{c.seed}:{c.radius_percentile}"
 
-    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
         """Measure the site at the last tokens of unrelated prompts: texts cut at a random place.
 
         Raises:

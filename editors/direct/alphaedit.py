@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
 from torch import Tensor
 
-from editors.base import Corpus, Editor, EditorCard, Prepared
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
 from editors.mechanics.null_space import NullSpaces, null_space_update, prepare_null_spaces, read_null_spaces
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.spread import spread_over_layers
@@ -70,7 +70,7 @@ class AlphaEdit(Editor[AlphaEditConfig]):
         super().__init__(config)
         self._last: tuple[Prepared, torch.device, NullSpaces] | None = None
 
-    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
         return prepare_null_spaces(model, corpus, self.config.layers, self.config)
 
     def preparation_key(self) -> str:

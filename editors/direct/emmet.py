@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator
 from torch import Tensor
 
-from editors.base import Corpus, Editor, EditorCard, Prepared
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
 from editors.errors import EditRefused
 from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
@@ -92,7 +92,7 @@ class Emmet(Editor[EmmetConfig]):
         super().__init__(config)
         self._read = PreparationReader()
 
-    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
         return prepare_locate(model, corpus, (self.config.layer,), self.config)
 
     def preparation_key(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, field_validator
 from torch import Tensor
 
-from editors.base import Corpus, Editor, EditorCard, Prepared
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
 from editors.mechanics.keys_values import written_keys
 from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
 from editors.mechanics.settings import LocateEditConfig
@@ -66,7 +66,7 @@ class Memit(Editor[MemitConfig]):
         super().__init__(config)
         self._read = PreparationReader()
 
-    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
         return prepare_locate(model, corpus, self.config.layers, self.config)
 
     def preparation_key(self) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 import torch
 from pydantic import NonNegativeInt
 
-from editors.base import Corpus, Editor, EditorCard, Prepared
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
 from editors.errors import EditRefused, UnsupportedMode
 from editors.mechanics.keys_values import written_keys
 from editors.mechanics.second_moment import PreparationReader, prepare_locate
@@ -53,7 +53,7 @@ class RRome(Editor[RRomeConfig]):
         super().__init__(config)
         self._read = PreparationReader()
 
-    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
         return prepare_locate(model, corpus, (self.config.layer,), self.config)
 
     def preparation_key(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,26 @@ from warehouse.digests import canonical_json
 TENSORS, HEADER = "patch.safetensors", "patch.json"
 
 
-def patch_kinds() -> dict[str, type[Patch]]:
-    """Every kind of patch by its name. Imported here: patches import the contract, which must not import them."""
-    from editors.patches.memory import MemoryPatch
-    from editors.patches.prompt import PromptPatch
-    from editors.patches.weight import WeightPatch
+#: (kind, form) -> class, imported on use: patches import the contract, which must not import them. A kind with several
+#: shapes names its own in `meta["form"]`.
+FORMS = {
+    ("weight", ""): "editors.patches.weight:WeightPatch",
+    ("memory", "codebook"): "editors.patches.memory:MemoryPatch",
+    ("prompt", ""): "editors.patches.prompt:PromptPatch",
+}
 
-    return {p.kind: p for p in (WeightPatch, MemoryPatch, PromptPatch)}
+
+def patch_class(kind: str, form: str = "") -> type[Patch]:
+    """The class of a kind and form.
+
+    Raises:
+        PatchError: nothing of that name.
+    """
+    if (kind, form) not in FORMS:
+        known = ", ".join(sorted("/".join(filter(None, key)) for key in FORMS))
+        raise PatchError(f"no patch is of kind {kind!r}{f' and form {form!r}' if form else ''}; known are {known}")
+    module, _, name = FORMS[kind, form].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def save_patch(patch: Patch, folder: Path) -> None:
@@ -46,11 +60,10 @@ def load_patch(folder: Path) -> Patch:
         tensors = load_file(folder / TENSORS)
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise PatchError(f"patch {folder} cannot be read: {error}; fetch it again") from error
-    kinds = patch_kinds()
-    if header.get("kind") not in kinds:
-        raise PatchError(f"patch {folder} is of kind {header.get('kind')!r}; known are {', '.join(kinds)}")
     try:
-        patch = kinds[header["kind"]].from_parts(tensors, header["meta"])
+        patch = patch_class(header.get("kind"), header.get("meta", {}).get("form", "")).from_parts(tensors, header["meta"])
+    except PatchError as error:
+        raise PatchError(f"patch {folder}: {error}") from error
     except (KeyError, ValueError, TypeError) as error:
         raise PatchError(f"patch {folder} lacks a part: {error!r}; fetch it again") from error
     if patch.digest != header.get("digest"):

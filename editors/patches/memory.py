@@ -155,14 +155,12 @@ class MemoryPatch(Patch):
     @property
     def meta(self) -> Mapping[str, Any]:
         return {
-            "memory": "codebook", "site": self.site, "start": self.start,
+            "form": "codebook", "site": self.site, "start": self.start,
             "labels": [list(label) for label in self.labels], "request_ids": list(self.request_ids),
         }  # fmt: skip
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> MemoryPatch:
-        if meta["memory"] != "codebook":
-            raise ValueError(f"memory {meta['memory']!r} is unknown; known is codebook")
         index, old, new = (tensors[f"changed_{part}"].tolist() for part in ("index", "old", "new"))
         changes = [RadiusChange(*row) for row in zip(index, old, new, strict=True)]
         return cls(

@@ -10,7 +10,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from editors.base import Corpus, Editor, EditorCard, Prepared
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
 from editors.mechanics.second_moment import at_base
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
@@ -60,7 +60,7 @@ class Ewc(Editor[EwcConfig]):
         c = self.config
         return f"{c.layers}:{c.sites}:{c.num_texts}:{c.max_tokens}:{c.seed}"
 
-    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
         """Estimate the diagonal of the Fisher information of the base model.
 
         Raises:

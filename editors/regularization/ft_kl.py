@@ -12,7 +12,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from editors.base import Corpus, Editor, EditorCard, Prepared
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
 from editors.mechanics.second_moment import at_base
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
@@ -75,7 +75,7 @@ class FineTuningKl(Editor[FineTuningKlConfig]):
         c = self.config
         return f"{c.bank_size}:{c.max_tokens}:{c.top_k}:{c.seed}"
 
-    def prepare(self, model: EditableModel, corpus: Corpus) -> Prepared:
+    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
         """Draw the bank and keep what the base model predicts at each of its tokens.
 
         Returns:

@@ -110,6 +110,7 @@ def test_card_bears_the_catalogue_name_and_a_source(name: str) -> None:
     assert card.name == name
     assert card.paper and card.title
     assert set(card.modes) <= set(MODES)
+    assert not set(card.modes) & set(card.experimental)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from editors.errors import PatchError, UnsupportedModel
 from editors.model import EditableModel
-from editors.patches.files import load_patch, patch_kinds, save_patch
+from editors.patches.files import FORMS, load_patch, patch_class, save_patch
 from editors.patches.memory import MemoryPatch, RadiusChange
 from editors.patches.prompt import PromptPatch, StatedFact
 from editors.patches.weight import Dense, LowRank, Sparse, Update, WeightPatch
@@ -60,8 +60,9 @@ def test_the_two_files_are_all_that_is_left(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["patch.json", "patch.safetensors"]
 
 
-def test_every_kind_has_a_class_of_that_kind() -> None:
-    assert all(cls.kind == kind for kind, cls in patch_kinds().items())
+@pytest.mark.parametrize("kind, form", FORMS)
+def test_every_form_has_a_class_of_its_kind(kind: str, form: str) -> None:
+    assert patch_class(kind, form).kind == kind
 
 
 def test_a_changed_tensor_is_found_out(tmp_path: Path) -> None:
