@@ -200,6 +200,8 @@ class Editor(ABC, Generic[ConfigT]):
 
     card: ClassVar[EditorCard]
     config_class: ClassVar[type[EditorConfig]]
+    #: Sections as in `presets/NAME.yaml`, for editors that live outside this package.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

@@ -14,7 +14,7 @@ import os
 import typer
 from rich.logging import RichHandler
 
-from flows.commands import demo, measure, nights, reference, state
+from flows.commands import demo, editors, measure, nights, reference, state
 from flows.commands.shared import errors, reported
 from tasks.settings import configure
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     "Start with [bold]errata demo[/bold]. Settings come from errata.toml and ERRATA_* variables; state lives in one "
     "folder (ERRATA_HOME, default .errata). Every command takes --json.",
 )  # fmt: skip
+app.add_typer(editors.app, name="editors")
 app.add_typer(state.config_app, name="config")
 app.add_typer(reference.app, name="reference")
 app.add_typer(state.warehouse_app, name="warehouse")
@@ -33,7 +34,6 @@ app.command()(nights.status)
 app.command()(nights.ask)
 app.command()(nights.pull)
 app.command()(nights.rollback)
-app.command()(state.editors)
 app.command()(state.prepare)
 app.command()(measure.benchmark)
 app.command()(measure.bench)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, final
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, Workbench
 from editors.calls import PromptPositions
-from editors.errors import EditRefused, UnsupportedMode
+from editors.errors import EditRefused
 from editors.mechanics.answers import (
     TOKENS_PER_PASS,
     AnswerRows,
@@ -29,6 +29,7 @@ from editors.mechanics.suffix import Suffix, suffix_of
 from editors.mechanics.trace import Trace, trace
 from editors.model import EditableModel
 from editors.patches.memory import RETIRED, Codebook, MemoryPatch, RadiusChange, codebook_name
+from editors.session import slices
 from editors.tokens import pad_right
 from warehouse.records import EditBatch, EditRequest
 
@@ -110,9 +111,9 @@ class Grace(Editor[GraceConfig]):
     config_class = GraceConfig
     card = EditorCard(
         name="grace", title="GRACE", family="architectural", patch_kind="memory", paper="arXiv:2211.11031",
-        code="Thartvigsen/GRACE grace/editors/grace.py", max_batch=1, needs_preparation=True,
-        preserves_architecture=False, modes=("single", "sequential"),
-        why_not="its codebook takes one edit at a time; use 'sequential'",
+        code="Thartvigsen/GRACE grace/editors/grace.py", needs_preparation=True, preserves_architecture=False,
+        survey="Training Required: each value is fitted when its edit arrives; the preparation measures distances and trains "
+        "nothing.",
         differs=(
             "Labels are compared as token sequences. A value is never trained again: where an old one does not answer "
             "a new prompt of the same label, a new entry is made. No split widens a radius. The same prompt met "
@@ -157,24 +158,47 @@ class Grace(Editor[GraceConfig]):
         })  # fmt: skip
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> MemoryPatch:
-        """See `Editor.edit`.
-
-        Raises:
-            UnsupportedMode: more than one request.
-        """
-        if len(batch.requests) != 1:
-            raise UnsupportedMode(f"grace edits one request at a time, not {len(batch.requests)}; use mode 'sequential'")
-        return self.edit_each(model, batch.requests, prepared)[0]
+        """See `Editor.edit`; the entries and radii of a batch are those of the same edits one after the other."""
+        if len(batch.requests) == 1:
+            return self.edit_each(model, batch.requests, prepared)[0]
+        return self._edit_together(model, batch.requests, prepared)
 
     def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[MemoryPatch]:
         """Independent patches; the values of all requests are optimised as the rows of one batch."""
-        patches: list[MemoryPatch] = []
-        longest = max((len(r.prompt) + len(r.target_new) for r in requests), default=1)
-        # Characters stand in for tokens: an upper bound for all but rare scripts.
-        size = max(1, TOKENS_PER_PASS // longest)
-        for at in range(0, len(requests), size):
-            patches += self._edit_rows(model, requests[at : at + size], prepared)
-        return patches
+        return [patch for part in _passes(requests) for patch in self._edit_rows(model, part, prepared)]
+
+    def _edit_together(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> MemoryPatch:
+        site, size = self._site(model), float(prepared.meta["output_size"])
+        radius = self.config.radius_share * float(prepared.meta["distance"])
+        live: Codebook | None = model.memories.get(codebook_name(site))
+        book: Codebook | None = None if live is None else live.copy()
+        start, before = (0, []) if book is None else (len(book), book.radii.tolist())
+        for part in _passes(requests):
+            rows, query = self._query(model, part)
+            # A value depends on its own prompt alone, so all are optimised at once, before the rules need them.
+            values = self._values(query, size, part)
+            for i, request in enumerate(part):
+                own = torch.tensor([i], device=values.device)
+                plan = self._plans(query.select(own), [rows.targets[i]], book, radius)[0]
+                if book is None:
+                    book = Codebook(query.keys.shape[1], values.shape[1], values.device)
+                for change in plan.changes:
+                    book.radii[change.index] = change.new
+                if plan.radius is not None:
+                    book.append(
+                        query.keys[own], values[own], torch.tensor([plan.radius]), [rows.targets[i]], [request.request_id]
+                    )
+        assert book is not None, "an empty batch has no patch"
+        changes = [
+            RadiusChange(i, old, new)
+            for i, (old, new) in enumerate(zip(before, book.radii.tolist(), strict=False))
+            if old != new
+        ]
+        new = slice(start, None)
+        return MemoryPatch(
+            site, start, book.keys[new].clone(), book.values[new].clone(), book.radii[new].clone(), book.labels[new],
+            book.request_ids[new], changes,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ one pass
 
@@ -293,6 +317,12 @@ class Grace(Editor[GraceConfig]):
                 value, first, second = value[going], first[going], second[going]
         log.info("%d values, %d of them lead by %.1f", len(best), done, config.stop_margin)
         return best
+
+
+def _passes(requests: Sequence[EditRequest]) -> Iterator[Sequence[EditRequest]]:
+    """Requests that fit one pass; characters stand in for tokens, an upper bound for all but rare scripts."""
+    longest = max((len(r.prompt) + len(r.target_new) for r in requests), default=1)
+    return iter(slices(requests, max(1, TOKENS_PER_PASS // longest)))
 
 
 def _at_last_prompt(seen: Trace, site: str, last: Tensor) -> tuple[Tensor, Tensor]:

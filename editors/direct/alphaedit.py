@@ -59,7 +59,7 @@ class AlphaEdit(Editor[AlphaEditConfig]):
     card: ClassVar[EditorCard] = EditorCard(
         name="alphaedit", title="AlphaEdit", family="direct", patch_kind="weight",
         paper="Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355",
-        code="jianghoucheng/AlphaEdit", needs_preparation=True,
+        code="jianghoucheng/AlphaEdit", needs_preparation=True, only_xy=False,
         differs="The null space may be chosen by its share of the trace, as an absolute threshold depends on the scale of the "
         "keys; solved by Cholesky in the r dimensions of the null space; earlier keys are part of the patches, so that a "
         "rollback takes them along; the keys of a subject that is edited again are released.",

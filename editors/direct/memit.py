@@ -56,7 +56,7 @@ class Memit(Editor[MemitConfig]):
     card: ClassVar[EditorCard] = EditorCard(
         name="memit", title="MEMIT", family="direct", patch_kind="weight",
         paper="Meng et al. 2023, Mass-Editing Memory in a Transformer, arXiv:2210.07229",
-        code="kmeng01/memit", needs_preparation=True,
+        code="kmeng01/memit", needs_preparation=True, only_xy=False,
         differs="All values of a batch are optimised together on cached states; fp64 Cholesky, Woodbury; lambda may be "
         "relative to the key energy; the objective can ask that the answer ends; earlier keys may be protected.",
     )  # fmt: skip

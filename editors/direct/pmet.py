@@ -57,7 +57,7 @@ class Pmet(Editor[PmetConfig]):
     card: ClassVar[EditorCard] = EditorCard(
         name="pmet", title="PMET", family="direct", patch_kind="weight",
         paper="Li et al. 2024, PMET: Precise Model Editing in a Transformer, arXiv:2308.08742",
-        code="xpq-tech/PMET", needs_preparation=True,
+        code="xpq-tech/PMET", needs_preparation=True, only_xy=False,
         differs="All values of a batch are optimised together on cached states; decay and clamp bound both changes together; "
         "fp64 Cholesky, Woodbury; the objective can ask that the answer ends.",
     )  # fmt: skip

@@ -56,6 +56,12 @@ class Codebook:
     def radii(self) -> Float[Tensor, " entries"]:
         return self._radii[: self._count]
 
+    def copy(self) -> Codebook:
+        """The same entries in buffers of their own."""
+        other = Codebook(self._keys.shape[1], self._values.shape[1], self._keys.device)
+        other.append(self.keys, self.values, self.radii, self.labels, self.request_ids)
+        return other
+
     def append(
         self, keys: Tensor, values: Tensor, radii: Tensor, labels: Sequence[tuple[int, ...]], ids: Sequence[str]
     ) -> None:

@@ -29,9 +29,11 @@ def model_key(model: EditableModel) -> str:
 
 @cache
 def sections(name: str) -> dict[str, dict[str, Any]]:
-    """All sections of an editor's preset file; an editor without a file has none."""
+    """All sections of an editor's preset file; an editor from elsewhere brings them as `Editor.presets`."""
     path = HERE / f"{name}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
+    if path.exists():
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return {key: dict(section) for key, section in editor_class(name).presets.items()}
 
 
 def load_editor(name: str, model: EditableModel, overrides: Mapping[str, Any] | None = None) -> Editor:

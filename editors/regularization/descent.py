@@ -168,19 +168,56 @@ def descend(
         EditRefused: the loss is not finite.
     """  # fmt: skip
     first = min(layer_of(model.anatomy, name) for name in names)
-    chunks = _chunks(model, requests, first, relabel)
     start = {name: model.parameter(name).float() for name in names}
     trained = {name: value.clone().requires_grad_(True) for name, value in start.items()}
-    optimizer = torch.optim.Adam(list(trained.values()), lr=config.learning_rate)
+
+    def after_step(_step: int) -> None:
+        if clamp is not None:
+            with torch.no_grad():
+                for name, value in trained.items():
+                    value.clamp_(start[name] - clamp, start[name] + clamp)
+
+    minimise(
+        model, requests, first, list(trained.values()), config, shown=lambda: as_stored(model, trained), relabel=relabel,
+        penalty=(lambda step: penalty(trained, step)) if penalty else None, after_step=after_step,
+    )  # fmt: skip
+    return WeightPatch({name: Dense(_oriented(model, name, trained[name].detach() - start[name])) for name in names})
+
+
+def minimise(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    first: int,
+    trained: Sequence[Tensor],
+    config: DescentConfig,
+    *,
+    shown: Callable[[], Mapping[str, Tensor]] = dict,
+    penalty: Callable[[int], Tensor] | None = None,
+    relabel: Relabel | None = None,
+    after_step: Callable[[int], None] = lambda _step: None,
+) -> None:
+    """The loop itself: Adam on the leaves `trained` until the answers of `requests` are right.
+
+    Args:
+        first: the lowest block that `trained` changes; what is below it runs once.
+        shown: parameters in place of the model's own, by name; none where modules of the blocks hold `trained`.
+        penalty: number of the step -> a scalar added to the loss.
+        after_step: called with the number of steps done, before the gradients are cleared.
+
+    Raises:
+        InvalidRequest: a request that cannot be applied.
+        EditRefused: the loss is not finite.
+    """  # fmt: skip
+    chunks = _chunks(model, requests, first, relabel)
+    optimizer = torch.optim.Adam(list(trained), lr=config.learning_rate)
     stops, steps, loss, lead, held = model.stops.to(model.hf.device), 0, 0.0, 0.0, 0.0
     for steps in range(config.num_steps + 1):
         optimizer.zero_grad(set_to_none=True)
         loss, lead = 0.0, float("inf")
         last = steps == config.num_steps
         for chunk in chunks:
-            shown = as_stored(model, trained)
             with torch.set_grad_enabled(not last):
-                logits = chunk.logits(model, shown)
+                logits = chunk.logits(model, shown())
                 part = row_losses(logits, chunk.labels).sum() / len(requests)
             lead = min(lead, float(row_leads(logits.detach(), chunk.labels, stops).min()))
             loss += float(part.detach())
@@ -192,18 +229,14 @@ def descend(
         if last or loss < config.stop_loss or (config.stop_margin is not None and lead >= config.stop_margin):
             break
         if penalty is not None:
-            extra = penalty(trained, steps)
+            extra = penalty(steps)
             held = float(extra.detach())
             if not torch.isfinite(extra):
                 raise EditRefused(f"penalty {held} after {steps} steps; lower its weight or learning_rate")
             extra.backward()
         optimizer.step()
-        if clamp is not None:
-            with torch.no_grad():
-                for name, value in trained.items():
-                    value.clamp_(start[name] - clamp, start[name] + clamp)
+        after_step(steps + 1)
     log.info("%d requests, %d steps, loss %.4f, penalty %.4f, smallest lead %.2f", len(requests), steps, loss, held, lead)
-    return WeightPatch({name: Dense(_oriented(model, name, trained[name].detach() - start[name])) for name in names})
 
 
 def as_stored(model: EditableModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""`errata config`, `warehouse`, `editors`, `prepare`: what is in force and what there is."""
+"""`errata config`, `warehouse`, `prepare`: what is in force and what there is."""
 
 from __future__ import annotations
 
@@ -48,25 +48,6 @@ def check(as_json: Json = False) -> None:
         console.print("the warehouse is sound" if not findings else f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)
-
-
-@reported
-def editors(as_json: Json = False) -> None:
-    """Every editor: family, modes, what it needs, whether it keeps the architecture (the survey's Table 3)."""
-    from editors.catalogue import editor_class, names
-
-    cards = [editor_class(name).card for name in names()]
-    if as_json:
-        emit_json([vars(c) for c in cards])
-        return
-    rows = [
-        (c.name, c.family, c.patch_kind, "yes" if c.needs_preparation else "no",
-         "yes" if c.preserves_architecture else "no", "yes" if c.only_xy else "no", ", ".join(c.modes),
-         c.max_batch or "any", "yes" if c.scales else "no", c.paper)
-        for c in cards
-    ]  # fmt: skip
-    table("Editors", ("name", "family", "patch", "preparation", "keeps architecture", "only (x, y)", "modes", "batch",
-                      "scales", "paper"), rows)  # fmt: skip
 
 
 @reported

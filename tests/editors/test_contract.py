@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-import editors
 from editors import catalogue, presets
 from editors.base import MODES, Editor, Patch, Prepared
 from editors.calls import Generation
@@ -21,9 +21,10 @@ from editors.tokens import continuation_of, encode_rows
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 from warehouse.records import EditRequest
 
-NAMES = catalogue.names()
+#: `errata editors test` names one editor, perhaps of another package; else all of them.
+ASKED = os.environ.get("ERRATA_CONTRACT_EDITOR")
+NAMES = [ASKED] if ASKED else catalogue.names()
 KINDS = ("gpt2", "llama")
-README = (Path(editors.__file__).parent / "README.md").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,9 @@ def target_of(model: EditableModel, tokens: int) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_editor_has_a_row_in_the_readme_table(name: str) -> None:
-    assert f"| `{name}` |" in README
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_card_bears_the_catalogue_name_and_a_source(name: str) -> None:
     card = catalogue.editor_class(name).card
-    assert card.name == name
+    assert card.name == name or ":" in name
     assert card.paper and card.title
     assert set(card.modes) <= set(MODES)
     assert not set(card.modes) & set(card.experimental)
@@ -216,7 +212,7 @@ def test_batches_that_do_not_divide_lose_no_request(name: str) -> None:
     model, editor, prepared = ready(name, "gpt2")
     largest = editor.card.max_batch
     if largest is not None and largest < 4:
-        with pytest.raises(UnsupportedMode, match=name):
+        with pytest.raises(UnsupportedMode, match=editor.card.name):
             list(run_edits(editor, model, SIX_REQUESTS, prepared, mode="sequential-batch", batch_size=4))
         assert not model.patches
         return

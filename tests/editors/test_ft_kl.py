@@ -10,16 +10,10 @@ import pytest
 import torch
 
 from editors.base import NOTHING, Corpus, Prepared
+from editors.mechanics.locality_bank import LocalityBank, coarse_kl, out_of_scope, split
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.regularization.ft_kl import (
-    FineTuningKl,
-    FineTuningKlConfig,
-    LocalityBank,
-    coarse_kl,
-    out_of_scope,
-    split,
-)
+from editors.regularization.ft_kl import FineTuningKl, FineTuningKlConfig
 from editors.session import batch_of
 from tests.support import CORPUS, SIX_REQUESTS
 from warehouse.records import EditRequest

@@ -11,7 +11,7 @@ import torch
 
 from editors.architectural.grace import Grace, GraceConfig
 from editors.base import Corpus, Prepared
-from editors.errors import EditRefused, PatchError, UnsupportedMode, UnsupportedModel
+from editors.errors import EditRefused, PatchError, UnsupportedModel
 from editors.model import EditableModel
 from editors.patches.memory import RETIRED, Codebook, MemoryPatch, RadiusChange, codebook_name
 from editors.preparation import prepared_for
@@ -252,9 +252,31 @@ def test_too_few_texts_are_refused(texts: tuple[str, ...]) -> None:
         grace().prepare(tiny_model(), Corpus(texts))
 
 
-def test_two_requests_at_once_are_refused(tiny: EditableModel) -> None:
-    with pytest.raises(UnsupportedMode, match="one request at a time"):
-        grace().edit(tiny, batch_of([A, B]), Prepared(meta={"distance": 1.0, "output_size": 1.0}))
+@pytest.mark.parametrize("share", [0.1, 2.0], ids=["apart", "near"])
+def test_a_batch_leaves_the_entries_and_radii_of_the_same_edits_in_sequence(tiny: EditableModel, share: float) -> None:
+    editor = grace(radius_share=share)
+    prepared = editor.prepare(tiny, CORPUS)
+    earlier = edit(editor, tiny, SIX_REQUESTS[3], prepared)
+    tiny.push(earlier)
+    together = editor.edit(tiny, batch_of([A, B, SIX_REQUESTS[4]]), prepared)
+    tiny.push(together)
+    at_once = book_of(tiny).copy()
+    tiny.rollback(1)
+    for asked in (A, B, SIX_REQUESTS[4]):
+        tiny.push(edit(editor, tiny, asked, prepared))
+    one_by_one = book_of(tiny)
+    assert at_once.request_ids == one_by_one.request_ids
+    torch.testing.assert_close(at_once.keys, one_by_one.keys)
+    torch.testing.assert_close(at_once.radii, one_by_one.radii)
+
+
+def test_a_batch_comes_off_exactly(tiny: EditableModel) -> None:
+    editor, prepared = wide(tiny)
+    tiny.push(edit(editor, tiny, A, prepared))
+    keys, radii = book_of(tiny).keys.clone(), book_of(tiny).radii.clone()
+    tiny.push(editor.edit(tiny, batch_of([B, SIX_REQUESTS[4]]), prepared))
+    tiny.rollback(1)
+    assert torch.equal(book_of(tiny).keys, keys) and torch.equal(book_of(tiny).radii, radii)
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny: EditableModel) -> None:

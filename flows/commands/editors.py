@@ -1,0 +1,93 @@
+"""`errata editors`: the survey's Table 3 from the cards, and the contract suite over anybody's editor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from flows.commands.shared import Json, console, emit_json, errors, reported, table
+from tasks.settings import configure
+
+app = typer.Typer(help="What editors there are, and the contract that each of them keeps.")
+_COLUMNS = ("name", "family", "trained", "keeps architecture", "only (x, y)", "SNS", "BNS", "SSE", "BSE", "scales",
+            "prepared", "leaves")  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+@reported
+def editors(context: typer.Context, as_json: Json = False) -> None:
+    """Every editor as a row of the survey's Table 3, read from its card; `*` where it differs from the survey's row."""
+    if context.invoked_subcommand is not None:
+        return
+    from editors.catalogue import editor_class, names
+    from editors.survey import differences, row_of
+
+    cards = [editor_class(name).card for name in names()]
+    if as_json:
+        emit_json([vars(c) | {"table_3": vars(row_of(c)), "differs_from_survey_in": differences(c)} for c in cards])
+        return
+    rows = []
+    for card in sorted(cards, key=lambda c: (c.family, c.name)):
+        row, differing = row_of(card), differences(card)
+        marks = [
+            ("yes" if getattr(row, name) else "no") + ("*" if name in differing else "")
+            for name in ("training", "architecture", "only_xy", "sns", "bns", "sse", "bse", "scales")
+        ]
+        rows.append((card.name, card.family, *marks, "yes" if card.needs_preparation else "no", card.patch_kind))
+    table("Editors", _COLUMNS, rows)
+    for card in cards:
+        if card.survey:
+            console.print(f"* {card.name}: {card.survey}", markup=False, highlight=False)
+
+
+@app.command()
+@reported
+def show(
+    name: Annotated[str, typer.Argument(help="An editor's name, or package.module:Class.")], as_json: Json = False
+) -> None:
+    """One editor's whole card: modes and why others are refused, paper, code, what ours changes, its presets."""
+    from editors.catalogue import editor_class
+    from editors.presets import sections
+
+    card = editor_class(name).card
+    found = vars(card) | {"presets": [key for key in sections(card.name) if key != "default"]}
+    if as_json:
+        emit_json(found)
+        return
+    table(card.title, ("field", "value"), [(key, str(value)) for key, value in found.items() if value not in ("", ())])
+
+
+@app.command()
+@reported
+def test(
+    editor: Annotated[str, typer.Argument(help="package.module:Class of your editor, or a name.")],
+    as_json: Json = False,
+) -> None:
+    """Run the contract tests over one editor: purity, rollback, round trips, batches, generation, refusals.
+
+    The suite lives with the sources (`tests/editors/test_contract.py`): run it in a clone with the development extras.
+    """
+    from editors.catalogue import editor_class
+    from editors.errors import UnknownEditor
+
+    configure()
+    card = editor_class(editor).card
+    try:
+        import tests.editors.test_contract as suite
+    except ImportError as error:
+        raise UnknownEditor(f"the contract suite is not here ({error}); run this in a clone of the sources") from error
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite.__file__)]
+    found = subprocess.run(
+        command, env=os.environ | {"ERRATA_CONTRACT_EDITOR": editor}, check=False, text=True,
+        stdout=subprocess.PIPE if as_json else None, stderr=subprocess.STDOUT if as_json else None,
+    )  # fmt: skip
+    if as_json:
+        emit_json({"editor": card.name, "passed": found.returncode == 0, "report": found.stdout.splitlines()[-20:]})
+    elif found.returncode:
+        errors.print(f"{editor} breaks the contract; `editors/README.md` says what each test asks")
+    if found.returncode:
+        raise typer.Exit(1)
