@@ -166,6 +166,12 @@ class EditableModel:
         """The parameter as it was in the base model."""
         return self._originals.get(name, self.parameter(name))
 
+    def changed_parameters(self) -> list[str]:
+        """Names of the parameters that differ from the base model's, in the model's order."""
+        return [
+            n for n in self._parameters if n in self._originals and not torch.equal(self._originals[n], self._parameters[n])
+        ]
+
     def overwrite(self, name: str, value: Tensor) -> None:
         """Set a parameter, keeping its original the first time."""
         current = self.parameter(name)

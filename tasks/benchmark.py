@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 #: (what is being done, edits done, edits in all)
 Progress = Callable[[str, int, int], None]
 Likelihoods = list[tuple[float, int]]
+#: Generation of so many tokens after so many prompts, base and edited turn by turn.
+LATENCY_PROMPTS, LATENCY_TOKENS, LATENCY_TURNS = 16, 16, 5
 
 
 class BenchmarkOptions(Record):
@@ -200,6 +202,7 @@ class _Run:
         self.written: tuple[list[str], list[str]] = ([], [])
         self.curve: list[CurvePoint] = []
         self.seconds, self.bytes, self.refused, self.done = 0.0, 0, 0, 0
+        self.latencies: list[float] = []
 
     def measure(self) -> None:
         {"single": self._single, "batch": self._batches}.get(self.mode, self._sequence)()
@@ -209,7 +212,28 @@ class _Run:
         found.append(perplexity_ratio(*self.texts, seed=self.seed))
         first, last = (np.concatenate(part) if part else np.empty((0, 0)) for part in self.kl)
         found.append(kl_divergence(first, last, self.seed))
+        if self.latencies:
+            low, middle, high = np.quantile(self.latencies, (0.025, 0.5, 0.975))
+            n = len(self.latencies)
+            found.append(Score(metric="latency_ratio", value=float(middle), low=float(low), high=float(high), n=n))
         return found + fluency(*self.written, self.seed)
+
+    def _time(self) -> None:
+        """Generation with the patches as they are against the bare base, turn by turn, so that both share the weather."""
+        prompts, patches = self.questions.kl_prompts[:LATENCY_PROMPTS], list(self.model.patches)
+        if not prompts or not patches or self.latencies:
+            return
+        for _ in range(LATENCY_TURNS):
+            self.model.rollback(0)
+            bare = self._seconds(prompts)
+            for patch in patches:
+                self.model.push(patch)
+            self.latencies.append(self._seconds(prompts) / bare)
+
+    def _seconds(self, prompts: Sequence[str]) -> float:
+        start = time.perf_counter()
+        self.model.generate(prompts, LATENCY_TOKENS)
+        return time.perf_counter() - start
 
     # ------------------------------------------------------------ modes
 
@@ -220,6 +244,8 @@ class _Run:
                     self.model.push(patch)
                     self.bytes += patch.num_bytes
                 self._ask_single(request)
+                if request is self.questions.requests[-1]:
+                    self._time()
                 self.model.rollback(0)
                 self._tick(1)
 
@@ -304,6 +330,7 @@ class _Run:
         self._ask_texts(range(len(q.texts)))
         self._ask_kl(range(len(q.kl_log_probs)))
         self._ask_written(range(len(q.written)))
+        self._time()
 
     def _ask_texts(self, chosen: Sequence[int]) -> None:
         q = self.questions

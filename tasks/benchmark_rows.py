@@ -80,7 +80,12 @@ def load_rows(wh: Warehouse, *, newest_only: bool = True) -> list[BenchmarkRow]:
     rows = [BenchmarkRow.model_validate(found.metrics, strict=False) for found in benchmarks(wh, CASE)]
     if not newest_only:
         return rows
-    return list({_identity(row): row for row in rows}.values())
+    return newest(rows)
+
+
+def newest(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """Of equal measurements (all but time and command) the last one."""
+    return list({_identity(row): row for row in sorted(rows, key=lambda r: r.created_at)}.values())
 
 
 def _identity(row: BenchmarkRow) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from tasks.benchmark_rows import BenchmarkRow, Measured
+from tasks.figures import Svg
 
 #: (title, key in a row's scores)
 _COLUMNS = (
@@ -15,6 +14,7 @@ _COLUMNS = (
     ("unrelated", "locality/unrelated"), ("one hop (gain)", "portability/one_hop:gain"),
     ("logical (gain)", "portability/logical:gain"), ("obsolete", "obsolete"), ("DD", "DD/known"),
     ("ppl ratio", "perplexity_ratio"), ("KL, nats", "KL"), ("fluency change, bits", "fluency/change"),
+    ("latency ratio", "latency_ratio"),
 )  # fmt: skip
 _PANELS = (
     ("SRR", "SRR", "edits that still hold"), ("GRR", "GRR", "their paraphrases"),
@@ -99,42 +99,6 @@ def _row(cells: Sequence[str]) -> str:
 # ---------------------------------------------------------------- figures
 
 
-@dataclass
-class _Svg:
-    """Collects elements; text is escaped, numbers are rounded so that equal rows give equal files."""
-
-    width: int
-    height: int
-    parts: list[str] = field(default_factory=list)
-
-    def line(self, x1: float, y1: float, x2: float, y2: float, colour: str = "#d0d0d0", width: float = 1) -> None:
-        place = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-        self.parts.append(f'<line {place} stroke="{colour}" stroke-width="{width}"/>')
-
-    def path(self, points: Sequence[tuple[float, float]], colour: str) -> None:
-        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        self.parts.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2"/>')
-
-    def dot(self, x: float, y: float, colour: str, tip: str) -> None:
-        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"><title>{_safe(tip)}</title></circle>')
-
-    def text(self, x: float, y: float, text: str, *, size: int = 12, anchor: str = "start", colour: str = "#222") -> None:
-        look = f'font-size="{size}" text-anchor="{anchor}" fill="{colour}"'
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" {look}>{_safe(text)}</text>')
-
-    def render(self, title: str) -> str:
-        # A white ground of its own: the page around it may be dark.
-        return "\n".join([
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" font-family="sans-serif" role="img"><title>{_safe(title)}</title>',
-            f'<rect width="{self.width}" height="{self.height}" fill="#ffffff"/>', *self.parts, "</svg>", "",
-        ])  # fmt: skip
-
-
-def _safe(text: str) -> str:
-    return html.escape(text, quote=True)
-
-
 def _colours(rows: Sequence[BenchmarkRow]) -> dict[str, str]:
     names = sorted({row.editor for row in rows})
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
@@ -144,7 +108,7 @@ def curves_svg(rows: Sequence[BenchmarkRow]) -> str:
     """What is left along a sequence: one panel a metric, one line an editor, from the points that `every` asked for."""
     drawn = [row for row in rows if row.curve]
     width, height, left, top = 380, 230, 56, 78
-    svg = _Svg(2 * width + 20, 2 * height + 70)
+    svg = Svg(2 * width + 20, 2 * height + 70)
     svg.text(20, 26, "Along a sequence of edits", size=18)
     colours = _colours(drawn)
     for number, (name, colour) in enumerate(colours.items()):
@@ -181,7 +145,7 @@ def scores_svg(rows: Sequence[BenchmarkRow]) -> str:
     drawn = [row for row in rows if row.scores]
     line, label, width = 20, 210, 190
     height = 70 + line * len(drawn)
-    svg = _Svg(label + (width + 24) * len(_BARS), height + 20)
+    svg = Svg(label + (width + 24) * len(_BARS), height + 20)
     svg.text(20, 26, "Editors and modes, with 95% intervals", size=18)
     colours = _colours(drawn)
     for number, row in enumerate(drawn):

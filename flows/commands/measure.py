@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
 
 from flows.commands.shared import Json, console, emit_json, errors, reported, table
 from tasks.settings import configure
+
+if TYPE_CHECKING:
+    # Seconds of import that only the command itself needs.
+    from tasks.benchmark_rows import BenchmarkRow
 
 ALL_MODES = "single,batch,sequential,sequential-batch"
 SHOWN = ("SR", "GR", "locality/neighbourhood", "locality/relation_specificity", "SRR", "GRR", "DD/known",
@@ -20,7 +25,7 @@ SHOWN = ("SR", "GR", "locality/neighbourhood", "locality/relation_specificity", 
 
 @reported
 def benchmark(
-    editors: Annotated[str, typer.Option(help="Names, separated by commas.")] = "r_rome,memit,ft_m,grace,ice",
+    editors: Annotated[str, typer.Option(help="Names, separated by commas, or `all`.")] = "r_rome,memit,ft_m,grace,ice",
     mode: Annotated[str, typer.Option(help=f"Modes, separated by commas: {ALL_MODES}.")] = "single",
     edits: Annotated[int, typer.Option(help="Edits of each editor and mode.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Edits of a batch; 0: all in one.")] = 0,
@@ -29,20 +34,27 @@ def benchmark(
     every: Annotated[int, typer.Option(help="In sequences, a point of the curve after so many edits.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="EDITOR.FIELD=JSON, over the preset.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of edits.")] = 0,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="`survey`, or some of its settings by name, separated by commas: all of "
+            "the leaderboard; what is measured already is not measured again."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for leaderboard.md, scores.svg and curves.svg.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure editors in the survey's modes on facts that the model knows; rows go to the warehouse."""
     settings = configure()
+    from editors.catalogue import names as all_editors
     from tasks.benchmark import run_benchmark
-    from tasks.leaderboard import curves_svg, leaderboard_markdown, scores_svg
 
     overrides: dict[str, dict[str, Any]] = {}
     for item in set_ or ():
         name, _, value = item.partition("=")
         editor, _, field = name.partition(".")
         overrides.setdefault(editor, {})[field] = json.loads(value)
-    names, modes = editors.split(","), mode.split(",")
+    names, modes = all_editors() if editors == "all" else editors.split(","), mode.split(",")
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         bars: dict[str, Any] = {}
 
@@ -51,16 +63,20 @@ def benchmark(
                 bars[what] = bar.add_task(what, total=total)
             bar.update(bars[what], completed=done, total=total)
 
-        rows = run_benchmark(
-            settings, names, modes, edits, batch_size,  # pyright: ignore[reportArgumentType]
-            split=split, task=task, overrides=overrides, seed=seed, every=every,  # pyright: ignore[reportArgumentType]
-            command="errata " + " ".join(sys.argv[1:]), progress=advance,
-        )  # fmt: skip
+        command = "errata " + " ".join(sys.argv[1:])
+        if suite is not None:
+            from tasks.benchmark_suite import cells_named, run_suite
+
+            cells = cells_named([] if suite == "survey" else suite.split(","))
+            rows = run_suite(settings, names, cells, command=command, progress=advance)
+        else:
+            rows = run_benchmark(
+                settings, names, modes, edits, batch_size,  # pyright: ignore[reportArgumentType]
+                split=split, task=task, overrides=overrides, seed=seed, every=every,  # pyright: ignore[reportArgumentType]
+                command=command, progress=advance,
+            )  # fmt: skip
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "leaderboard.md").write_text(leaderboard_markdown(rows), encoding="utf-8")
-        (out / "scores.svg").write_text(scores_svg(rows), encoding="utf-8")
-        (out / "curves.svg").write_text(curves_svg(rows), encoding="utf-8")
+        _write(out, rows)
     if as_json:
         emit_json([row.model_dump(mode="json") for row in rows])
         return
@@ -68,6 +84,42 @@ def benchmark(
         f"{edits} edits, {task}, {split} split", ("editor", "mode", *SHOWN, "s/edit", "patch bytes", "note"),
         [[r.editor, r.mode, *(_value(r, name) for name in SHOWN), r.seconds_per_edit, r.patch_bytes, r.note] for r in rows],
     )  # fmt: skip
+
+
+def _write(out: Path, rows: Sequence[BenchmarkRow]) -> None:
+    from tasks.leaderboard import curves_svg, leaderboard_markdown, scores_svg
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "leaderboard.md").write_text(leaderboard_markdown(rows), encoding="utf-8")
+    (out / "scores.svg").write_text(scores_svg(rows), encoding="utf-8")
+    (out / "curves.svg").write_text(curves_svg(rows), encoding="utf-8")
+
+
+@reported
+def leaderboard(
+    rows: Annotated[list[Path] | None, typer.Argument(help="JSON-lines files of rows; default: the warehouse.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for leaderboard.md, the figures and rows.jsonl.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The newest measurement of every editor and setting as Markdown and figures; `rows.jsonl` keeps the numbers."""
+    from tasks.benchmark_rows import BenchmarkRow, load_rows, newest
+    from tasks.leaderboard import leaderboard_markdown
+    from tasks.workspace import warehouse
+
+    settings = configure()
+    if rows:
+        lines = [line for path in rows for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = newest([BenchmarkRow.model_validate_json(line) for line in lines])
+    else:
+        with warehouse(settings) as wh:
+            found = load_rows(wh)
+    if out is not None:
+        _write(out, found)
+        (out / "rows.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in found), encoding="utf-8")
+    if as_json:
+        emit_json([row.model_dump(mode="json") for row in found])
+    else:
+        console.print(str(out) if out else leaderboard_markdown(found), markup=False, highlight=False)
 
 
 def _value(row: Any, name: str) -> float | None:

@@ -1,0 +1,1 @@
+"""Looking inside: where a fact is recalled, and where edits changed the weights."""

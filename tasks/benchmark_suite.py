@@ -1,0 +1,100 @@
+"""The leaderboard's measurements: every editor in each of the survey's settings; a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from editors.base import Mode
+from editors.presets import load_editor
+from tasks.benchmark import Progress, ask_base, benchmark_one
+from tasks.benchmark_requests import Task, base_world
+from tasks.benchmark_rows import BenchmarkRow, load_rows, save_row
+from tasks.models import base_model
+from tasks.settings import Settings
+from tasks.workspace import warehouse
+from warehouse.records import Record
+
+log = logging.getLogger(__name__)
+
+
+class Cell(Record):
+    """One setting of the leaderboard. `every`: a point of the curve after so many edits of a sequence."""
+
+    name: str
+    mode: Mode
+    edits: int
+    batch_size: int = 0
+    task: Task = "modification"
+    every: int = 0
+
+
+#: In the order of their cost, so that a run that is stopped has measured the most.
+SURVEY = (
+    Cell(name="single-200", mode="single", edits=200),
+    Cell(name="batch-100", mode="batch", edits=100),
+    Cell(name="sequential-100", mode="sequential", edits=100, every=25),
+    Cell(name="insertion-50", mode="single", edits=50, task="insertion"),
+    Cell(name="erasure-50", mode="single", edits=50, task="erasure"),
+    Cell(name="batches-10x50", mode="sequential-batch", edits=500, batch_size=50, every=100),
+    Cell(name="sequential-500", mode="sequential", edits=500, every=100),
+)
+
+
+def cells_named(names: Sequence[str]) -> list[Cell]:
+    """The cells of those names; all of them for none.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = {cell.name: cell for cell in SURVEY}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"no cell {', '.join(unknown)}; known are {', '.join(known)}")
+    return [known[name] for name in names] or list(SURVEY)
+
+
+def run_suite(
+    settings: Settings, editors: Sequence[str], cells: Sequence[Cell], *, again: bool = False, command: str = "",
+    progress: Progress | None = None,
+) -> list[BenchmarkRow]:  # fmt: skip
+    """Measure what the warehouse does not hold yet; each row is stored as soon as it is measured.
+
+    Args:
+        again: measure also what was measured before with equal model, preset and seed.
+
+    Returns:
+        The rows that were measured now.
+    """
+    model = base_model(settings)
+    chosen = [load_editor(name, model, {"seed": settings.seed}) for name in editors]
+    with warehouse(settings) as wh:
+        done = set() if again else {_key(row) for row in load_rows(wh)}
+    measured = []
+    for cell in cells:
+        missing = [e for e in chosen if _place(cell, e.card.name, model.base_digest, e.config.digest) not in done]
+        if not missing:
+            continue
+        with base_world(settings) as world:
+            questions = ask_base(world, model, cell.task, cell.edits, split="report", seed=0)
+        for editor in missing:
+            log.info("%s: %s", cell.name, editor.card.name)
+            row = benchmark_one(
+                editor, model, questions, cell.mode, cell.batch_size, settings, task=cell.task, split="report",
+                every=cell.every, command=command, progress=progress,
+            )  # fmt: skip
+            with warehouse(settings) as wh:
+                save_row(wh, row)
+            measured.append(row)
+    return measured
+
+
+def _place(cell: Cell, editor: str, model_digest: str, config_digest: str) -> tuple[object, ...]:
+    batch = cell.batch_size or (cell.edits if cell.mode in ("batch", "sequential-batch") else 1)
+    return (editor, cell.mode, cell.task, cell.edits, batch, "report", 0, model_digest, config_digest)
+
+
+def _key(row: BenchmarkRow) -> tuple[object, ...]:
+    return (
+        row.editor, row.mode, row.task, row.edits, row.batch_size, row.split, row.seed, row.model_digest, row.config_digest
+    )  # fmt: skip
