@@ -166,6 +166,10 @@ class EditableModel:
         """The parameter as it was in the base model."""
         return self._originals.get(name, self.parameter(name))
 
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of all parameters, in the model's order."""
+        return tuple(self._parameters)
+
     def changed_parameters(self) -> list[str]:
         """Names of the parameters that differ from the base model's, in the model's order."""
         return [

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +25,16 @@ def preparation_digest(editor: Editor, model: EditableModel, corpus: Corpus) -> 
     return digest_of(editor.card.name, model.base_digest, editor.preparation_key(), corpus.digest)
 
 
+def preparation_folder(editor: Editor, model: EditableModel, corpus: Corpus, folder: Path) -> Path:
+    """Where `prepared_for` keeps it: `prepared.safetensors` and `card.json`, versioned by what it depends on."""
+    return folder / editor.card.name / preparation_digest(editor, model, corpus)[:24]
+
+
+def read_card(home: Path) -> dict[str, Any]:
+    """The card of a finished preparation: settings, digests, seconds, and in `meta` its loss curve and held-out success."""
+    return json.loads((home / "card.json").read_bytes())
+
+
 def prepared_for(
     editor: Editor, model: EditableModel, corpus: Corpus, folder: Path,
     report: Callable[[int, int, str], None] | None = None,
@@ -34,7 +45,7 @@ def prepared_for(
     """
     if not editor.card.needs_preparation:
         return NOTHING
-    home = folder / editor.card.name / preparation_digest(editor, model, corpus)[:24]
+    home = preparation_folder(editor, model, corpus, folder)
     card_path, tensor_path = home / "card.json", home / "prepared.safetensors"
     if card_path.exists():
         card = json.loads(card_path.read_bytes())

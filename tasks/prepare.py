@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from prefect import task
 
 from editors.base import Editor, Prepared
 from editors.model import EditableModel
-from editors.preparation import prepared_for
+from editors.preparation import preparation_folder, prepared_for, read_card
 from editors.presets import load_editor
 from tasks.corpus import calibration
 from tasks.ingest import STEP
@@ -30,6 +32,26 @@ def preparation_of(settings: Settings, editor: Editor, model: EditableModel) -> 
         corpus = calibration(wh).corpus
     assert not model.patches, "preparation is a function of the base model"
     return prepared_for(editor, model, corpus, settings.preparations)
+
+
+def make_preparation(settings: Settings, report: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
+    """Make or find the configured editor's preparation.
+
+    Args:
+        report: called with (step, steps, note) while it is made.
+
+    Returns:
+        Its card; for an editor that needs none, only its name.
+    """
+    model = base_model(settings)
+    editor = editor_of(settings, model)
+    if not editor.card.needs_preparation:
+        return {"editor": editor.card.name}
+    with warehouse(settings) as wh:
+        corpus = calibration(wh).corpus
+    prepared_for(editor, model, corpus, settings.preparations, report)
+    home = preparation_folder(editor, model, corpus, settings.preparations)
+    return read_card(home) | {"folder": str(home)}
 
 
 @task(name="prepare", **STEP)

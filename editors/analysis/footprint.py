@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,19 +40,35 @@ def effective_rank(matrix: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
-def footprint(model: EditableModel) -> list[Footprint]:
-    """The footprint of all patches on the model, for every parameter that differs from the base, in the model's order.
+def changed_weights(model: EditableModel) -> dict[str, Tensor]:
+    """A copy of every parameter that differs from the base: what `footprint` takes as its `since`."""
+    return {name: model.parameter(name).clone() for name in model.changed_parameters()}
+
+
+def footprint(model: EditableModel, since: Mapping[str, Tensor] | None = None) -> list[Footprint]:
+    """The footprint of all patches on the model, for every parameter that they changed, in the model's order.
 
     Memories and texts change no weight, so an editor of that kind has no footprint here.
+
+    Args:
+        since: parameters of another state of the same base, where they differ from it; default: the base itself.
     """
+    earlier = since or {}
+    names = sorted({*model.changed_parameters(), *earlier}, key=list(model.parameter_names()).index)
     found = []
-    for name in model.changed_parameters():
+    for name in names:
         base = model.base_parameter(name).float()
-        change = model.parameter(name).float() - base
+        change = model.parameter(name).float() - earlier.get(name, base).float()
+        if not bool(change.any()):
+            continue
         matrix = change if change.ndim == 2 else change.reshape(1, -1)
         found.append(Footprint(
             name, tuple(change.shape), float(change.norm() / base.norm().clamp_min(1e-30)),
             float((change != 0).float().mean()), effective_rank(matrix),
-            float(torch.linalg.matrix_norm(matrix, 2) / torch.linalg.matrix_norm(base.reshape(matrix.shape), 2).clamp_min(1e-30)),
+            _spectral(matrix) / max(_spectral(base.reshape(matrix.shape)), 1e-30),
         ))  # fmt: skip
     return found
+
+
+def _spectral(matrix: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(matrix, 2))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flows.commands.shared import Json, console, emit_json, errors, reported, table
 from tasks.settings import configure
@@ -42,6 +43,50 @@ def editors(context: typer.Context, as_json: Json = False) -> None:
     for card in cards:
         if card.survey:
             console.print(f"* {card.name}: {card.survey}", markup=False, highlight=False)
+
+
+@reported
+def prepare(editor: Annotated[str, typer.Argument(help="An editor's name.")], as_json: Json = False) -> None:
+    """Make what an editor needs before its first edit; cached by model, configuration and corpus.
+
+    Safe to kill: training goes on from its last saved state. The card says what was learnt: losses, held-out success.
+    """
+    settings = configure(editor=editor)
+    from tasks.prepare import make_preparation
+
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=errors, transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as bar:  # fmt: skip
+        job = bar.add_task(f"preparing {editor}", total=None)
+        card = make_preparation(
+            settings, lambda step, total, note: bar.update(job, completed=step, total=total, description=f"{editor}: {note}")
+        )
+    if as_json:
+        emit_json(card)
+        return
+    if "digest" not in card:
+        console.print(f"{editor} needs no preparation")
+        return
+    console.print(f"{editor} is prepared: {card['digest'][:12]} ({card['seconds']} s, {card['folder']})", highlight=False)
+    rows = [(name, _short(value)) for name, value in sorted(card["meta"].items()) if _is_figure(value)]
+    if rows:
+        table("What it learnt", ("figure", "value"), rows)
+
+
+def _is_figure(value: Any) -> bool:
+    """Numbers and small records of numbers; texts and templates are in the card's file."""
+    if isinstance(value, dict):
+        return 0 < len(value) <= 12 and all(isinstance(v, (int, float)) for v in value.values())
+    return isinstance(value, (int, float)) or (isinstance(value, list) and bool(value) and isinstance(value[0], (int, float)))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{value[0]:.4g} to {value[-1]:.4g} over {len(value)} points"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v:.3g}" for k, v in value.items())
+    return f"{value:.4g}"
 
 
 @app.command()

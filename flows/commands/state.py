@@ -1,4 +1,4 @@
-"""`errata config`, `warehouse`, `prepare`: what is in force and what there is."""
+"""`errata config`, `warehouse`: what is in force and what there is."""
 
 from __future__ import annotations
 
@@ -48,16 +48,6 @@ def check(as_json: Json = False) -> None:
         console.print("the warehouse is sound" if not findings else f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)
-
-
-@reported
-def prepare(editor: Annotated[str, typer.Argument(help="An editor's name.")], as_json: Json = False) -> None:
-    """Make what an editor needs before its first edit; cached by model, configuration and corpus."""
-    settings = configure(editor=editor)
-    from tasks.prepare import prepare
-
-    digest = prepare.fn(settings)
-    emit_json({"editor": editor, "digest": digest}) if as_json else console.print(f"{editor} is prepared: {digest[:12]}")
 
 
 validate_app = typer.Typer(help="The rules that judge update records.", no_args_is_help=True)

@@ -1,0 +1,69 @@
+"""`errata locate` and `errata footprint`: where a fact is recalled, and where edits changed the weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from flows.commands.shared import Json, console, emit_json, errors, reported, table
+from tasks.settings import configure
+
+Checkpoint = Annotated[str, typer.Argument(help="base, production, a channel, or the start of a checkpoint id.")]
+
+
+@reported
+def locate(
+    subject: Annotated[str, typer.Argument(help="Subject, as the warehouse labels it.")],
+    relation: Annotated[str, typer.Argument(help="Property, such as P19.")],
+    checkpoint: Annotated[str, typer.Option(help="base, production, a channel, or the start of an id.")] = "base",
+    answer: Annotated[str | None, typer.Option(help="Answer to trace; default: what the model says.")] = None,
+    samples: Annotated[int, typer.Option(help="Draws of the noise.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Folder for locate.md, locate.svg and locate.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Where a fact is recalled: causal tracing as a heat map, integrated-gradient neurons, Hit@k of entity and fact.
+
+    It does not tell where to edit (Hase et al. 2023): choose layers by benchmark.
+    """
+    settings = configure()
+    from tasks.looking import locate, write_located
+
+    with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
+        job = bar.add_task("tracing", total=1)
+        found = locate(
+            settings, subject, relation, checkpoint=checkpoint, answer=answer, samples=samples,
+            progress=lambda done, total: bar.update(job, completed=done, total=total),
+        )  # fmt: skip
+    page = write_located(found, out or settings.reports / "locate" / f"{relation}-{subject.replace('/', '_')}")
+    if as_json:
+        emit_json(found.model_dump(mode="json") | {"page": str(page)})
+        return
+    console.print(f"{found.prompt} [bold]{found.answer}[/bold]: probability {found.clean:.3f}, {found.corrupted:.3f} with "
+                  "the subject blurred", highlight=False)  # fmt: skip
+    table("States that bring it back", ("restored", "token", "layer", "brought back"),
+          [(site, p.text, p.layer, p.effect) for site, p in found.peaks.items()])  # fmt: skip
+    keys = ("entity@10", "entity@50", "fact@10", "fact@50")
+    table("Layers", ("layer", "neurons", *keys),
+          [(i, total, *(found.hits[k][i] for k in keys)) for i, total in enumerate(found.neurons_by_layer)])  # fmt: skip
+    console.print(f"figure and page: {page}", highlight=False)
+
+
+@reported
+def footprint(checkpoint: Checkpoint = "production", as_json: Json = False) -> None:
+    """Where the edits of a checkpoint changed the weights: size, share of entries, effective rank of each change."""
+    settings = configure()
+    from tasks.looking import weight_footprint
+
+    found = weight_footprint(settings, checkpoint)
+    if as_json:
+        emit_json([f.model_dump(mode="json") for f in found])
+    elif not found:
+        console.print("no weight differs from the base model (memories and texts change none)")
+    else:
+        table(f"Changes of {checkpoint}", ("parameter", "shape", "norm / base", "entries", "effective rank", "spectral / base"),
+              [(f.parameter, "x".join(map(str, f.shape)), f.norm_ratio, f.changed, f.effective_rank, f.spectral_ratio)
+               for f in found])  # fmt: skip
