@@ -7,9 +7,6 @@ of which something is missing.
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -31,8 +28,8 @@ from warehouse.artifacts import (
     swap_conflict,
     validate_key,
 )
-from warehouse.digests import canonical_json, sha256_bytes, sha256_file
-from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
+from warehouse.digests import canonical_json, sha256_bytes
+from warehouse.errors import IntegrityError, NotFound
 from warehouse.records import ChannelPointer, Manifest, Record
 
 # A promoted manifest may name objects here; anything else, channels above all, is written by nobody but this module.
@@ -110,14 +107,14 @@ def read_pointer(store: ObjectStore, channel: str) -> tuple[ChannelPointer, Vers
     Raises:
         IntegrityError: the pointer is damaged, or the manifest it names is missing or has another digest.
     """
-    there = _pointer(store, channel)
+    there = pointer_of(store, channel)
     if there is None:
         return None
-    _head_manifest(store, there[0])
+    manifest_at(store, there[0])
     return there
 
 
-def _pointer(store: ObjectStore, channel: str) -> tuple[ChannelPointer, Version] | None:
+def pointer_of(store: ObjectStore, channel: str) -> tuple[ChannelPointer, Version] | None:
     """The pointer without its manifest, so that a channel can be moved away from a broken one."""
     key = channel_key(channel)
     try:
@@ -130,7 +127,7 @@ def _pointer(store: ObjectStore, channel: str) -> tuple[ChannelPointer, Version]
     return pointer, version
 
 
-def _head_manifest(store: ObjectStore, pointer: ChannelPointer) -> Manifest:
+def manifest_at(store: ObjectStore, pointer: ChannelPointer) -> Manifest:
     try:
         return read_manifest(store, pointer.checkpoint_id, expected_digest=pointer.manifest_digest)
     except NotFound as error:
@@ -182,10 +179,10 @@ def publish(
             f"checkpoint {manifest.checkpoint.checkpoint_id}: verdict {manifest.verdict!r}, decision "
             f"{manifest.decision.verdict!r}; only a promoted one can be published, use reject()"
         )
-    _check_names(manifest)
+    check_names(manifest)
     local = _local_files(manifest, files)
     wanted = manifest_digest(manifest)
-    there = _pointer(store, channel)
+    there = pointer_of(store, channel)
     if there is not None and (there[0].checkpoint_id, there[0].manifest_digest) == (
         manifest.checkpoint.checkpoint_id,
         wanted,
@@ -216,7 +213,7 @@ def move_channel(
     """
     manifest = read_manifest(store, checkpoint_id)
     verify(store, manifest)
-    there = _pointer(store, channel)
+    there = pointer_of(store, channel)
     wanted = manifest_digest(manifest)
     if there is not None and (there[0].checkpoint_id, there[0].manifest_digest) == (checkpoint_id, wanted):
         return there[0]
@@ -251,7 +248,7 @@ def reject(store: ObjectStore, manifest: Manifest, files: Mapping[str, Path], re
         raise ValueError(f"checkpoint {checkpoint_id} was decided 'promote'; use publish()")
     if not reasons:
         raise ValueError(f"checkpoint {checkpoint_id} is rejected without a reason; give the failed rules")
-    _check_names(manifest)
+    check_names(manifest)
     local = _local_files(manifest, files)
     moved = {key: rejected_key(checkpoint_id, key) if key in local else key for key in manifest.files}
     kept = manifest.model_copy(update={"files": {moved[key]: digest for key, digest in manifest.files.items()}})
@@ -296,7 +293,7 @@ def _verify_object(store: ObjectStore, key: str, wanted: str) -> None:
         raise IntegrityError(f"{key} in {store.url}: expected sha256 {wanted}, found {found}; no channel was moved")
 
 
-def _check_names(manifest: Manifest) -> None:
+def check_names(manifest: Manifest) -> None:
     own = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
     for key in manifest.files:
         validate_key(key)
@@ -331,83 +328,3 @@ def _check_parent(
     if found != expected_parent:
         expected = Version(expected_parent) if expected_parent else None
         raise swap_conflict(store.url, channel_key(channel), expected, Version(found) if found else None)
-
-
-# ---------------------------------------------------------------- pulling
-
-
-def pull(store: ObjectStore, channel_or_checkpoint: str, out: Path, *, max_bytes: int = MAX_CHECKPOINT_BYTES) -> Manifest:
-    """Download a checkpoint's Hugging Face directory, verified, to `out`, which appears at once or not at all.
-
-    Args:
-        channel_or_checkpoint: a channel's name; where there is no such channel, a checkpoint id.
-        max_bytes: all files together may not be larger.
-
-    Returns:
-        The manifest of what is now in `out`.
-
-    Raises:
-        NotFound: neither a channel nor a promoted checkpoint has this name.
-        IntegrityError: a digest differs, or the manifest names a path outside its own folder.
-        Conflict: `out` holds something else.
-        WarehouseError: the files are larger than `max_bytes`.
-    """
-    there = _pointer(store, channel_or_checkpoint)
-    manifest = _head_manifest(store, there[0]) if there else read_manifest(store, channel_or_checkpoint)
-    digests = _directory_digests(manifest, store)
-    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
-        if not out.is_symlink() and out.is_dir() and _content_of(out) == digests:
-            return manifest
-        raise Conflict(f"{out} exists and is not checkpoint {manifest.checkpoint.checkpoint_id}; give an empty folder")
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`, so that the last step is one rename on one file system.
-    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.part"
-    temporary.mkdir()
-    try:
-        _download(store, manifest, digests, temporary, max_bytes)
-        temporary.rename(out)
-    except OSError as error:
-        raise WarehouseError(f"could not write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return manifest
-
-
-def _directory_digests(manifest: Manifest, store: ObjectStore) -> dict[str, str]:
-    """Path inside the directory -> sha256, for the manifest's own files; IntegrityError for a key that may not be."""
-    try:
-        _check_names(manifest)
-    except ValueError as error:
-        raise IntegrityError(f"the manifest in {store.url} is not to be trusted: {error}") from error
-    own = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
-    digests = {key.removeprefix(own): value for key, value in manifest.files.items() if key.startswith(own)}
-    if not digests:
-        raise NotFound(f"checkpoint {manifest.checkpoint.checkpoint_id} in {store.url} has no model files")
-    return digests
-
-
-def _download(store: ObjectStore, manifest: Manifest, digests: dict[str, str], folder: Path, max_bytes: int) -> None:
-    left = max_bytes
-    for name in sorted(digests):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        key = checkpoint_key(manifest.checkpoint.checkpoint_id, name)
-        try:
-            found = store.read_to(key, path, left)
-        except NotFound as error:
-            raise IntegrityError(f"the manifest names {key}, which is missing in {store.url}") from error
-        if found != digests[name]:
-            raise IntegrityError(f"{key} in {store.url}: expected sha256 {digests[name]}, found {found}; not pulled")
-        left -= path.stat().st_size
-
-
-def _content_of(folder: Path) -> dict[str, str] | None:
-    """Path -> sha256 of a folder's files; None where it holds a symbolic link."""
-    digests = {}
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            return None
-        if path.is_file():
-            digests[path.relative_to(folder).as_posix()] = sha256_file(path)
-    return digests

@@ -85,7 +85,7 @@ def _example(settings: Any) -> dict[str, str] | None:
     with tempfile.TemporaryDirectory() as scratch:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from warehouse.promotion import pull
+        from warehouse.pulling import pull
 
         # Through the door that a server uses: pull, from_pretrained, generate.
         folder = Path(scratch) / "model"

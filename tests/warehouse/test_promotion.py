@@ -22,12 +22,12 @@ from warehouse.promotion import (
     move_channel,
     patch_files,
     publish,
-    pull,
     read_manifest,
     read_pointer,
     reject,
     verify,
 )
+from warehouse.pulling import pull
 from warehouse.records import Checkpoint, EvaluationReport, GateDecision, GateOutcome, Manifest, Score
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
