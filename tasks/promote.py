@@ -14,13 +14,17 @@ from editors.model import EditableModel
 from tasks.edit import EditedNight, candidate_model
 from tasks.ingest import STEP
 from tasks.models import base_revision, patch_folder
+from tasks.notes import mirror_audit, note, promotion_payload
 from tasks.settings import Settings
+from tasks.signing import sign_checkpoint
 from tasks.workspace import night_folder, store_of, warehouse
+from warehouse.audit import edits_payload, last_of
 from warehouse.intake import requests_by_id
 from warehouse.ledger import active_edits, settle_edits, supersede
 from warehouse.lineage import add_checkpoint, checkpoints
 from warehouse.promotion import checkpoint_files, file_digests, manifest_digest, patch_files, publish, reject
 from warehouse.records import Checkpoint, EvaluationReport, GateDecision, Manifest
+from warehouse.store import Warehouse
 from warehouse.world_store import BASE_NIGHT
 
 log = logging.getLogger(__name__)
@@ -68,7 +72,9 @@ def promote(settings: Settings, done: EditedNight, report: EvaluationReport, dec
         verdict=decision.verdict, report=report, decision=decision, files=file_digests(files),
     )  # fmt: skip
     store = store_of(settings)
+    signed_by = None
     if decision.verdict == "promote":
+        signed_by = sign_checkpoint(settings, store, checkpoint.checkpoint_id, folder)
         publish(
             store, manifest, files, channel=settings.channel_name, expected_parent=done.parent,
             moved_at=datetime.now(UTC),
@@ -78,13 +84,14 @@ def promote(settings: Settings, done: EditedNight, report: EvaluationReport, dec
         kept = {key: path for key, path in files.items() if key.startswith("patches/")}
         manifest = manifest.model_copy(update={"files": file_digests(kept)})
         manifest = reject(store, manifest, kept, list(reasons(decision)))
-    _settle(settings, done, manifest)
+    _settle(settings, done, manifest, signed_by)
+    mirror_audit(settings)
     shutil.rmtree(folder)
     log.info("checkpoint %s: %s", checkpoint.checkpoint_id[:12], decision.verdict)
     return manifest
 
 
-def _settle(settings: Settings, done: EditedNight, manifest: Manifest) -> None:
+def _settle(settings: Settings, done: EditedNight, manifest: Manifest, signed_by: str | None) -> None:
     """Write into the warehouse what the store now says; the same again changes nothing."""
     checkpoint, promoted = manifest.checkpoint, manifest.verdict == "promote"
     with warehouse(settings) as wh, wh.transaction():
@@ -102,8 +109,20 @@ def _settle(settings: Settings, done: EditedNight, manifest: Manifest) -> None:
             wh, settings.lineage, done.night, checkpoint.checkpoint_id,
             status="active" if promoted else "rejected", reason=reason,
         )  # fmt: skip
+        _note(settings, wh, done, manifest, signed_by)
         if promoted and earlier:
             supersede(
                 wh, settings.lineage, earlier, in_checkpoint=checkpoint.checkpoint_id,
                 reason=f"a newer update of {done.night}",
             )  # fmt: skip
+
+
+def _note(settings: Settings, wh: Warehouse, done: EditedNight, manifest: Manifest, signed_by: str | None) -> None:
+    """The trail gets the night's edits, a change of key, and the promotion or rejection with its reasons."""
+    used = last_of(wh, "key", settings.lineage)
+    if signed_by is not None and (used is None or used.subject != signed_by):
+        note(settings, wh, "key", signed_by, {"before": used and used.subject})
+    note(settings, wh, "edits", done.night, edits_payload(wh, done.night, settings.lineage))
+    kind = "promotion" if manifest.verdict == "promote" else "rejection"
+    why = " ".join(reasons(manifest.decision))
+    note(settings, wh, kind, manifest.checkpoint.checkpoint_id, promotion_payload(manifest, signed_by), reason=why)

@@ -89,6 +89,12 @@ def entries(wh: Warehouse, where: str = "true", params: Mapping[str, Any] | None
     ]
 
 
+def last_of(wh: Warehouse, kind: AuditKind, lineage: str) -> AuditEntry | None:
+    """The newest entry of a kind on a lineage."""
+    found = entries(wh, "kind = $kind AND lineage = $lineage", {"kind": kind, "lineage": lineage})
+    return found[-1] if found else None
+
+
 def chain_id(chain: Sequence[AuditEntry]) -> str:
     """The name of a chain: the digest of its first entry; two warehouses on one store never share one."""
     return chain[0].digest[:24]

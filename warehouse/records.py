@@ -176,9 +176,12 @@ class GateRule(Record):
 
 
 class GatePolicy(Record):
+    """`allow_unsigned`: a checkpoint may be promoted without a signature; else one needs a key."""
+
     name: str
     version: int
     rules: tuple[GateRule, ...]
+    allow_unsigned: bool = False
 
 
 class RuleResult(Record):

@@ -58,8 +58,8 @@ class Home:
         return read_manifest(self.store, found[0].checkpoint_id)
 
     def listing(self) -> list[str]:
-        """Every key of the store with its content's digest."""
-        return [f"{key} {self.store.digest(key)}" for key in sorted(self.store.list())]
+        """Every key of the store with its content's digest; not the audit trail, whose entries bear the time."""
+        return [f"{key} {self.store.digest(key)}" for key in sorted(self.store.list()) if not key.startswith("audit/")]
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         from warehouse.store import Warehouse

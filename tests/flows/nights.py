@@ -65,7 +65,7 @@ def write_night(folder: Path, name: str, lines: Sequence[str | bytes]) -> Path:
 
 
 def write_policy(path: Path, rule: str, name: str) -> Path:
-    path.write_text(f"name: {name}\nversion: 1\nrules:\n  - {rule}\n", encoding="utf-8")
+    path.write_text(f"name: {name}\nversion: 1\nallow_unsigned: true\nrules:\n  - {rule}\n", encoding="utf-8")
     return path
 
 
