@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 from warehouse.records import EditRequest, Verdict, VerdictName
 
-#: Conflict columns of one record, plus its labels, `shape_reason`, `kind`, `request_id` and `has_template`.
+#: Conflict columns of one record, plus its labels, `shape_reason`, `kind`, `request_id`, `has_template`, `suspicion`
+#: (`checks.door`) and `waived`, the rules that a person has set aside for it.
 Row = Mapping[str, Any]
+Confidence = Literal["hard", "soft"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class VerdictRule:
     applies: Callable[[Row], bool]
     sentence: Callable[[Row], str]
     evidence: tuple[str, ...] = ()
-    confidence: Literal["hard", "soft"] = "hard"
+    confidence: Confidence | Callable[[Row], Confidence] = "hard"
 
 
 def ids(text: str | None) -> tuple[str, ...]:
@@ -100,7 +102,7 @@ CHANGE_RULES = (
                 lambda r: r["inverse_conflict"] is not None and (r["is_closing"] or r["live"])
                 and r["contradicts"] is None and not r["contradicts_store"],
                 lambda r: f"{_slot(r)}: this disagrees with the inverse statement in {_and(r, 'inverse_conflict')}.",
-                ("inverse_conflict",)),
+                ("inverse_conflict",), lambda r: "hard" if r["inverse_is_hard"] else "soft"),
     VerdictRule("absorbed_by_replacement", "merge_duplicate",
                 lambda r: r["is_closing"] and r["replaced_by"] is not None,
                 lambda r: f"{_slot(r)}: closes '{r['old_label']}', which {_and(r, 'replaced_by')} replaces.",
@@ -109,6 +111,9 @@ CHANGE_RULES = (
                 lambda r: r["is_closing"] and r["op"] == "remove_statement" and r["inverse_moved"] is not None,
                 lambda r: f"{_slot(r)}: '{r['old_label']}' goes as its inverse has moved ({_and(r, 'inverse_moved')}).",
                 ("inverse_moved",), "soft"),
+    VerdictRule("released_retraction", "accept",
+                lambda r: r["is_closing"] and "retraction_without_replacement" in r["waived"],
+                lambda r: f"{_slot(r)}: '{r['old_label']}' is withdrawn; a person has released it without a replacement."),
     VerdictRule("retraction_without_replacement", "quarantine", lambda r: r["is_closing"],
                 lambda r: f"{_slot(r)}: '{r['old_label']}' is withdrawn without a replacement to teach."),
     VerdictRule("no_change", "reject", lambda r: not _is_change(r),
@@ -138,12 +143,12 @@ READINESS_RULES = (
 ACCEPT_RULES = (
     VerdictRule("requested_erasure", "accept", lambda r: r["is_request"] and r["kind"] == "erase",
                 lambda r: f"{_slot(r)}: asked to be forgotten."),
+    VerdictRule("rollback_to_original", "supersede", lambda r: _replaces(r) and r["held_before"],
+                lambda r: f"{_slot(r)}: goes back to {_new(r)}, which an earlier night had replaced."),
     VerdictRule("requested_change", "supersede", lambda r: r["is_request"] and _replaces(r),
                 lambda r: f"{_slot(r)}: asked to become {_new(r)}."),
     VerdictRule("requested_fact", "accept", lambda r: r["is_request"],
                 lambda r: f"{_slot(r)}: asked to be {_new(r)}."),
-    VerdictRule("rollback_to_original", "supersede", lambda r: _replaces(r) and r["held_before"],
-                lambda r: f"{_slot(r)}: goes back to {_new(r)}, which an earlier night had replaced."),
     VerdictRule("newer_than_earlier_night", "supersede",
                 lambda r: _replaces(r) and r["changed_before"],
                 lambda r: f"{_slot(r)}: {_new(r)} is newer than the value of an earlier night."),
@@ -167,15 +172,23 @@ ACCEPT_RULES = (
     VerdictRule("new_fact", "accept", lambda r: True, lambda r: f"{_slot(r)}: {_new(r)} is new to the store."),
 )  # fmt: skip
 
-RULES = SHAPE_RULES + CHANGE_RULES + READINESS_RULES + ACCEPT_RULES
+#: After the shape, before everything else: a text made to deceive is not weighed, it is looked at.
+DOOR_RULES = (
+    VerdictRule("suspicious", "quarantine", lambda r: r["suspicion"] is not None,
+                lambda r: f"{_slot(r)}: {r['suspicion'].sentence}", ("suspicious_of",)),
+)  # fmt: skip
+
+RULES = SHAPE_RULES + DOOR_RULES + CHANGE_RULES + READINESS_RULES + ACCEPT_RULES
 
 
 def judge(row: Row) -> Verdict:
-    """The verdict of the first rule that holds; the last rule always does."""
-    rule = next(rule for rule in RULES if rule.applies(row))
+    """The verdict of the first rule that holds and is not waived; the last rule always does."""
+    rule = next(rule for rule in RULES if rule.name not in row["waived"] and rule.applies(row))
     related = sorted({i for column in rule.evidence for i in ids(row[column])} - {row["record_id"]})
+    name = row["suspicion"].rule if rule.name == "suspicious" else rule.name
     return Verdict(
-        record_id=row["record_id"], verdict=rule.verdict, reason=rule.name, rule=rule.name, confidence=rule.confidence,
+        record_id=row["record_id"], verdict=rule.verdict, reason=rule.name, rule=name,
+        confidence=rule.confidence(row) if callable(rule.confidence) else rule.confidence,
         sentence=rule.sentence(row), related=tuple(related), request_id=row["request_id"],
     )  # fmt: skip
 
@@ -187,6 +200,15 @@ def eq3_verdict(row: Row, rivals: tuple[str, ...]) -> Verdict:
         rule="one_target_per_slot",
         sentence=f"{_slot(row)}: {_new(row)} and the target of {', '.join(rivals)} cannot both be edited in one night.",
         related=rivals, request_id=row["request_id"],
+    )  # fmt: skip
+
+
+def denial_verdict(row: Row, others: tuple[str, ...]) -> Verdict:
+    """Records of one night that would deny each other by an inverse or functional rule all wait."""
+    return Verdict(
+        record_id=row["record_id"], verdict="quarantine", reason="inverse_conflict", rule="no_mutual_denial",
+        sentence=f"{_slot(row)}: {_new(row)} and {', '.join(others)} cannot both be true, so neither is edited.",
+        related=others, request_id=row["request_id"],
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from warehouse.digests import digest_of
 from warehouse.records import EvaluationReport, GateDecision, GateOutcome, GatePolicy, GateRule, RuleResult, Score
 
 POLICIES = Path(__file__).parent / "policies"
+#: Policies of the validator, which lie beside the gates' own.
+DOOR_POLICIES = ("door", "trust")
 
 
 class PolicyError(Exception):
@@ -166,7 +168,7 @@ def _find(path_or_name: str | Path) -> Path:
     path = Path(path_or_name)
     if path.is_file():
         return path
-    names = sorted(known.stem for known in POLICIES.glob("*.yaml"))
+    names = sorted(known.stem for known in POLICIES.glob("*.yaml") if known.stem not in DOOR_POLICIES)
     if str(path_or_name) in names:
         return POLICIES / f"{path_or_name}.yaml"
     raise PolicyError(f"no policy file or name {str(path_or_name)!r}; names in {POLICIES}: {', '.join(names)}")

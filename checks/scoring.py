@@ -21,6 +21,7 @@ from checks.suites.requests import run_request_suite
 from checks.verdicts import Suite, validate_night
 from warehouse.changes import parse_change
 from warehouse.records import UpdateRecord
+from warehouse.reference.roles import read_roles
 from warehouse.reference.world import HERE, facts
 from warehouse.store import Warehouse
 from warehouse.world_store import BASE_NIGHT, FACT_IDENTITY, apply_fact_changes, fact_id
@@ -112,6 +113,11 @@ def _fill(store: Warehouse, folder: Path) -> None:
             for f in facts() if f.origin == "update_nights"
         ]  # fmt: skip
     store.append("facts", [{**row, "fact_id": fact_id(row)} for row in rows])
+    fill_properties(store)
+
+
+def fill_properties(store: Warehouse) -> None:
+    """The shipped property table, for a store that holds nothing else of the embedded world."""
     with (HERE / "properties.csv").open(encoding="utf-8", newline="") as handle:
         store.append("properties", [_property(row) for row in csv.DictReader(handle)])
 
@@ -133,9 +139,10 @@ def _property(row: Mapping[str, str]) -> dict[str, Any]:
 
 def _known_roles() -> pd.DataFrame:
     """The embedded world as evidence for typing: a running store holds it, the few base facts of a folder do not."""
-    return pd.DataFrame(
+    world = pd.DataFrame(
         [(f.subject_id, f.relation, f.object_id) for f in facts()], columns=["subject_id", "relation", "object_id"]
     )
+    return pd.concat([world, read_roles()], ignore_index=True)
 
 
 # ---------------------------------------------------------------- counting

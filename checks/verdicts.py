@@ -9,84 +9,50 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
-from checks.conflicts import Row, eq3_verdict, ids, judge
-from checks.requests import Incoming, earliest, record_rows, shape_problem
+from checks.conflicts import Row, denial_verdict, eq3_verdict, judge
+from checks.consistency import mutual_denials, read_logic, rival_targets
+from checks.door import text_and_likeness
+from checks.door_policy import DoorPolicy, shipped_door
+from checks.door_rates import rate_suspicions
+from checks.errors import ValidatorBroke
+from checks.outcome import ACCEPTING, FactAddition, FactEnd, NightVerdicts, accepted_rows, edited_rows, outcome
+from checks.requests import Incoming, Slot, record_rows, shape_problem
 from checks.suites.requests import SUITE_COLUMNS, run_request_suite
-from warehouse.changes import Change, Malformed, Value
-from warehouse.conflicts import Store, conflict_columns, slot_labels
-from warehouse.records import EditRequest, Fact, Record, Verdict
+from checks.trust import TrustPolicy, shipped_trust
+from warehouse.changes import Change, Malformed
+from warehouse.conflicts import Store, conflict_columns, held_labels, past_requests, text_key
+from warehouse.errors import WarehouseError
+from warehouse.records import EditRequest, Verdict
 
 logger = logging.getLogger(__name__)
 
-ACCEPTING = ("accept", "supersede")
+__all__ = ["ACCEPTING", "FactAddition", "FactEnd", "NightVerdicts", "Suite", "validate_night"]
+
 Suite = Callable[[pd.DataFrame], dict[str, Any]]
 
 
-class FactAddition(Record):
-    """A fact that the store believes from this night on; `fact` has no place for rank, statement and revision."""
-
-    record_id: str
-    fact: Fact
-    rank: str = "normal"
-    statement_id: str | None = None
-    revision: int | None = None
-
-
-class FactEnd(Record):
-    """A triple that the store holds and ceases to believe with this night."""
-
-    record_id: str
-    subject_id: str
-    relation: str
-    object_id: str
-
-
-class NightVerdicts(Record):
-    """What became of a night.
-
-    Attributes:
-        verdicts: one per record, in the order given.
-        accepted: accepted and superseding records in order of arrival, with `old` set to what the store held.
-        edits: those of `accepted` that may share a batch: at most one for each subject and relation (eq. 3), so of
-            several new values of a multi-valued slot only the last; all are in `added`.
-        edit_ids: record id of each entry of `edits`;  accepted_ids: of each entry of `accepted`.
-        added, ended: what the store learns and what it ceases to believe.
-        suite: result of the Great Expectations suite, ready for JSON.
-    """
-
-    night: str
-    verdicts: tuple[Verdict, ...]
-    accepted: tuple[Change | EditRequest, ...]
-    accepted_ids: tuple[str, ...]
-    edits: tuple[Change | EditRequest, ...]
-    edit_ids: tuple[str, ...]
-    added: tuple[FactAddition, ...]
-    ended: tuple[FactEnd, ...]
-    suite: dict[str, Any]
-
-    def added_frame(self) -> pd.DataFrame:
-        """(added, columns of Fact with rank, statement_id, revision), as `apply_fact_changes` reads it."""
-        extra = ("rank", "statement_id", "revision")
-        rows = [a.fact.model_dump() | {name: getattr(a, name) for name in extra} for a in self.added]
-        return pd.DataFrame(rows, columns=[*Fact.model_fields, *extra])
-
-    def ended_triples(self) -> list[tuple[str, str, str]]:
-        return [(e.subject_id, e.relation, e.object_id) for e in self.ended]
-
-    def counts(self) -> dict[str, int]:
-        return dict(Counter(v.verdict for v in self.verdicts))
+@dataclass(frozen=True)
+class _Options:
+    evidence: pd.DataFrame | None
+    require_templates: bool
+    waived: Mapping[str, Collection[str]]
+    door: DoorPolicy | None
+    trust: TrustPolicy
 
 
 def validate_night(
     store: Store, night: str, changes: Sequence[Incoming], now: datetime, *,
     record_ids: Sequence[str] | None = None, evidence: pd.DataFrame | None = None, require_templates: bool = True,
-    suite: Suite = run_request_suite,
+    suite: Suite = run_request_suite, waived: Mapping[str, Collection[str]] | None = None, guard_door: bool = True,
+    door: DoorPolicy | None = None, trust: TrustPolicy | None = None,
 ) -> NightVerdicts:  # fmt: skip
     """Judge all records of one night against each other, the store and earlier nights.
 
@@ -98,24 +64,45 @@ def validate_night(
         evidence: more (subject_id, relation, object_id) triples for typing objects.
         require_templates: hold back changes of properties that no prompt can state.
         suite: what checks the accepted records at the end.
+        waived: by record id, the rules that a person has set aside for a released record; no other rule is.
+        guard_door: look for suspicious texts and rates (`checks.door`).
+        door, trust: policies; default the shipped ones.
 
     Raises:
-        ValidatorBroke: an expectation could not be computed; no verdict may be used.
+        ValidatorBroke: an expectation or a query could not be computed; no verdict may be used.
         ValueError: `record_ids` and `changes` differ in length.
     """
     now = now if now.tzinfo is not None else now.replace(tzinfo=UTC)
     given = [_own_id(c) for c in changes] if record_ids is None else list(record_ids)
     records, verdicts = _fold(list(zip(given, changes, strict=True)))
-    rows = _rows(store, {i: r for i, r in records.items() if i not in verdicts}, now, evidence, require_templates)
-    verdicts |= {record_id: judge(row) for record_id, row in rows.items()}
-    _hold_back_rivals(rows, verdicts)
-    _settle(rows, verdicts)
+    policy = (door or shipped_door()) if guard_door else None
+    options = _Options(evidence, require_templates, waived or {}, policy, trust or shipped_trust())
+    with _our_fault(night):
+        rows = _rows(store, night, {i: r for i, r in records.items() if i not in verdicts}, now, options)
+        verdicts |= {record_id: judge(row) for record_id, row in rows.items()}
+        _hold_back_contradictions(store, rows, verdicts)
+        if policy is not None:
+            _hold_back_rates(store, night, rows, verdicts, records, policy)
+        _settle(rows, verdicts)
     report = suite(_suite_frame(rows, verdicts))
     if _hold_back_failures(report, rows, verdicts):
         _settle(rows, verdicts)
-    result = _outcome(store, night, records, rows, verdicts, report)
+    with _our_fault(night):
+        result = outcome(store, night, records, rows, verdicts, report)
     logger.info("night %s: %d records, %s", night, len(result.verdicts), result.counts())
     return result
+
+
+@contextmanager
+def _our_fault(night: str) -> Iterator[None]:
+    """A query that fails says nothing about the data: the night stops, as with a broken expectation."""
+    try:
+        yield
+    except WarehouseError as error:
+        raise ValidatorBroke(
+            f"night {night}: the validator's own query failed: {error}; the night has no verdicts, repair the query or "
+            "the warehouse and run it again"
+        ) from error
 
 
 def _own_id(change: Incoming) -> str:
@@ -140,24 +127,47 @@ def _plain(record_id: str, verdict: Any, reason: str, sentence: str) -> Verdict:
 
 
 def _rows(
-    store: Store, records: Mapping[str, Incoming], now: datetime, evidence: pd.DataFrame | None, require_templates: bool
+    store: Store, night: str, records: Mapping[str, Incoming], now: datetime, options: _Options
 ) -> dict[str, dict[str, Any]]:
-    frame = record_rows(list(records.items()), now)
-    if frame.empty:
+    waived = options.waived
+    slots = record_rows(list(records.items()), now, trust=options.trust)
+    if slots.empty:
         return {}
-    templates = store.rows("SELECT DISTINCT relation FROM templates") if require_templates else None
+    held = _held_names(store, slots)
+    frame = record_rows(list(records.items()), now, trust=options.trust, waived=waived, held=held) if held or waived else slots
+    templates = store.rows("SELECT DISTINCT relation FROM templates") if options.require_templates else None
     known = None if templates is None else {row["relation"] for row in templates}
-    columns = conflict_columns(store, frame, now, evidence)
+    columns = conflict_columns(store, frame, now, options.evidence, past_requests(store, night))
+    odd = {} if options.door is None else text_and_likeness(store, records, options.door, waived)
     rows: dict[str, dict[str, Any]] = {}
     for row in columns:
-        record = records[row["record_id"]]
-        rows[row["record_id"]] = {**row, **_labels(record), "has_template": known is None or row["relation"] in known}
+        record_id = row["record_id"]
+        passed, suspicion = frozenset(waived.get(record_id, ())), odd.get(record_id)
+        rows[record_id] = {
+            **row, **_labels(records[record_id], passed), "waived": passed, "suspicion": suspicion,
+            "suspicious_of": " ".join(suspicion.related) if suspicion else None,
+            "has_template": known is None or row["relation"] in known,
+        }  # fmt: skip
+        if row["is_closing"] and "retraction_without_replacement" in passed:
+            # Released as a withdrawal: nothing is asserted any more, whatever the record's own value was.
+            rows[record_id] |= {"asserts": False, "kind": "erase"}
     return rows
 
 
-def _labels(record: Incoming) -> dict[str, Any]:
+def _held_names(store: Store, frame: pd.DataFrame) -> dict[Slot, dict[str, str]]:
+    """Object id by `text_key` of its label, in the slots of the night's requests."""
+    asked = frame.loc[frame["is_request"].astype(bool) & frame["old_key"].notna(), ["subject_key", "relation"]]
+    if asked.empty:
+        return {}
+    names: dict[Slot, dict[str, str]] = defaultdict(dict)
+    for subject, relation, object_id, label in held_labels(store, pd.DataFrame(asked)):
+        names[subject, relation][text_key(label)] = object_id
+    return names
+
+
+def _labels(record: Incoming, waived: Collection[str]) -> dict[str, Any]:
     assert not isinstance(record, Malformed)
-    common: dict[str, Any] = {"shape_reason": shape_problem(record)}
+    common: dict[str, Any] = {"shape_reason": shape_problem(record, waived)}
     if isinstance(record, EditRequest):
         return common | {
             "subject_label": record.subject, "relation_label": record.relation, "new_label": record.target_new,
@@ -175,21 +185,25 @@ def _labels(record: Incoming) -> dict[str, Any]:
 # ---------------------------------------------------------------- what one record's verdict means for another
 
 
-def _accepted(rows: Mapping[str, Row], verdicts: Mapping[str, Verdict]) -> list[Row]:
-    return [row for record_id, row in rows.items() if verdicts[record_id].verdict in ACCEPTING]
+def _hold_back_contradictions(store: Store, rows: Mapping[str, Row], verdicts: dict[str, Verdict]) -> None:
+    """By construction: whatever the rules let through or a person released, no two records of a batch disagree."""
+    for record_id, rivals in rival_targets(accepted_rows(rows, verdicts)).items():
+        verdicts[record_id] = eq3_verdict(rows[record_id], rivals)
+    for record_id, others in mutual_denials(accepted_rows(rows, verdicts), read_logic(store)).items():
+        verdicts[record_id] = denial_verdict(rows[record_id], others)
 
 
-def _hold_back_rivals(rows: Mapping[str, Row], verdicts: dict[str, Verdict]) -> None:
-    """Eq. 3 by construction: whatever the rules let through, one single-valued slot gets one target a night."""
-    slots: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in _accepted(rows, verdicts):
-        if row["asserts"]:
-            slots[row["subject_key"], row["relation"]].append(row)
-    for rivals in slots.values():
-        if len({row["new_key"] for row in rivals}) > 1 and any(row["single"] for row in rivals):
-            for row in rivals:
-                others = tuple(sorted(r["record_id"] for r in rivals if r["new_key"] != row["new_key"]))
-                verdicts[row["record_id"]] = eq3_verdict(row, others)
+def _hold_back_rates(
+    store: Store, night: str, rows: dict[str, dict[str, Any]], verdicts: dict[str, Verdict],
+    records: Mapping[str, Incoming], policy: DoorPolicy,
+) -> None:  # fmt: skip
+    changes = {i: record for i, record in records.items() if isinstance(record, Change)}
+    asserting = [r for r in accepted_rows(rows, verdicts) if r["asserts"] and r["record_id"] in changes]
+    for record_id, suspicion in rate_suspicions(store, night, asserting, changes, policy).items():
+        row = rows[record_id]
+        if suspicion.rule not in row["waived"]:
+            row |= {"suspicion": suspicion, "suspicious_of": " ".join(suspicion.related)}
+            verdicts[record_id] = judge(row)
 
 
 def _settle(rows: dict[str, dict[str, Any]], verdicts: dict[str, Verdict]) -> None:
@@ -208,8 +222,10 @@ def _hold_back_failures(report: dict[str, Any], rows: Mapping[str, Row], verdict
     """Rows that fail an expectation are quarantined under its name; returns whether there were any."""
     failures: dict[str, list[str]] = defaultdict(list)
     for result in report["results"]:
+        name = f"{result['expectation']}({result['column']})"
         for record_id in result["failing"]:
-            failures[record_id].append(f"{result['expectation']}({result['column']})")
+            if name not in rows[record_id]["waived"]:
+                failures[record_id].append(name)
     for record_id, rules in failures.items():
         verdicts[record_id] = Verdict(
             record_id=record_id, verdict="quarantine", reason="failed_expectation", rule=rules[0],
@@ -219,16 +235,16 @@ def _hold_back_failures(report: dict[str, Any], rows: Mapping[str, Row], verdict
     return bool(failures)
 
 
-def _edits(rows: Mapping[str, Row], verdicts: Mapping[str, Verdict]) -> list[Row]:
-    """Accepted rows, the last of each subject and relation; a target goes before an erasure."""
-    chosen: dict[tuple[str, str], Row] = {}
-    for row in sorted(_accepted(rows, verdicts), key=lambda r: (r["asserts"], r["seq"])):
-        chosen[row["subject_key"], row["relation"]] = row
-    return sorted(chosen.values(), key=lambda r: r["seq"])
+#: Column of the suite that must be zero, and the rule which a person may have waived for a record.
+_SUITE_REASONS = {
+    "in_store": "already_in_store", "stale": "stale_revision", "type_conflict": "type_violation",
+    "contradicts": "contradiction_within_night", "contradicts_store": "contradiction_with_store",
+    "inverse_conflict": "inverse_conflict", "composite_conflict": "logical_conflict",
+}  # fmt: skip
 
 
 def _suite_frame(rows: Mapping[str, Row], verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
-    edits = _edits(rows, verdicts)
+    edits = edited_rows(rows, verdicts)
     targets: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in edits:
         targets[row["subject_key"], row["relation"]].add(row["new_key"] or "")
@@ -242,104 +258,8 @@ def _suite_frame(rows: Mapping[str, Row], verdicts: Mapping[str, Verdict]) -> pd
             "no_change": int(row["asserts"] and row["new_key"] == row["old_key"]),
             "num_targets": len(targets[row["subject_key"], row["relation"]]), "num_verdicts": given[row["record_id"]],
             "repeats": int(row["redelivered_of"] is not None or row["same_triple_of"] is not None),
-            **{name: int(bool(row[name])) for name in ("in_store", "stale", "type_conflict", "contradicts",
-                                                       "contradicts_store", "inverse_conflict", "composite_conflict")},
+            **{name: int(bool(row[name]) and reason not in row["waived"]) for name, reason in _SUITE_REASONS.items()},
         }
         for row in edits
     ]  # fmt: skip
     return pd.DataFrame(frame, columns=list(SUITE_COLUMNS))
-
-
-# ---------------------------------------------------------------- what the store learns
-
-
-def _outcome(
-    store: Store, night: str, records: Mapping[str, Incoming], rows: Mapping[str, Row],
-    verdicts: Mapping[str, Verdict], report: dict[str, Any],
-) -> NightVerdicts:  # fmt: skip
-    accepted = sorted(_accepted(rows, verdicts), key=lambda r: r["seq"])
-    slots = pd.DataFrame([{"subject_key": r["subject_key"], "relation": r["relation"]} for r in accepted],
-                         columns=["subject_key", "relation"])  # fmt: skip
-    labels = slot_labels(store, slots) if accepted else {}
-    completed: dict[str, Change | EditRequest] = {}
-    added: list[FactAddition] = []
-    ended: dict[tuple[str, str, str], str] = {}
-    for row in accepted:
-        record_id, record = row["record_id"], records[row["record_id"]]
-        gone = _gone(row, verdicts[record_id])
-        for object_id in gone:
-            ended.setdefault((row["subject_key"], row["relation"], object_id), record_id)
-        if isinstance(record, Change):
-            completed[record_id] = _with_old(record, row, gone, labels)
-            if row["asserts"]:
-                added.append(_addition(record))
-        elif isinstance(record, EditRequest):
-            completed[record_id] = record
-            if record.subject_id and record.relation and record.target_new_id and record.kind != "erase":
-                added.append(_requested(record_id, record))
-    edit_ids = tuple(row["record_id"] for row in _edits(rows, verdicts))
-    # A triple that one record asserts is not ended by another one.
-    kept = {(a.fact.subject_id, a.fact.relation, a.fact.object_id) for a in added}
-    ends = tuple(FactEnd(record_id=by, subject_id=s, relation=p, object_id=o) for (s, p, o), by in ended.items()
-                 if (s, p, o) not in kept)  # fmt: skip
-    return NightVerdicts(
-        night=night, verdicts=tuple(verdicts[record_id] for record_id in records),
-        accepted=tuple(completed.values()), accepted_ids=tuple(completed), edits=tuple(completed[i] for i in edit_ids),
-        edit_ids=edit_ids, added=tuple(added), ended=ends, suite=report,
-    )  # fmt: skip
-
-
-def _gone(row: Row, verdict: Verdict) -> list[str]:
-    """Object ids of the slot that the store held and this record takes away."""
-    held = ids(row["slot_objects"])
-    if not row["asserts"]:
-        return [i for i in held if i == row["old_key"]]
-    if row["is_request"]:
-        keeps = not row["property_single"] and row["kind"] != "erase"
-        return [] if keeps else [i for i in held if i != row["new_key"]]
-    if verdict.verdict != "supersede":
-        return []
-    if row["property_single"]:
-        return [i for i in held if i != row["new_key"]]
-    leaving = {row["replaced_key"], *ids(row["closed_keys"])}
-    return [i for i in held if i in leaving]
-
-
-def _with_old(change: Change, row: Row, gone: list[str], labels: Mapping[tuple[str, str, str], str]) -> Change:
-    """The change as the model must see it: from what it was taught, not from a value in the middle of the night."""
-    if not row["asserts"] or not gone:
-        return change
-    if change.old is not None and change.old.id in gone:
-        return change
-    label = labels[row["subject_key"], row["relation"], gone[0]]
-    return change.model_copy(update={"old": Value(type="item", id=gone[0], label=label)})
-
-
-def _addition(change: Change) -> FactAddition:
-    assert change.new is not None
-    fact = Fact(
-        subject_id=change.subject.id, subject=change.subject.label, relation=change.relation, object_id=change.new.id,
-        object=change.new.label, valid_from=_start(change), source=f"night:{change.night}:{change.record_id}",
-    )  # fmt: skip
-    return FactAddition(record_id=change.record_id, fact=fact, rank=change.rank,
-                        statement_id=change.statement_id or None, revision=change.revision_new)  # fmt: skip
-
-
-def _requested(record_id: str, request: EditRequest) -> FactAddition:
-    fact = Fact(
-        subject_id=request.subject_id, subject=request.subject, relation=request.relation,
-        object_id=request.target_new_id, object=request.target_new, source=f"request:{request.request_id}",
-    )  # fmt: skip
-    return FactAddition(record_id=record_id, fact=fact)
-
-
-def _start(change: Change) -> datetime | None:
-    """P580 as a time where a calendar has it; facts of antiquity have no `datetime`."""
-    starts = [start for start in earliest(change.qualifiers.get("P580", ())) if 1 <= start[0] <= 9999]
-    if not starts:
-        return None
-    try:
-        return datetime(*min(starts), tzinfo=UTC)
-    except ValueError:
-        # Wikidata holds days such as 31 June; the year is still right.
-        return datetime(min(starts)[0], 1, 1, tzinfo=UTC)

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect import task
 
+from checks.door_policy import shipped_door
+from checks.trust import shipped_trust
 from checks.verdicts import NightVerdicts, validate_night
 from tasks.ingest import STEP
+from tasks.notes import note
 from tasks.settings import Settings
 from tasks.workspace import night_folder, warehouse
+from warehouse.audit import verdicts_payload
 from warehouse.changes import Change, Malformed, parse_change
+from warehouse.digests import digest_of
 from warehouse.errors import SourceError
 from warehouse.intake import record_verdicts, updates_of, verdicts_of
+from warehouse.properties import put_properties
+from warehouse.quarantine import join_released, waivers
 from warehouse.records import EditRequest, UpdateRecord, Verdict
-from warehouse.reference.world import templates
+from warehouse.reference.roles import read_roles
+from warehouse.reference.world import Template
 from warehouse.sources import knowedit
+from warehouse.templates import templates_of
 from warehouse.verbalise import Unverbalised, verbalise
 from warehouse.world_store import apply_fact_changes
 
@@ -40,12 +51,12 @@ def clock_of(records: list[UpdateRecord]) -> datetime:
     return max(times) if times else datetime.now(UTC)
 
 
-def requests_from(result: NightVerdicts) -> tuple[list[EditRequest], dict[str, str]]:
+def requests_from(result: NightVerdicts, templates: Mapping[str, Template]) -> tuple[list[EditRequest], dict[str, str]]:
     """Edit requests of the records that reach an editor, and the request of each record by id."""
     requests: list[EditRequest] = []
     of_record: dict[str, str] = {}
     for record_id, change in zip(result.edit_ids, result.edits, strict=True):
-        request = change if isinstance(change, EditRequest) else verbalise(change, templates())
+        request = change if isinstance(change, EditRequest) else verbalise(change, templates)
         if isinstance(request, Unverbalised):
             log.warning("%s", request.sentence)
             continue
@@ -65,12 +76,18 @@ def validate(settings: Settings, night: str) -> dict[str, int]:
         ValidatorBroke: an expectation could not be computed; the night stops and nothing is written.
     """
     with warehouse(settings) as wh:
-        records = updates_of(wh, night)
+        put_properties(wh, Path(settings.properties) if settings.properties else None)
         judged: list[Verdict] = verdicts_of(wh, night)
+        if not judged:
+            join_released(wh, night)
+        records = updates_of(wh, night)
         if len(judged) < len(records):
             changes = [read_record(r, settings.source.kind) for r in records]
-            result = validate_night(wh, night, changes, clock_of(records), record_ids=[r.record_id for r in records])
-            requests, of_record = requests_from(result)
+            result = validate_night(
+                wh, night, changes, clock_of(records), record_ids=[r.record_id for r in records], evidence=read_roles(),
+                waived=waivers(wh, night),
+            )  # fmt: skip
+            requests, of_record = requests_from(result, templates_of(wh))
             judged = [v.model_copy(update={"request_id": of_record.get(v.record_id)}) for v in result.verdicts]
             source_of = {r.record_id: r.source for r in records}
             with wh.transaction():
@@ -79,9 +96,14 @@ def validate(settings: Settings, night: str) -> dict[str, int]:
                     named = {v.request_id for v in mine}
                     record_verdicts(wh, night, source, mine, [r for r in requests if r.request_id in named])
                 apply_fact_changes(wh, night, result.added_frame(), result.ended_triples())
+                # Verdicts are the same for every lineage.
+                note(settings, wh, "verdicts", night, verdicts_payload(wh, night), lineage="")
             folder = night_folder(settings, night)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "suite.json").write_text(json.dumps(result.suite, indent=1, default=str), encoding="utf-8")
+            # What judged the night: a changed policy changes the digest.
+            judges = {"trust": digest_of(shipped_trust()), "door": digest_of(shipped_door())}
+            found = {**result.suite, "policies": judges}
+            (folder / "suite.json").write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
     counts: dict[str, int] = {}
     for verdict in judged:
         counts[verdict.verdict] = counts.get(verdict.verdict, 0) + 1

@@ -114,6 +114,9 @@ _REFERENCES = (
                matches="p.request_id = c.request_id",
                where="c.request_id IS NOT NULL AND c.set_digest IN "
                "(SELECT probe_set_digest FROM reports JOIN decisions USING (report_id))"),
+    _reference("stream_outcomes", "c.event_key", "c.event_key", "stream_events",
+               "delete the outcome: its event is not stored, so it comes again or is lost",
+               matches="p.event_key = c.event_key"),
     _reference("reports", "c.report_id", "c.probe_set_digest", "probe_sets",
                "build the probe set again from its requests and save it: its digest must come out the same",
                matches="p.digest = c.probe_set_digest"),

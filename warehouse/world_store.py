@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
@@ -221,10 +222,16 @@ def apply_fact_changes(
     return num_added, num_ended
 
 
-def facts_as_of(wh: Warehouse, night: str) -> pd.DataFrame:
-    """All facts that the store believed at the end of `night` (BASE_NIGHT: before the first one)."""
+def facts_as_of(wh: Warehouse, night: str, valid_at: datetime | None = None) -> pd.DataFrame:
+    """All facts that the store believed at the end of `night` (BASE_NIGHT: before the first one).
+
+    Args:
+        valid_at: of those, only the facts that hold in the world at that moment, as the store believed then. A fact
+            without a start or an end holds before or after without limit; the end itself is outside.
+    """
     return wh.query(
         f"""SELECT * FROM facts WHERE known_from_night <= $night AND {_OPEN}
+            AND ($at IS NULL OR (coalesce(valid_from <= $at, true) AND coalesce(valid_to > $at, true)))
             ORDER BY subject_id, relation, object_id, fact_id""",
-        {"night": night},
+        {"night": night, "at": utc(valid_at)},
     )

@@ -70,6 +70,19 @@ def run_request_suite(frame: pd.DataFrame) -> dict[str, Any]:
         raise ValidatorBroke(f"request suite: the frame lacks columns {sorted(missing)}; nothing was checked")
     if frame.empty:
         return {"success": True, "rows": 0, "results": []}
+    try:
+        results = _validated(frame)
+    except ValidatorBroke:
+        raise
+    except Exception as error:  # whatever the library raises is no finding about a record
+        raise ValidatorBroke(
+            f"request suite: it could not be run on {len(frame)} rows: {type(error).__name__}: {error}; the night has no "
+            "verdicts, repair the suite or the frame and run it again"
+        ) from error
+    return {"success": all(r["success"] for r in results), "rows": len(frame), "results": results}
+
+
+def _validated(frame: pd.DataFrame) -> list[dict[str, Any]]:
     os.environ["GX_ANALYTICS_ENABLED"] = "False"
     gx: Any = import_module("great_expectations")
     context = gx.get_context(mode="ephemeral")
@@ -81,8 +94,7 @@ def run_request_suite(frame: pd.DataFrame) -> dict[str, Any]:
     found = batch.get_batch({"dataframe": frame}).validate(
         suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["record_id"]}
     )
-    results = [_result(item) for item in found.to_json_dict()["results"]]
-    return {"success": all(r["success"] for r in results), "rows": len(frame), "results": results}
+    return [_result(item) for item in found.to_json_dict()["results"]]
 
 
 def _result(item: dict[str, Any]) -> dict[str, Any]:

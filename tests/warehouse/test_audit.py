@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warehouse.artifacts_directory import DirectoryStore
@@ -75,6 +76,7 @@ def six_entries() -> tuple[AuditEntry, ...]:
 FIELDS = ("kind", "subject", "actor", "reason", "payload", "noted_at", "previous")
 
 
+@settings(deadline=None)  # the first example opens a warehouse
 @given(place=st.integers(0, 5), field=st.sampled_from(FIELDS))
 def test_any_changed_field_breaks_the_chain(place: int, field: str) -> None:
     chain = list(six_entries())
@@ -87,6 +89,7 @@ def test_any_changed_field_breaks_the_chain(place: int, field: str) -> None:
     assert check_chain(chain)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(6)))
 def test_any_other_order_breaks_the_chain(order: list[int]) -> None:
     chain = six_entries()
@@ -132,7 +135,7 @@ def test_a_chain_rewritten_in_the_warehouse_is_refused_by_the_store(wh: Warehous
 def test_a_changed_edit_has_another_digest(wh: Warehouse) -> None:
     row = {
         "lineage": "main", "edit_id": "e1", "request_id": "r1", "batch_id": "b1", "editor": "ft_m", "config_digest": "c",
-        "patch_digest": "p", "applied_at": "2026-11-01T00:00:00Z", "night": "night-01", "checkpoint_id": None,
+        "patch_digest": "p", "applied_at": datetime(2026, 11, 1, tzinfo=UTC), "night": "night-01", "checkpoint_id": None,
         "status": "active", "reason": "", "superseded_in": None, "edit_seq": 1,
     }  # fmt: skip
     wh.append("edits", [row], "error")

@@ -116,6 +116,23 @@ def test_each_night_sees_the_facts_as_they_were_believed_then(wh: Warehouse) -> 
     ]  # fmt: skip
 
 
+def test_what_was_believed_on_a_night_about_a_moment_is_one_query(wh: Warehouse) -> None:
+    spring, summer, autumn = (datetime(2026, month, 1, tzinfo=UTC) for month in (3, 6, 9))
+    apply_fact_changes(wh, "night-01", [fact("Q10", valid_from=spring)])
+    # Only in the second night it becomes known that this ended in June.
+    apply_fact_changes(wh, "night-02", [], [("Q1", "P19", "Q10")])
+    apply_fact_changes(wh, "night-03", [fact("Q10", valid_from=spring, valid_to=summer), fact("Q20", valid_from=summer)])
+    believed = {
+        (night, at.month): facts_as_of(wh, night, at).object_id.tolist()
+        for night in ("night-01", "night-02", "night-03") for at in (spring - timedelta(days=1), spring, summer, autumn)
+    }  # fmt: skip
+    assert believed == {
+        ("night-01", 2): [], ("night-01", 3): ["Q10"], ("night-01", 6): ["Q10"], ("night-01", 9): ["Q10"],
+        ("night-02", 2): [], ("night-02", 3): [], ("night-02", 6): [], ("night-02", 9): [],
+        ("night-03", 2): [], ("night-03", 3): ["Q10"], ("night-03", 6): ["Q20"], ("night-03", 9): ["Q20"],
+    }  # fmt: skip
+
+
 def test_applying_a_night_again_changes_nothing_even_after_later_nights(wh: Warehouse) -> None:
     assert apply_fact_changes(wh, "night-01", [fact("Q10")]) == (1, 0)
     assert apply_fact_changes(wh, "night-01", [fact("Q10")]) == (0, 0)

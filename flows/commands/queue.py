@@ -1,0 +1,129 @@
+"""`errata quarantine`: the records that wait for a person, and `errata conflicts score`."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.shared import Json, console, emit_json, reported, table
+from tasks.settings import configure
+from warehouse.reference.world import NIGHTS
+
+quarantine_app = typer.Typer(help="Records that wait for a person: look, release, reject.", no_args_is_help=True)
+conflicts_app = typer.Typer(help="Requests that contradict each other or past edits.", no_args_is_help=True)
+
+RecordId = Annotated[str, typer.Argument(help="Id of a quarantined record; `errata quarantine list` names them.")]
+Source = Annotated[str | None, typer.Option(help="Its source, where records of several sources share the id.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in the audit trail.")]
+Actor = Annotated[str | None, typer.Option("--by", help="Who acts; default the name of the account.")]
+STATES = ("waiting", "released", "joined", "rejected")
+
+
+@quarantine_app.command(name="list")
+@reported
+def list_(
+    state: Annotated[str, typer.Option(help=f"{', '.join(STATES)}, or all.")] = "waiting",
+    night: Annotated[str | None, typer.Option(help="Only the records of one night.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The queue, oldest first: what waits, and which rule holds it."""
+    from tasks.workspace import warehouse
+    from warehouse.quarantine import entries
+
+    if state not in (*STATES, "all"):
+        raise ValueError(f"no state {state!r}; give one of {', '.join(STATES)}, or all")
+    with warehouse(configure()) as wh:
+        found = [e for e in entries(wh, night=night) if state in ("all", e.state)]
+    if as_json:
+        emit_json([entry.model_dump(mode="json") for entry in found])
+        return
+    rows = [(e.record_id, e.night, e.state, e.rule, e.sentence) for e in found]
+    table("Quarantine", ("record", "night", "state", "rule", "why"), rows)
+
+
+@quarantine_app.command()
+@reported
+def show(record_id: RecordId, source: Source = None, as_json: Json = False) -> None:
+    """One record as it came, its verdict, everything that was done with it, and its later verdict."""
+    from tasks.workspace import warehouse
+    from warehouse.intake import verdicts_of
+    from warehouse.quarantine import actions, entry_of, update_of
+
+    with warehouse(configure()) as wh:
+        entry = entry_of(wh, record_id, source)
+        raw = update_of(wh, entry).raw
+        trail = [a for a in actions(wh, record_id) if a.source == entry.source]
+        later = [v for v in verdicts_of(wh, source=entry.source) if v.record_id == entry.joined_as]
+    found: dict[str, Any] = {
+        **entry.model_dump(mode="json"), "record": _parsed(raw), "audit": [a.model_dump(mode="json") for a in trail],
+        "verdict_after_release": later[0].model_dump(mode="json") if later else None,
+    }  # fmt: skip
+    if as_json:
+        emit_json(found)
+        return
+    table(record_id, ("", ""), [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in found.items()])
+
+
+def _parsed(raw: str) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw
+
+
+@quarantine_app.command()
+@reported
+def release(record_id: RecordId, reason: Reason, actor: Actor = None, source: Source = None, as_json: Json = False) -> None:
+    """Let a record join the next night, judged again without the rule that held it, and only without that one."""
+    _act("release", record_id, reason, actor, source, as_json)
+
+
+@quarantine_app.command()
+@reported
+def reject(record_id: RecordId, reason: Reason, actor: Actor = None, source: Source = None, as_json: Json = False) -> None:
+    """Keep a record out for good."""
+    _act("reject", record_id, reason, actor, source, as_json)
+
+
+def _act(verb: str, record_id: str, reason: str, actor: str | None, source: str | None, as_json: bool) -> None:
+    from tasks.workspace import warehouse
+    from warehouse import quarantine
+
+    act = quarantine.release if verb == "release" else quarantine.reject
+    with warehouse(configure()) as wh:
+        action, fresh = act(wh, record_id, reason=reason, actor=actor or getpass.getuser(), source=source)
+    if as_json:
+        emit_json({**action.model_dump(mode="json"), "new": fresh})
+        return
+    done = {"release": "released; it joins the next night", "reject": "rejected; it never joins a night"}[verb]
+    before = "" if fresh else f" already, by {action.actor} on {action.acted_at:%Y-%m-%d %H:%M}; nothing changes"
+    console.print(f"{record_id} is {done}{before}", markup=False, highlight=False)
+
+
+@conflicts_app.command()
+@reported
+def score(
+    file: Annotated[Path, typer.Argument(help="Labelled conflict cases, one a line, .jsonl or .jsonl.gz.")],
+    nights: Annotated[Path, typer.Option(help="Labelled nights for the false alarms.")] = NIGHTS,
+    as_json: Json = False,
+) -> None:
+    """Judge labelled pairs of edits, in one night and a night apart: recall by kind, and false alarms on good updates."""
+    configure()
+    from checks.conflict_scoring import score_conflicts
+
+    result = score_conflicts(file, nights)
+    if as_json:
+        emit_json(result)
+        return
+    rows = [
+        (kind, strength, cell["n"], cell["same_night"], cell["later_night"], cell["both"])
+        for kind, cells in result["recall"].items()
+        for strength, cell in cells.items()
+    ]
+    table("Conflicts found", ("kind", "label", "cases", "in one night", "a night apart", "both"), rows)
+    alarms = result["false_alarms"]
+    console.print(f"{alarms['found']} false alarms on {alarms['n']} good updates; {len(result['set_aside'])} cases set aside")
