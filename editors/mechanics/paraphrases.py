@@ -1,0 +1,44 @@
+"""Other wordings of a request, taken from the training edits of its relation and never from its own rephrases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from editors.base import TrainingEdit
+from warehouse.digests import digest_of
+from warehouse.records import EditRequest
+
+#: Where a template has its subject.
+SLOT = "{}"
+
+
+def relation_templates(edits: Sequence[TrainingEdit]) -> dict[str, list[str]]:
+    """Relation -> every wording that the training edits have for it, with `{}` for the subject, sorted.
+
+    A wording that names its subject twice, or that holds `{}` itself, is left out: it could not be filled.
+    """
+    found: dict[str, set[str]] = {}
+    for edit in edits:
+        request = edit.request
+        for prompt in (request.prompt, *request.rephrases):
+            if prompt.count(request.subject) == 1 and SLOT not in prompt:
+                found.setdefault(request.relation, set()).add(prompt.replace(request.subject, SLOT))
+    return {relation: sorted(templates) for relation, templates in sorted(found.items())}
+
+
+def paraphrases_of(request: EditRequest, templates: Mapping[str, Sequence[str]], count: int) -> list[str]:
+    """At most `count` other prompts for the request's fact, in a fixed order of its own.
+
+    The request's own prompt and rephrases are left out: rephrases are what generalization is measured on, and an editor
+    that trained on them would measure its training.
+    """
+    barred = {request.prompt, *request.rephrases}
+    filled = [t.replace(SLOT, request.subject) for t in templates.get(request.relation, ())]
+    return sorted(set(filled) - barred, key=lambda prompt: digest_of("paraphrase", prompt))[:count]
+
+
+def other_relations(request: EditRequest, templates: Mapping[str, Sequence[str]], count: int) -> list[str]:
+    """At most `count` prompts that ask other relations of the request's subject, one of each relation."""
+    others = [relation for relation, wordings in templates.items() if wordings and relation != request.relation]
+    chosen = sorted(others, key=lambda relation: digest_of("other-relation", request.subject, relation))[:count]
+    return [templates[relation][0].replace(SLOT, request.subject) for relation in chosen]
