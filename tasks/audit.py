@@ -27,6 +27,7 @@ from warehouse.audit import (
 )
 from warehouse.digests import digest_of, sha256_file
 from warehouse.errors import WarehouseError
+from warehouse.export import check_export
 from warehouse.promotion import read_manifest, read_pointer, verify
 from warehouse.records import Manifest, Record
 from warehouse.reports import load_decision, load_policy, load_report
@@ -51,11 +52,14 @@ class AuditReport(Record):
     breaks: tuple[Break, ...]
 
 
-def audit(settings: Settings, *, deep: bool = False, progress: Progress = lambda _what: None) -> AuditReport:
+def audit(
+    settings: Settings, *, deep: bool = False, exported: Path | None = None, progress: Progress = lambda _what: None,
+) -> AuditReport:  # fmt: skip
     """Recheck the chain, every object, every decision, every signature, and production's weights.
 
     Args:
-        deep: also evaluate production again and compare the scores.
+        deep: also evaluate production again and compare its answers.
+        exported: also check this export of the warehouse.
     """
     store = store_of(settings)
     with warehouse(settings) as wh:
@@ -64,6 +68,9 @@ def audit(settings: Settings, *, deep: bool = False, progress: Progress = lambda
         breaks = [*check_chain(chain), *check_mirror(chain, store), *_vouched(wh, chain)]
         progress("decisions")
         breaks += _decisions(wh, chain)
+    if exported is not None:
+        progress("the export")
+        breaks += check_export(exported, chain)
     found, objects, signatures = [], 0, 0
     for entry in (e for e in chain if e.kind in ("promotion", "rejection")):
         progress(f"{entry.kind} {entry.subject[:12]}")

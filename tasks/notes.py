@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
 from warehouse.audit import AuditEntry, AuditKind, append, mirror
+from warehouse.export import export_digest, export_tables
 from warehouse.promotion import manifest_digest
+from warehouse.quarantine import QuarantineAction
 from warehouse.records import Manifest
 from warehouse.store import Warehouse
 
@@ -34,6 +37,28 @@ def note(
         wh, kind, subject, actor=actor_of(settings), payload=payload, reason=reason,
         lineage=settings.lineage if lineage is None else lineage,
     )  # fmt: skip
+
+
+def note_action(settings: Settings, wh: Warehouse, action: QuarantineAction) -> None:
+    """A release or a rejection from the quarantine queue, with its place in the queue's own chain."""
+    payload = {"action": action.action, "source": action.source, "rule": action.rule, "place": action.seq}
+    note(settings, wh, "quarantine", action.record_id, payload, reason=action.reason, lineage="")
+
+
+def export_warehouse(settings: Settings, folder: Path) -> dict[str, str]:
+    """Write the warehouse as plain files, and the digest of all of them into the audit trail.
+
+    The trail's entry is made after the files, so the export holds the trail up to itself.
+
+    Raises:
+        Conflict: the folder holds something.
+    """
+    with warehouse(settings) as wh:
+        digests = export_tables(wh, folder)
+        digest = export_digest(digests)
+        note(settings, wh, "export", digest[:24], {"digest": digest, "files": len(digests)}, lineage="")
+    mirror_audit(settings)
+    return digests
 
 
 def mirror_audit(settings: Settings) -> int:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from prefect import task
 
+from editors.errors import UnsupportedModel
 from editors.model import EditableModel
+from editors.patches.widen import widened
 from tasks.edit import EditedNight, candidate_model
 from tasks.ingest import STEP
 from tasks.models import base_revision, patch_folder
@@ -34,15 +36,27 @@ NOTE = "errata.json"
 def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> Path:
     """Write the Hugging Face directory of a candidate, with a note of what it is made of.
 
-    Where a patch is not a weight update (a memory, a prompt), the weights alone do not show the edit; the note says so.
+    Added neurons become a wider feed-forward where the architecture has room for them. Where a patch is neither (a
+    memory, a text), the weights alone do not show the edit; the note says so.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder)
+    whole = all(p.kind == "weight" for p in model.patches)
+    if not whole:
+        try:
+            plain = widened(model)
+        except UnsupportedModel as error:
+            log.warning("the exported weights do not show every edit: %s", error)
+        else:
+            plain.save_pretrained(folder, safe_serialization=True)
+            model.tokenizer.save_pretrained(folder)
+            whole = True
+    if not folder.exists():
+        model.save_pretrained(folder)
     kinds = sorted({p.kind for p in model.patches})
     note = {
         "checkpoint_id": checkpoint.checkpoint_id, "base_digest": checkpoint.base_digest,
         "patch_digests": list(checkpoint.patch_digests), "patch_kinds": kinds,
-        "weights_hold_every_edit": kinds in ([], ["weight"]),
+        "weights_hold_every_edit": whole,
     }  # fmt: skip
     (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -13,9 +13,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from warehouse.audit import check_chain, entries
 from warehouse.digests import digest_of
 from warehouse.intake import request_digest
 from warehouse.probes import probe_set_digest
+from warehouse.quarantine import audit_problems
 from warehouse.records import EditRequest, GatePolicy, Probe, Record
 from warehouse.runs import UNFINISHED
 from warehouse.store import Warehouse
@@ -117,6 +119,9 @@ _REFERENCES = (
     _reference("stream_outcomes", "c.event_key", "c.event_key", "stream_events",
                "delete the outcome: its event is not stored, so it comes again or is lost",
                matches="p.event_key = c.event_key"),
+    _reference("quarantine_actions", _pair("source", "record_id"), "c.record_id", "updates",
+               "restore the record from its source: somebody acted on it",
+               matches="p.source = c.source AND p.record_id = c.record_id"),
     _reference("reports", "c.report_id", "c.probe_set_digest", "probe_sets",
                "build the probe set again from its requests and save it: its digest must come out the same",
                matches="p.digest = c.probe_set_digest"),
@@ -246,6 +251,16 @@ def _wrong_policies(wh: Warehouse) -> Iterator[tuple[str, str, str]]:
             yield row["policy_digest"], f"its body has the digest {digest}", advice
 
 
+def _wrong_audit(wh: Warehouse) -> Iterator[tuple[str, str, str]]:
+    for found in check_chain(entries(wh)):
+        yield found.what, found.found, "the trail was tampered with: compare it with its copy in the store (`errata audit`)"
+
+
+def _wrong_actions(wh: Warehouse) -> Iterator[tuple[str, str, str]]:
+    for problem in audit_problems(wh):
+        yield problem.split(" is ")[0], problem, "somebody changed the queue's trail: restore the warehouse from a copy"
+
+
 def _unreadable(error: ValidationError) -> str:
     first = error.errors()[0]
     return f"cannot be read as a record: {'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -257,6 +272,8 @@ _DIGESTS: dict[str, Callable[[Warehouse], Iterator[tuple[str, str, str]]]] = {
     "probes": _wrong_probes,
     "probe_sets": _wrong_probe_sets,
     "policies": _wrong_policies,
+    "audit": _wrong_audit,
+    "quarantine_actions": _wrong_actions,
 }
 
 

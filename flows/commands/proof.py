@@ -15,6 +15,7 @@ from tasks.settings import configure
 @reported
 def audit(
     deep: Annotated[bool, typer.Option("--deep", help="Also ask production everything again and compare.")] = False,
+    exported: Annotated[Path | None, typer.Option("--export", help="Also check this export of the warehouse.")] = None,
     lineage: Annotated[str | None, typer.Option(help="Lineage; default from the settings.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -25,7 +26,7 @@ def audit(
     with errors.status("auditing", spinner="dots") as shown:
         if not sys.stderr.isatty():
             shown.stop()
-        found = audit(settings, deep=deep, progress=lambda what: shown.update(f"auditing: {what}"))
+        found = audit(settings, deep=deep, exported=exported, progress=lambda what: shown.update(f"auditing: {what}"))
     if as_json:
         emit_json(found.model_dump(mode="json"))
     else:
@@ -43,9 +44,7 @@ def audit(
 
 @reported
 def key(
-    private: Annotated[Path, typer.Option(help="File for the private key, its owner's alone.")] = Path(
-        "errata-key.pem"
-    ),
+    private: Annotated[Path, typer.Option(help="File for the private key, its owner's alone.")] = Path("errata-key.pem"),
     public: Annotated[Path, typer.Option(help="File for the public key.")] = Path("errata-key.pub"),
     as_json: Json = False,
 ) -> None:

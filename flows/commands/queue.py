@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,12 +89,15 @@ def reject(record_id: RecordId, reason: Reason, actor: Actor = None, source: Sou
 
 
 def _act(verb: str, record_id: str, reason: str, actor: str | None, source: str | None, as_json: bool) -> None:
+    from tasks.notes import actor_of, note_action
     from tasks.workspace import warehouse
     from warehouse import quarantine
 
     act = quarantine.release if verb == "release" else quarantine.reject
-    with warehouse(configure()) as wh:
-        action, fresh = act(wh, record_id, reason=reason, actor=actor or getpass.getuser(), source=source)
+    settings = configure()
+    with warehouse(settings) as wh, wh.transaction():
+        action, fresh = act(wh, record_id, reason=reason, actor=actor or actor_of(settings), source=source)
+        note_action(settings, wh, action)
     if as_json:
         emit_json({**action.model_dump(mode="json"), "new": fresh})
         return

@@ -33,6 +33,22 @@ def show(as_json: Json = False) -> None:
 
 @warehouse_app.command()
 @reported
+def export(
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    as_json: Json = False,
+) -> None:
+    """Write every table as JSON lines; the audit trail keeps the digest of the whole (`errata audit --export`)."""
+    from tasks.notes import export_warehouse
+
+    digests = export_warehouse(configure(), out)
+    if as_json:
+        emit_json({"out": str(out), "files": digests})
+    else:
+        console.print(f"{len(digests)} tables in {out}", highlight=False)
+
+
+@warehouse_app.command()
+@reported
 def check(as_json: Json = False) -> None:
     """Verify references, digests and orphans; exit code 1 where anything is wrong."""
     from tasks.workspace import warehouse

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.audit import AuditReport, audit
+from tasks.notes import export_warehouse
 from tasks.settings import configure
 from tests.flows.conftest import FinishedNight, Home
 
@@ -92,6 +93,17 @@ def test_a_changed_row_of_the_warehouse_is_found(copied: Home, sql: str) -> None
     with Warehouse.open(copied.path / "warehouse.duckdb") as wh:
         assert wh.execute(sql) > 0
     assert audited(copied).breaks
+
+
+@pytest.mark.parametrize("damage", [flip, cut, insert, delete])
+def test_a_damaged_export_is_found(copied: Home, tmp_path: Path, damage: Callable[[Path, random.Random], None]) -> None:
+    settings = configure(copied.config)
+    export_warehouse(settings, tmp_path / "export")
+    assert audit(settings, exported=tmp_path / "export").breaks == ()
+    chance = random.Random(damage.__name__)
+    full = [p for p in sorted((tmp_path / "export").iterdir()) if p.stat().st_size]
+    damage(chance.choice(full), chance)
+    assert audit(settings, exported=tmp_path / "export").breaks
 
 
 def test_an_object_that_nobody_promoted_is_found(copied: Home) -> None:
