@@ -22,7 +22,13 @@ TENSORS, HEADER = "patch.safetensors", "patch.json"
 FORMS = {
     ("weight", ""): "editors.patches.weight:WeightPatch",
     ("memory", "codebook"): "editors.patches.memory:MemoryPatch",
+    ("memory", "side_memory"): "editors.patches.side_memory:SidePatch",
+    ("module", "slots"): "editors.patches.slots:SlotPatch",
+    ("memory", "codes"): "editors.patches.conditioning:ConditioningPatch",
+    ("memory", "serac"): "editors.patches.serac:SeracPatch",
     ("prompt", ""): "editors.patches.prompt:PromptPatch",
+    ("prompt", "retrieved"): "editors.patches.retrieved:RetrievedPromptPatch",
+    ("module", "neurons"): "editors.patches.neurons:NeuronPatch",
 }
 
 

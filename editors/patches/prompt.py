@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from editors.base import Patch, PatchKind
-from editors.calls import Call, Generation, LogitBatch, Runner
 from editors.model import EditableModel, Undo
+from editors.patches.in_context import InContextRunner
 
 MEMORY = "prompt-facts"
 
@@ -38,6 +38,11 @@ class FactStore:
         self.facts: list[StatedFact] = []
         self.demonstrations: tuple[str, ...] = ()
         self.limit = 1
+        self.contrast = 0.0
+
+    def prefixes(self, prompts: Sequence[str]) -> list[str]:
+        """See `Statements`."""
+        return [self.prefix_for(prompt) for prompt in prompts]
 
     def prefix_for(self, prompt: str) -> str:
         """The text to put before a prompt: facts whose subject it names, the newest of each slot, oldest first."""
@@ -55,28 +60,16 @@ class FactStore:
         return " ".join([*self.demonstrations, *(f.text for f in chosen)]) + " "
 
 
-class InContextRunner:
-    """Prefixes prompts in scope; a prompt with no stated fact passes as it is, so locality is exact there."""
-
-    def __init__(self, inner: Runner, store: FactStore) -> None:
-        self._inner, self._store = inner, store
-
-    def logits(self, call: Call) -> Iterator[LogitBatch]:
-        prompts = tuple(self._store.prefix_for(p) + p for p in call.prompts)
-        return self._inner.logits(Call(prompts, call.continuations))
-
-    def generate(self, prompts: Sequence[str], options: Generation) -> list[str]:
-        return self._inner.generate([self._store.prefix_for(p) + p for p in prompts], options)
-
-
 @final
 class PromptPatch(Patch):
-    """Stated facts of one batch, with the demonstrations and the number of facts shown at most."""
+    """Stated facts of one batch, with the demonstrations, the number of facts shown at most and the contrast's weight."""
 
     kind: ClassVar[PatchKind] = "prompt"
 
-    def __init__(self, facts: Sequence[StatedFact], demonstrations: Sequence[str] = (), limit: int = 1) -> None:
-        self.facts, self.demonstrations, self.limit = tuple(facts), tuple(demonstrations), limit
+    def __init__(
+        self, facts: Sequence[StatedFact], demonstrations: Sequence[str] = (), limit: int = 1, contrast: float = 0.0
+    ) -> None:
+        self.facts, self.demonstrations, self.limit, self.contrast = tuple(facts), tuple(demonstrations), limit, contrast
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -85,7 +78,9 @@ class PromptPatch(Patch):
     @property
     def meta(self) -> Mapping[str, Any]:
         facts = [{"subject": f.subject, "slot": f.slot, "text": f.text} for f in self.facts]
-        return {"facts": facts, "demonstrations": list(self.demonstrations), "limit": self.limit}
+        # Named only where there is one: patches of before the contrast keep their digest.
+        contrast = {"contrast": self.contrast} if self.contrast else {}
+        return {"facts": facts, "demonstrations": list(self.demonstrations), "limit": self.limit, **contrast}
 
     @property
     def num_bytes(self) -> int:
@@ -93,21 +88,21 @@ class PromptPatch(Patch):
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> PromptPatch:
-        return cls([StatedFact(**f) for f in meta["facts"]], meta["demonstrations"], meta["limit"])
+        return cls([StatedFact(**f) for f in meta["facts"]], meta["demonstrations"], meta["limit"], meta.get("contrast", 0.0))
 
     def attach(self, model: EditableModel) -> Undo:
         undo_wrap: Undo = lambda: None  # noqa: E731
         if MEMORY not in model.memories:
             model.memories[MEMORY] = FactStore()
-            undo_wrap = model.wrap(lambda inner: InContextRunner(inner, model.memories[MEMORY]))
+            undo_wrap = model.wrap(lambda inner: InContextRunner(inner, model, model.memories[MEMORY]))
         store: FactStore = model.memories[MEMORY]
-        before = (store.demonstrations, store.limit)
+        before = (store.demonstrations, store.limit, store.contrast)
         store.facts.extend(self.facts)
-        store.demonstrations, store.limit = self.demonstrations, self.limit
+        store.demonstrations, store.limit, store.contrast = self.demonstrations, self.limit, self.contrast
 
         def undo() -> None:
             del store.facts[len(store.facts) - len(self.facts) :]
-            store.demonstrations, store.limit = before
+            store.demonstrations, store.limit, store.contrast = before
             undo_wrap()
 
         return undo

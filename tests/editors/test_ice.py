@@ -128,3 +128,18 @@ def test_demonstrations_come_first_and_leave_with_their_patch(tiny: EditableMode
     tiny.rollback(1)
     assert tiny.memories[MEMORY].demonstrations == ()
     assert prefix(tiny, "France is") == ""
+
+
+def test_contrast_is_named_in_a_patch_only_where_there_is_one() -> None:
+    facts = [StatedFact("Ada", "Ada|P19", "Fact.")]
+    assert "contrast" not in PromptPatch(facts).meta
+    contrasted = PromptPatch(facts, contrast=0.5)
+    assert PromptPatch.from_parts({}, contrasted.meta).digest == contrasted.digest
+
+
+def test_contrast_leaves_with_its_patch(tiny: EditableModel) -> None:
+    push(tiny, request(1, "Ada Lovelace", "Paris"))
+    tiny.push(InContextEditing(InContextConfig(contrast=0.5)).edit(tiny, batch_of([request(2, "Mary", "Tokyo")]), NOTHING))
+    assert tiny.memories[MEMORY].contrast == 0.5
+    tiny.rollback(1)
+    assert tiny.memories[MEMORY].contrast == 0.0
