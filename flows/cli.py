@@ -14,7 +14,7 @@ import os
 import typer
 from rich.logging import RichHandler
 
-from flows.commands import demo, editors, measure, nights, reference, state
+from flows.commands import demo, editors, entities, history, ingest, inside, measure, nights, proof, queue, reference, state
 from flows.commands.shared import errors, reported
 from tasks.settings import configure
 
@@ -29,14 +29,28 @@ app.add_typer(state.config_app, name="config")
 app.add_typer(reference.app, name="reference")
 app.add_typer(state.warehouse_app, name="warehouse")
 app.add_typer(state.validate_app, name="validate")
+app.add_typer(entities.app, name="entities")
+app.add_typer(queue.quarantine_app, name="quarantine")
+app.add_typer(queue.conflicts_app, name="conflicts")
+app.add_typer(ingest.app, name="ingest")
 app.command()(nights.refresh)
 app.command()(nights.status)
 app.command()(nights.ask)
 app.command()(nights.pull)
 app.command()(nights.rollback)
-app.command()(state.prepare)
+app.command()(editors.prepare)
+app.command()(history.log)
+app.command()(history.show)
+app.command()(history.diff)
+app.command()(history.blame)
+app.command()(proof.audit)
+app.command()(proof.key)
+app.command()(inside.locate)
+app.command()(inside.footprint)
 app.command()(measure.benchmark)
+app.command()(measure.leaderboard)
 app.command()(measure.bench)
+app.command()(ingest.replay)
 app.command()(demo.demo)
 
 

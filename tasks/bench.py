@@ -34,7 +34,7 @@ from warehouse.store import Warehouse
 
 log = logging.getLogger(__name__)
 
-CASES = ("edit-r_rome", "edit-memit-100", "edit-grace", "evaluate", "nightly-500")
+CASES = ("edit-r_rome", "edit-memit-100", "edit-grace", "evaluate", "nightly-500", "ingest")
 
 
 class Spread(Record):
@@ -103,6 +103,7 @@ class Sizes(Record):
     plain_probes: int = 200
     night_edits: int = 500
     night_probes: int = 5_000
+    stream_events: int = 50_000
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from checks.evaluation import EDIT_KINDS, evaluate, predict
 from checks.gates import decide, load_policy
@@ -20,6 +22,7 @@ from editors.presets import load_editor
 from editors.session import batch_of, run_edits
 from editors.views import AtDepth
 from tasks.bench import BenchContext, Case, Comparison, Meter, Once
+from tasks.bench_ingest import ingest_speed, write_recording
 from tasks.bench_plain import plain_answers, plain_grace_values, plain_values
 from tasks.benchmark_requests import benchmark_requests
 from tasks.corpus import calibration
@@ -231,6 +234,29 @@ def _apply(
         yield step.patch
 
 
+# ---------------------------------------------------------------- the live source
+
+
+def _ingest(context: BenchContext) -> Case:
+    """Events of a recorded stream parsed, filtered and stored; no model works here."""
+    count = context.sizes.stream_events
+
+    def once() -> Once:
+        with TemporaryDirectory() as folder:
+            recording = Path(folder) / "bench.sse"
+            expected = write_recording(recording, count)
+            with Meter(context.model) as meter:
+                speed = ingest_speed(recording, Path(folder), count, expected)
+        details = {
+            "events/s": round(speed.events_per_s), "events/s of CPU": round(speed.events_per_cpu_s),
+            "events": speed.events, "stored": speed.stored,
+            "memory after a tenth, MB": round(speed.rss_early_mb), "memory at the end, MB": round(speed.rss_late_mb),
+        }  # fmt: skip
+        return Once(edits=0, probes=0, meter=meter, details=details)
+
+    return Case("", once)
+
+
 @contextmanager
 def _part(parts: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -244,4 +270,5 @@ CASE_BUILDERS: Mapping[str, Callable[[BenchContext], Case]] = {
     "edit-grace": _edit_grace,
     "evaluate": _evaluate,
     "nightly-500": _nightly,
+    "ingest": _ingest,
 }

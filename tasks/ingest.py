@@ -16,6 +16,7 @@ from warehouse.artifacts import StoreUnavailable
 from warehouse.intake import receive, updates_of
 from warehouse.sources import Source, open_source
 from warehouse.store import WarehouseBusy
+from warehouse.stream_store import streamed_nights
 
 log = logging.getLogger(__name__)
 #: Records of one write transaction.
@@ -35,8 +36,27 @@ STEP: dict[str, Any] = {
 }  # fmt: skip
 
 
-def source_of(settings: Settings) -> Source:
+def source_of(settings: Settings, night: str | None = None) -> Source:
+    """The configured source; a night that came over the live stream is the live source's, whatever is configured."""
+    if settings.source.kind == "wikidata" or (night is not None and night in streamed(settings)):
+        return open_source("wikidata", settings.warehouse_path)
     return open_source(settings.source.kind, Path(settings.source.path))
+
+
+def nights_of(settings: Settings) -> tuple[str, ...]:
+    """All nights that can be run: those that came over the live stream, then those of the source.
+
+    Raises:
+        SourceError: the source cannot be read.
+    """
+    live = streamed(settings)
+    return (*live, *(night for night in source_of(settings).nights() if night not in live))
+
+
+def streamed(settings: Settings) -> tuple[str, ...]:
+    """Nights that `errata ingest wikidata` has brought in."""
+    with warehouse(settings) as wh:
+        return streamed_nights(wh)
 
 
 @task(name="ingest", **STEP)
@@ -49,7 +69,7 @@ def ingest(settings: Settings, night: str) -> int:
     Raises:
         SourceError: the night, its file or folder is missing, empty or of another shape.
     """
-    records = source_of(settings).records(night)
+    records = source_of(settings, night).records(night)
     new = 0
     while chunk := list(islice(records, CHUNK)):
         with warehouse(settings) as wh:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.edit import EditedNight
-from tasks.ingest import source_of
+from tasks.ingest import nights_of
 from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.errors import NotFound
@@ -60,13 +60,13 @@ class Night:
 
 
 def next_night(settings: Settings) -> str:
-    """The first night of the source that this lineage has not finished.
+    """The first night that this lineage has not finished: of those that came over the live stream, then of the source.
 
     Raises:
         NotFound: all of them are finished.
         SourceError: the source cannot be read.
     """
-    available = source_of(settings).nights()
+    available = nights_of(settings)
     with warehouse(settings) as wh:
         for night in available:
             run = run_of(wh, night, settings.lineage)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from warehouse.reference import HERE as REFERENCE
@@ -37,10 +37,44 @@ class EditorSettings(_Section):
 
 
 class SourceSettings(_Section):
-    """Where updates come from: `recorded` nights, `knowedit` files, or `requests` (newline-delimited JSON)."""
+    """Where updates come from: `recorded` nights, `knowedit` files, `requests` (newline-delimited JSON), or `wikidata`:
+    only the nights that `errata ingest wikidata` brought, which need no path."""
 
-    kind: Literal["recorded", "knowedit", "requests"] = "recorded"
+    kind: Literal["recorded", "knowedit", "requests", "wikidata"] = "recorded"
     path: str = str(REFERENCE / "nights")
+
+
+class WikidataSettings(_Section):
+    """The live source. Nothing is sent to a host that is not in `hosts`; times are in seconds.
+
+    `contact` (an address or a URL) goes into the User-Agent: Wikimedia asks for it and blocks clients without.
+    `properties` empty: those that the warehouse knows; "all": every property.
+    """
+
+    stream_url: str = "https://stream.wikimedia.org/v2/stream/recentchange"
+    entity_url: str = "https://www.wikidata.org"
+    hosts: tuple[str, ...] = ("stream.wikimedia.org", "www.wikidata.org")
+    contact: str = ""
+    wiki: str = "wikidatawiki"
+    properties: tuple[str, ...] = ()
+    maxlag: PositiveInt = 5
+    retries: PositiveInt = 5
+    connect_timeout: PositiveFloat = 10.0
+    read_timeout: PositiveFloat = 60.0
+    backoff: PositiveFloat = 5.0
+    backoff_max: PositiveFloat = 300.0
+    flush: PositiveFloat = 5.0
+    batch: PositiveInt = 500
+
+
+class SigningSettings(_Section):
+    """Signatures of promoted checkpoints: keys as paths or as PEM text (`ERRATA_SIGNING__PRIVATE_KEY`).
+
+    `trusted`: public keys whose signatures `errata pull` and `errata audit` accept, beside the private key's own.
+    """
+
+    private_key: str = Field(default="", repr=False)
+    trusted: tuple[str, ...] = ()
 
 
 class ProbeSettings(_Section):
@@ -65,10 +99,18 @@ class Settings(BaseSettings):
     store: str = ""
     policy: str = "nightly"
     channel: str = ""
+    #: A user's own property templates (shaped as `warehouse/reference/templates.yaml`), laid over the embedded ones.
+    templates: str = ""
+    #: A user's own property table, property documents, or a folder of them, laid over `warehouse/reference/properties.csv`.
+    properties: str = ""
     model: ModelSettings = ModelSettings()
     editor: EditorSettings = EditorSettings()
     source: SourceSettings = SourceSettings()
+    wikidata: WikidataSettings = WikidataSettings()
     probes: ProbeSettings = ProbeSettings()
+    signing: SigningSettings = SigningSettings()
+    #: Who is written into the audit trail; default: the login name.
+    actor: str = ""
     threads: int = 0
     telemetry: bool = False
     seed: int = 0

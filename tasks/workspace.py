@@ -13,6 +13,7 @@ from warehouse.artifacts import ObjectStore, open_store
 from warehouse.records import Prediction
 from warehouse.reports import cached_predictions, save_predictions
 from warehouse.store import Warehouse
+from warehouse.templates import put_templates
 from warehouse.world_store import seed_world
 
 
@@ -25,6 +26,7 @@ def warehouse(settings: Settings) -> Iterator[Warehouse]:
     """The warehouse, seeded with the embedded world on first use. Keep it short: it shuts out every other process."""
     with Warehouse.open(settings.warehouse_path) as wh:
         seed_world(wh)
+        put_templates(wh, Path(settings.templates) if settings.templates else None)
         yield wh
 
 

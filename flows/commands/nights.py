@@ -34,9 +34,9 @@ def refresh(
     """
     settings = configure(lineage=lineage, editor=editor)
     from flows.nightly import nightly_refresh
-    from tasks.ingest import source_of
+    from tasks.ingest import nights_of
 
-    wanted = list(source_of(settings).nights()) if all_nights else [night]
+    wanted = list(nights_of(settings)) if all_nights else [night]
     lines = [nightly_refresh(night=n, lineage=lineage, editor=editor).model_dump(mode="json") for n in wanted]
     if as_json:
         emit_json(lines if all_nights else lines[0])
@@ -90,11 +90,15 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Download a promoted checkpoint as a Hugging Face folder, every digest verified."""
+    from tasks.signing import check_signature
     from tasks.workspace import store_of
-    from warehouse.promotion import pull
+    from warehouse.pulling import pull
 
     settings = configure(lineage=lineage)
-    manifest = pull(store_of(settings), channel or settings.channel_name, out)
+    store = store_of(settings)
+    manifest = pull(
+        store, channel or settings.channel_name, out, check=lambda folder, m: check_signature(settings, store, m, folder)
+    )
     found = {"out": str(out), "checkpoint": manifest.checkpoint.checkpoint_id, "night": manifest.night}
     emit_json(found) if as_json else console.print(
         f"{out}: checkpoint {manifest.checkpoint.checkpoint_id[:12]} of {manifest.night}", highlight=False

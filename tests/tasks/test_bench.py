@@ -27,7 +27,7 @@ from warehouse.reports import benchmarks
 from warehouse.store import Warehouse
 
 SIZES = Sizes(edits=3, plain_edits=1, memit_edits=3, plain_memit_edits=1, probes=12, plain_probes=4, night_edits=4,
-              night_probes=20)  # fmt: skip
+              night_probes=20, stream_events=400)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,12 @@ def test_the_evaluate_case_packs_probes_and_gets_the_same_answers(context: Bench
     assert result.forward_passes < 12
     assert result.backward_passes == 0
     assert result.comparisons[0].note == "4 of 4 answers are the same"
+
+
+def test_the_ingest_case_stores_what_is_wanted_of_every_event(context: BenchContext) -> None:
+    result = measure_case("ingest", context, repeat=1)
+    assert result.details["events"] == 400 and 100 < result.details["stored"] < 400
+    assert result.details["events/s"] > 0 and result.forward_passes == 0
 
 
 def test_a_night_goes_through_every_step_and_is_judged(context: BenchContext) -> None:

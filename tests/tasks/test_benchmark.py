@@ -169,9 +169,9 @@ def test_a_sequence_has_a_point_of_its_curve_every_n_edits(
 def test_a_mode_that_the_card_does_not_grant_becomes_a_row_with_the_reason(
     model: EditableModel, questions: Questions, settings: Settings
 ) -> None:
-    row = measure("grace", "batch", model, questions, settings)
+    row = measure("rome", "batch", model, questions, settings)
     assert row.scores == {}
-    assert "grace" in row.note
+    assert "rank-one" in row.note
 
 
 def test_a_refused_edit_counts_as_failed(
