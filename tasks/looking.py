@@ -8,12 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from editors.mechanics.attribution import attribute_answer
-
 from editors.analysis.causal_trace import SITES, CausalTrace, causal_trace
 from editors.analysis.footprint import changed_weights, footprint
 from editors.analysis.lens import lens_ranks
-from editors.model import EditableModel
+from editors.mechanics.attribution import answer_ids, current_answer, neuron_attributions
 from tasks.checkpoints import find_checkpoint
 from tasks.figures import HeatMap, heat_maps_svg
 from tasks.models import at_checkpoint
@@ -104,9 +102,9 @@ def locate(
     found = find_checkpoint(settings, checkpoint)
     model = at_checkpoint(settings, store_of(settings), found)
     prompt = known[relation].prompt(0, subject)
-    said = answer or _own_answer(model, prompt)
+    said = answer or current_answer(model, prompt).strip()
     traced = causal_trace(model, prompt, subject, said, samples=samples, seed=settings.seed, progress=progress)
-    attributed = attribute_answer(model, prompt, said)
+    attributed = neuron_attributions(model, [prompt], [answer_ids(model, prompt, said)])[0]
     others = asked[:LENS_FACTS]
     ranks = lens_ranks(
         model, [known[relation].prompt(0, f["subject"]) for f in others], [f["subject"] for f in others],
@@ -134,15 +132,6 @@ def _facts(wh: Warehouse, relation: str) -> list[dict[str, Any]]:
            AND "rank" <> 'deprecated' GROUP BY subject ORDER BY md5(subject), subject""",
         {"relation": relation},
     )
-
-
-def _own_answer(model: EditableModel, prompt: str) -> str:
-    """What the model says, up to where an answer ends."""
-    for line in model.generate([prompt], 12)[0].split("\n"):
-        text = line.split(".")[0].strip()
-        if text:
-            return text
-    raise NotFound(f"the model says nothing after {prompt!r}; name the answer to trace")
 
 
 def _peak(traced: CausalTrace, site: Any) -> Place:

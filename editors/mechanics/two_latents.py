@@ -13,7 +13,7 @@ from editors.mechanics.objective import EncodedEdit, Objective, build_objective,
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.suffix import Suffix
 from editors.mechanics.trace import trace
-from editors.mechanics.values import ValueSolution, _chunks, _descend
+from editors.mechanics.values import ValueSolution, descend_values, value_chunks
 from editors.model import EditableModel
 from editors.tokens import pad_right
 from warehouse.records import EditRequest
@@ -85,10 +85,10 @@ def optimise_two_latents(
     encoded = encode_edits(model, requests, contexts, config)
     order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix_tokens)
     parts: dict[int, tuple[Tensor, Tensor, int, float, bool]] = {}
-    for chunk in _chunks(model, encoded, order, layer):
+    for chunk in value_chunks(model, encoded, order, layer):
         objective, base_values = two_latent_objective(model, [encoded[i] for i in chunk], layer, config)
         names = [requests[i].request_id for i in chunk]
-        deltas, steps, losses, margins = _descend(objective, base_values, config, names)
+        deltas, steps, losses, margins = descend_values(objective, base_values, config, names)
         for number, i in enumerate(chunk):
             parts[i] = (deltas[number], base_values[number], steps[number], losses[number], margins[number] > 0)
     whole = [parts[i] for i in range(len(requests))]

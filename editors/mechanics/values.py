@@ -81,10 +81,10 @@ def optimise_values(
     # Edits of like length share a chunk, so that little is padded.
     order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix_tokens)
     parts: dict[int, tuple[Tensor, Tensor, int, float, bool]] = {}
-    for chunk in _chunks(model, encoded, order, layer):
+    for chunk in value_chunks(model, encoded, order, layer):
         objective, base_values = build_objective(model, [encoded[i] for i in chunk], layer, path, config)
         names = [requests[i].request_id for i in chunk]
-        deltas, steps, losses, margins = _descend(objective, base_values, config, names)
+        deltas, steps, losses, margins = descend_values(objective, base_values, config, names)
         for number, i in enumerate(chunk):
             parts[i] = (deltas[number], base_values[number], steps[number], losses[number], margins[number] > 0)
     whole = [parts[i] for i in range(len(requests))]
@@ -98,7 +98,7 @@ def optimise_values(
     )  # fmt: skip
 
 
-def _chunks(model: EditableModel, encoded: Sequence[EncodedEdit], order: Sequence[int], layer: int) -> list[list[int]]:
+def value_chunks(model: EditableModel, encoded: Sequence[EncodedEdit], order: Sequence[int], layer: int) -> list[list[int]]:
     """Cut `order` so that one chunk's activations stay within the budget; at least one edit each."""
     anatomy = model.anatomy
     d_model, layers = anatomy.d_model(model.hf), anatomy.num_layers(model.hf) - 1 - layer
@@ -118,7 +118,7 @@ def _chunks(model: EditableModel, encoded: Sequence[EncodedEdit], order: Sequenc
     return chunks
 
 
-def _descend(
+def descend_values(
     objective: Objective, base_values: Tensor, config: LocateEditConfig, names: Sequence[str]
 ) -> tuple[Tensor, list[int], list[float], list[float]]:
     """Adam on all changes of a chunk; edits that are done leave, and their rows are dropped.

@@ -91,8 +91,9 @@ def diff(before: Name, after: Name = "production", lineage: Lineage = None, as_j
     from warehouse.history import difference
 
     settings = configure(lineage=lineage)
+    ids = _id(settings, before), _id(settings, after)
     with warehouse(settings) as wh:
-        found = difference(wh, settings.lineage, _id(settings, before), _id(settings, after))
+        found = difference(wh, settings.lineage, *ids)
     weights = weight_footprint(settings, after, since=before)
     if as_json:
         emit_json(found.model_dump(mode="json") | {"weights": [w.model_dump(mode="json") for w in weights]})

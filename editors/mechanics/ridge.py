@@ -1,0 +1,55 @@
+"""Regularised least squares on tokens: S = argmin ||S U - D||^2 + ||S P||^2 + ridge ||S||^2, and its derivatives.
+
+S = D U^T (U U^T + P P^T + ridge I)^-1 (MALMEN, arXiv:2311.04661, equation 4; P are keys of earlier edits, as in recursive
+least squares). Everything is float64: keys of similar prompts are nearly parallel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    # A development dependency: shapes are for readers and for tests.
+    from jaxtyping import Float
+
+
+def ridge_directions(
+    keys: Float[Tensor, "d_in tokens"], ridge: float, earlier: Float[Tensor, "d_in others"] | None = None
+) -> Float[Tensor, "d_in tokens"]:
+    """(U U^T + P P^T + ridge I)^-1 U, so that S = D @ directions^T; float64.
+
+    With fewer keys than their width by the dual form, (A A^T + ridge I)^-1 A = A (A^T A + ridge I)^-1 for A = [P, U].
+    """
+    u = keys.double()
+    every = u if earlier is None else torch.cat([earlier.to(u), u], dim=1)
+    if every.shape[1] > every.shape[0]:
+        return torch.cholesky_solve(u, _factor(every @ every.t(), ridge))
+    chosen = torch.eye(every.shape[1], dtype=u.dtype, device=u.device)[:, every.shape[1] - u.shape[1] :]
+    return every @ torch.cholesky_solve(chosen, _factor(every.t() @ every, ridge))
+
+
+def ridge_gradient(
+    keys: Float[Tensor, "d_in tokens"],
+    ridge: float,
+    changes: Float[Tensor, "d_out tokens"],
+    towards: Float[Tensor, "d_out tokens"],
+) -> float:
+    """dL/dridge, where no earlier keys take part.
+
+    With G = dL/dS and M = U U^T + ridge I the derivative is -<G M^-1, S>; as dL/dD = G M^-1 U, and M^-1 U =
+    U (U^T U + ridge I)^-1, it is -<dL/dD (U^T U + ridge I)^-1, D>: no matrix of the weight's shape is needed.
+
+    Args:
+        changes: D, the wanted changes of the values.
+        towards: dL/dD.
+    """
+    u = keys.double()
+    solved = torch.cholesky_solve(towards.double().t(), _factor(u.t() @ u, ridge)).t()
+    return -float((solved * changes.double()).sum())
+
+
+def _factor(gram: Tensor, ridge: float) -> Tensor:
+    return torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
