@@ -1,0 +1,221 @@
+"""Slots beside a feed-forward layer: one gated neuron for each edited subject, at the subject's last token.
+
+    out += sum_i ramp((w_i . (h - mu) - low_i) / (high_i - low_i)) d_i ,   ramp clamps to [0, 1]
+
+Thresholds are a function of the whole set of slots, so any order and any batching of one set gives the same module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from editors.base import Patch, PatchKind
+from editors.errors import PatchError
+from editors.model import EditableModel, Undo
+from warehouse.records import EditRequest
+
+if TYPE_CHECKING:
+    # A development dependency: shapes are for readers and for tests.
+    from jaxtyping import Float
+
+#: Where the largest foreign score lies above this share of the own one, the threshold is taken here.
+MOST_FOREIGN = 0.9
+
+
+def slots_name(site: str) -> str:
+    """Key of a module's slots in `EditableModel.memories`."""
+    return f"slots:{site}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """All active edits of one subject.
+
+    Attributes:
+        requests: the edits, by relation; one of each.
+        states: (forms, d_model) the site's input at the subject's last token in the base model.
+        filter: (d_model,) answers near 1 to the states.
+        own: smallest answer to the own states (a low quantile).
+        foreign: largest answer to the bank of known subjects and plain text.
+        value: (d_model,) what is added to the site's output.
+    """
+
+    subject: str
+    requests: tuple[EditRequest, ...]
+    states: Tensor
+    filter: Tensor
+    own: float
+    foreign: float
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The slots as matrices, sorted by subject. `low`, `high`: (slots,) ends of each ramp."""
+
+    filters: Float[Tensor, "slots d_model"]
+    offsets: Float[Tensor, " slots"]
+    low: Float[Tensor, " slots"]
+    high: Float[Tensor, " slots"]
+    values: Float[Tensor, "slots d_model"]
+
+    def opening(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... slots"]:
+        """How far each slot is open at each token, 0 to 1."""
+        scores = hidden.float() @ self.filters.t() - self.offsets
+        return ((scores - self.low) / (self.high - self.low)).clamp(0, 1)
+
+
+def gates_of(slots: Sequence[Slot], mean: Tensor, gap_share: float, ramp_share: float) -> Gates:
+    """Thresholds between each slot's smallest own answer and its largest answer to anything else known.
+
+    Anything else: the bank, and the states of every other slot. The ramp begins at `gap_share` of the way from foreign
+    to own, and is open at `ramp_share` of what is left.
+    """
+    ordered = sorted(slots, key=lambda s: s.subject)
+    filters = torch.stack([s.filter for s in ordered])
+    values = torch.stack([s.value for s in ordered])
+    own, foreign = torch.tensor([s.own for s in ordered]), torch.tensor([s.foreign for s in ordered])
+    states = torch.cat([s.states for s in ordered]) - mean
+    owner = torch.tensor([i for i, s in enumerate(ordered) for _ in range(len(s.states))])
+    for start in range(0, len(ordered), 256):
+        rows = slice(start, min(start + 256, len(ordered)))
+        answers = filters[rows] @ states.t()
+        answers[owner[None, :] == torch.arange(len(ordered))[rows, None]] = float("-inf")
+        foreign[rows] = torch.maximum(foreign[rows], answers.amax(1))
+    foreign = torch.minimum(foreign, MOST_FOREIGN * own)
+    low = foreign + gap_share * (own - foreign)
+    return Gates(filters, filters @ mean, low, low + ramp_share * (own - low), values)
+
+
+class SlotBook:
+    """The active slots of one site; the gates are made when they are next needed."""
+
+    def __init__(self, mean: Tensor, gap_share: float, ramp_share: float, device: torch.device) -> None:
+        self.slots: dict[str, Slot] = {}
+        self.mean, self.gap_share, self.ramp_share, self.device = mean, gap_share, ramp_share, device
+        #: Off while an edit looks at the base model.
+        self.silent = False
+        self._gates: Gates | None = None
+
+    def put(self, subject: str, slot: Slot | None) -> None:
+        """Set or remove a subject's slot."""
+        if slot is None:
+            self.slots.pop(subject, None)
+        else:
+            self.slots[subject] = slot
+        self._gates = None
+
+    @property
+    def gates(self) -> Gates:
+        if self._gates is None:
+            made = gates_of(list(self.slots.values()), self.mean, self.gap_share, self.ramp_share)
+            self._gates = Gates(**{name: t.to(self.device) for name, t in vars(made).items()})
+        return self._gates
+
+    def hook(self, _module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        """A forward hook; every token decides for itself, so generation needs nothing special."""
+        if self.silent or not self.slots:
+            return None
+        out = output[0] if isinstance(output, tuple) else output
+        opening = self.gates.opening(inputs[0])
+        if not bool(opening.any()):
+            return None
+        changed = (out.float() + opening @ self.gates.values).to(out.dtype)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+@final
+class SlotPatch(Patch):
+    """Slots set (or, for None, removed) by one batch; each replaces the subject's slot below it."""
+
+    kind: ClassVar[PatchKind] = "module"
+
+    def __init__(
+        self, site: str, mean: Float[Tensor, " d_model"], gap_share: float, ramp_share: float,
+        changes: Mapping[str, Slot | None],
+    ) -> None:  # fmt: skip
+        self.site, self.gap_share, self.ramp_share = site, gap_share, ramp_share
+        self.mean = mean.detach().float().cpu().contiguous()
+        self.changes = {
+            subject: None if s is None else replace(s, states=_plain(s.states), filter=_plain(s.filter), value=_plain(s.value))
+            for subject, s in sorted(changes.items())
+        }
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        put = [s for s in self.changes.values() if s is not None]
+        width = len(self.mean)
+        return {
+            "mean": self.mean,
+            "states": torch.cat([torch.empty(0, width), *(s.states for s in put)]),
+            "filters": torch.stack([s.filter for s in put]) if put else torch.empty(0, width),
+            "values": torch.stack([s.value for s in put]) if put else torch.empty(0, width),
+            "own": torch.tensor([s.own for s in put]), "foreign": torch.tensor([s.foreign for s in put]),
+        }  # fmt: skip
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        slots = [
+            {"subject": subject, "forms": None if s is None else len(s.states),
+             "requests": [] if s is None else [r.model_dump(mode="json") for r in s.requests]}
+            for subject, s in self.changes.items()
+        ]  # fmt: skip
+        return {"form": "slots", "site": self.site, "gap_share": self.gap_share, "ramp_share": self.ramp_share, "slots": slots}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SlotPatch:
+        changes: dict[str, Slot | None] = {}
+        number = at = 0
+        for row in meta["slots"]:
+            if row["forms"] is None:
+                changes[row["subject"]] = None
+                continue
+            changes[row["subject"]] = Slot(
+                row["subject"], tuple(EditRequest.model_validate(r, strict=False) for r in row["requests"]),
+                tensors["states"][at : at + row["forms"]].clone(), tensors["filters"][number].clone(),
+                float(tensors["own"][number]), float(tensors["foreign"][number]), tensors["values"][number].clone(),
+            )  # fmt: skip
+            at, number = at + row["forms"], number + 1
+        return cls(meta["site"], tensors["mean"], meta["gap_share"], meta["ramp_share"], changes)
+
+    def attach(self, model: EditableModel) -> Undo:
+        """Set the slots; the first patch of a site installs the hook.
+
+        Raises:
+            PatchError: the slots below were made with other settings, or a slot to be removed is not there.
+        """
+        name = slots_name(self.site)
+        book: SlotBook | None = model.memories.get(name)
+        remove: Undo | None = None
+        if book is None:
+            book = SlotBook(self.mean, self.gap_share, self.ramp_share, model.hf.device)
+        elif (book.gap_share, book.ramp_share) != (self.gap_share, self.ramp_share) or not torch.equal(book.mean, self.mean):
+            raise PatchError(f"the slots of {self.site} on the model were made with other settings or another preparation")
+        missing = [s for s, slot in self.changes.items() if slot is None and s not in book.slots]
+        if missing:
+            raise PatchError(f"{self.site} has no slot of {missing[0]!r} to take out; push the patches in their order")
+        if name not in model.memories:
+            model.memories[name] = book
+            remove = model.hook(self.site, book.hook)
+        held = book
+        before = {subject: held.slots.get(subject) for subject in self.changes}
+        for subject, slot in self.changes.items():
+            held.put(subject, slot)
+
+        def undo() -> None:
+            for subject, slot in before.items():
+                held.put(subject, slot)
+            if remove is not None:
+                remove()
+                model.memories.pop(name, None)
+
+        return undo
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().contiguous()
