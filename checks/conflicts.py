@@ -81,7 +81,7 @@ CHANGE_RULES = (
     VerdictRule("type_violation", "reject", lambda r: r["type_conflict"] and not r["is_closing"],
                 lambda r: f"{_new(r)} is not known as anything that can be the {r['relation_label']} of something."),
     VerdictRule("not_current", "reject", lambda r: _is_change(r) and r["ends_past"],
-                lambda r: f"{_slot(r)}: the statement {_new(r)} ended (P582) before this night."),
+                lambda r: f"{_slot(r)}: the statement {_new(r)} ended (P582) before this night, or is deprecated."),
     VerdictRule("not_yet_valid", "quarantine", lambda r: _is_change(r) and r["starts_future"],
                 lambda r: f"{_slot(r)}: {_new(r)} begins (P580) after this night; hold it until then."),
     VerdictRule("redelivered_event", "merge_duplicate",

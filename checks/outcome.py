@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -156,7 +156,8 @@ def _addition(change: Change) -> FactAddition:
     assert change.new is not None
     fact = Fact(
         subject_id=change.subject.id, subject=change.subject.label, relation=change.relation, object_id=change.new.id,
-        object=change.new.label, valid_from=_start(change), source=f"night:{change.night}:{change.record_id}",
+        object=change.new.label, valid_from=_moment(change, "P580", min), valid_to=_moment(change, "P582", max),
+        source=f"night:{change.night}:{change.record_id}",
     )  # fmt: skip
     return FactAddition(record_id=change.record_id, fact=fact, rank=change.rank,
                         statement_id=change.statement_id or None, revision=change.revision_new)  # fmt: skip
@@ -170,13 +171,13 @@ def _requested(record_id: str, request: EditRequest) -> FactAddition:
     return FactAddition(record_id=record_id, fact=fact)
 
 
-def _start(change: Change) -> datetime | None:
-    """P580 as a time where a calendar has it; facts of antiquity have no `datetime`."""
-    starts = [start for start in earliest(change.qualifiers.get("P580", ())) if 1 <= start[0] <= 9999]
-    if not starts:
+def _moment(change: Change, qualifier: str, pick: Callable[..., tuple[int, int, int]]) -> datetime | None:
+    """P580 or P582 as a time where a calendar has it; facts of antiquity have no `datetime`."""
+    times = [time for time in earliest(change.qualifiers.get(qualifier, ())) if 1 <= time[0] <= 9999]
+    if not times:
         return None
     try:
-        return datetime(*min(starts), tzinfo=UTC)
+        return datetime(*pick(times), tzinfo=UTC)
     except ValueError:
         # Wikidata holds days such as 31 June; the year is still right.
-        return datetime(min(starts)[0], 1, 1, tzinfo=UTC)
+        return datetime(pick(times)[0], 1, 1, tzinfo=UTC)

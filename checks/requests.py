@@ -219,7 +219,9 @@ def _change_columns(change: Change, now: datetime, policy: TrustPolicy) -> dict[
         "old_key": old.id if old is not None and old.type == "item" else None,
         "new_key": new.id if new is not None and new.type == "item" else None, "new_text": None,
         "new_is_item": new is not None and new.type == "item", "rank": change.rank,
-        "ends_past": bool(ends) and max(ends) <= _today(now),
+        # A statement that ended nobody knows when, or that is stated as deprecated, is no more believed than one with a date.
+        "ends_past": (bool(ends) and max(ends) <= _today(now)) or "somevalue" in change.qualifiers.get("P582", ())
+        or (change.rank == "deprecated" and change.op in ("add_statement", "set_value")),
         "starts_future": bool(starts) and min(starts) > _today(now),
         "num_references": change.references, "statement_id": change.statement_id or None,
         "revision": change.revision_new, "untrusted": is_untrusted(change, policy),

@@ -46,6 +46,10 @@ CASES: dict[str, tuple[list[Any], dict[str, tuple[str, str]]]] = {
     "a further value of a multi-valued property joins": (
         [add("r1", "Q1", "P413", "Q13")], {"r1": ("accept", "additional_value_of_multi_valued_property")}),
     "an ended value is not current": ([add("r1", "Q1", "P20", "Q3", **ENDED)], {"r1": ("reject", "not_current")}),
+    "a value that ended at an unknown time is not current": (
+        [add("r1", "Q1", "P20", "Q3", qualifiers={"P582": ["somevalue"]})], {"r1": ("reject", "not_current")}),
+    "a value stated as deprecated is not current": (
+        [add("r1", "Q1", "P20", "Q3", rank="deprecated")], {"r1": ("reject", "not_current")}),
     "a value of the future waits": (
         [add("r1", "Q1", "P20", "Q3", qualifiers={"P580": ("+2027-06-01T00:00:00Z",)})],
         {"r1": ("quarantine", "not_yet_valid")}),
