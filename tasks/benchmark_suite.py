@@ -55,13 +55,13 @@ def cells_named(names: Sequence[str]) -> list[Cell]:
 
 
 def run_suite(
-    settings: Settings, editors: Sequence[str], cells: Sequence[Cell], *, again: bool = False, command: str = "",
+    settings: Settings, editors: Sequence[str], cells: Sequence[Cell], *, known: Sequence[BenchmarkRow] = (), command: str = "",
     progress: Progress | None = None,
 ) -> list[BenchmarkRow]:  # fmt: skip
     """Measure what the warehouse does not hold yet; each row is stored as soon as it is measured.
 
     Args:
-        again: measure also what was measured before with equal model, preset and seed.
+        known: rows measured elsewhere, such as those of the repository; they are not measured again either.
 
     Returns:
         The rows that were measured now.
@@ -69,7 +69,7 @@ def run_suite(
     model = base_model(settings)
     chosen = [load_editor(name, model, {"seed": settings.seed}) for name in editors]
     with warehouse(settings) as wh:
-        done = set() if again else {_key(row) for row in load_rows(wh)}
+        done = {_key(row) for row in [*known, *load_rows(wh)]}
     measured = []
     for cell in cells:
         missing = [e for e in chosen if _place(cell, e.card.name, model.base_digest, e.config.digest) not in done]

@@ -43,6 +43,11 @@ class EditedNight(Record):
     right_after: tuple[Prediction, ...]
     edit_seconds: float
     patch_bytes: int
+    #: Of a revert: edits taken out, edits whose patch was made again, requests probed beside `edited`, and why.
+    reverted: tuple[str, ...] = ()
+    remade: tuple[str, ...] = ()
+    measured: tuple[str, ...] = ()
+    reason: str = ""
 
     @property
     def patch_digests(self) -> tuple[str, ...]:
@@ -111,12 +116,10 @@ def edit(settings: Settings, night: str) -> EditedNight:
         UnsupportedMode: the night is larger than the editor's batches and no batch size was set.
         PatchError: a patch of the lineage is damaged.
     """
-    record = night_folder(settings, night) / "edited.json"
     store = store_of(settings)
-    if record.exists():
-        done = EditedNight.model_validate_json(record.read_bytes())
-        if all((patch_folder(settings, d) / "patch.json").exists() for d in done.new_patches):
-            return done
+    done = edited_before(settings, night)
+    if done is not None:
+        return done
     manifest = head_manifest(settings, store)
     head = manifest.checkpoint if manifest else None
     base = base_model(settings)
@@ -162,11 +165,26 @@ def edit(settings: Settings, night: str) -> EditedNight:
         for request in skipped_batch.requests:
             row = _ledger_row(request, skipped_batch, editor.card.name, editor.config.digest, "")
             record_edits(wh, settings.lineage, night, [row], status="skipped", reason=why[request.request_id])
+    keep_edited(settings, done)
+    return done
+
+
+def edited_before(settings: Settings, night: str) -> EditedNight | None:
+    """What an earlier run of this night's edit step left, if it is all there."""
+    record = night_folder(settings, night) / "edited.json"
+    if not record.exists():
+        return None
+    done = EditedNight.model_validate_json(record.read_bytes())
+    return done if all((patch_folder(settings, d) / "patch.json").exists() for d in done.new_patches) else None
+
+
+def keep_edited(settings: Settings, done: EditedNight) -> None:
+    """Write `edited.json` in one rename."""
+    record = night_folder(settings, done.night) / "edited.json"
     record.parent.mkdir(parents=True, exist_ok=True)
     fresh = record.with_suffix(".new")
     fresh.write_bytes(canonical_json(done))
     fresh.replace(record)
-    return done
 
 
 def _ledger_row(request: EditRequest, batch: EditBatch, editor: str, config_digest: str, patch_digest: str) -> Edit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 
 from prefect import task
@@ -18,24 +19,31 @@ from tasks.settings import Settings
 from tasks.workspace import WarehouseCache, warehouse
 from warehouse.digests import digest_of
 from warehouse.intake import requests_by_id
-from warehouse.ledger import active_edits
-from warehouse.probes import build_edit_probes, make_probe_set, save_probe_set, standing_probes
-from warehouse.records import EditRequest, EvaluationReport, ProbeSet
+from warehouse.ledger import active_edits, edits_of
+from warehouse.probes import build_edit_probes, make_probe, make_probe_set, save_probe_set, standing_probes
+from warehouse.records import EditRequest, EvaluationReport, Probe, ProbeSet
 from warehouse.reports import reports_after, save_report
+from warehouse.store import Warehouse
 
 log = logging.getLogger(__name__)
 
 
-def in_force(settings: Settings, tonight: list[EditRequest]) -> list[EditRequest]:
-    """Every edit that the candidate must show: those of the head that tonight does not supersede, and tonight's."""
+def in_force(settings: Settings, tonight: list[EditRequest], reverted: Collection[str] = ()) -> list[EditRequest]:
+    """Every edit that the candidate must show: those of the head that tonight does not supersede, and tonight's.
+
+    Args:
+        reverted: ids of edits that the candidate takes out.
+    """
     replaced = {(r.subject_id, r.relation) for r in tonight}
     with warehouse(settings) as wh:
-        earlier = [request for _, request in active_edits(wh, settings.lineage)]
+        earlier = [request for edit, request in active_edits(wh, settings.lineage) if edit.edit_id not in reverted]
     return [r for r in earlier if (r.subject_id, r.relation) not in replaced] + tonight
 
 
-def probe_sets(settings: Settings, tonight: list[EditRequest], retained: list[EditRequest]) -> tuple[ProbeSet, ProbeSet]:
-    """The night's probe set (edits, drawdown, held text) and the retain set, both stored by digest."""
+def probe_sets(
+    settings: Settings, tonight: list[EditRequest], retained: list[EditRequest], gone: Sequence[Probe] = ()
+) -> tuple[ProbeSet, ProbeSet]:
+    """The night's probe set (edits, what must be gone, drawdown, held text) and the retain set, both stored by digest."""
     sizes = settings.probes
     with warehouse(settings) as wh:
         # Subjects of the second moment and of any edit are never asked about as bystanders.
@@ -45,11 +53,17 @@ def probe_sets(settings: Settings, tonight: list[EditRequest], retained: list[Ed
             wh, kind="drawdown", limit=sizes.drawdown, excluded_subjects=bystanders, requests=retained, seed=sizes.seed
         )
         held = standing_probes(wh, kind="held_text", limit=sizes.held_texts)
-        probes = make_probe_set("night", [*edits.probes, *drawdown.probes, *held.probes])
+        probes = make_probe_set("night", [*edits.probes, *gone, *drawdown.probes, *held.probes])
         retain = standing_probes(wh, kind="retain", limit=len(retained), requests=retained)
         save_probe_set(wh, probes)
         save_probe_set(wh, retain)
     return probes, retain
+
+
+def reverted_probes(wh: Warehouse, lineage: str, reverted: Collection[str]) -> list[Probe]:
+    """What reverted edits made the model say, which it should say no more."""
+    taken = [line.edit.request_id for line in edits_of(wh, lineage) if line.edit.edit_id in reverted] if reverted else []
+    return [make_probe("obsolete", r.prompt, [r.target_new], r.request_id) for r in requests_by_id(wh, taken)]
 
 
 def environment(settings: Settings, done: EditedNight) -> dict[str, str]:
@@ -68,9 +82,10 @@ def evaluate(settings: Settings, done: EditedNight) -> EvaluationReport:
     Rates compare with `f_0`, the base model; the report's `before` names the checkpoint that the candidate replaces.
     """
     with warehouse(settings) as wh:
-        tonight = requests_by_id(wh, list(done.edited))
-    retained = in_force(settings, tonight)
-    probes, retain = probe_sets(settings, tonight, retained)
+        tonight = requests_by_id(wh, [*done.edited, *done.measured])
+        gone = reverted_probes(wh, settings.lineage, done.reverted)
+    retained = in_force(settings, tonight, done.reverted)
+    probes, retain = probe_sets(settings, tonight, retained, gone)
     before = done.before
     after = digest_of(done.base_digest, list(done.patch_digests))
     with warehouse(settings) as wh:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tasks.benchmark_rows import BenchmarkRow, Measured
 from tasks.figures import Svg
+from tasks.shapes import shapes_markdown
 
 #: (title, key in a row's scores)
 _COLUMNS = (
@@ -42,6 +43,7 @@ def leaderboard_markdown(rows: Sequence[BenchmarkRow]) -> str:
     ]
     for title, group in _grouped(rows).items():
         parts += [f"## {title}", "", *_table(group), *_notes(group), ""]
+    parts += [shapes_markdown(rows)]
     commands = sorted({row.command for row in rows if row.command})
     parts += ["Made by:", "", *(f"    {command}" for command in commands), ""] if commands else []
     return "\n".join(parts)

@@ -17,6 +17,7 @@ from tasks.edit import EditedNight, candidate_model
 from tasks.ingest import STEP
 from tasks.models import base_revision, patch_folder
 from tasks.notes import mirror_audit, note, promotion_payload
+from tasks.revert_plan import REVERTED
 from tasks.settings import Settings
 from tasks.signing import sign_checkpoint
 from tasks.workspace import night_folder, store_of, warehouse
@@ -124,6 +125,10 @@ def _settle(settings: Settings, done: EditedNight, manifest: Manifest, signed_by
             status="active" if promoted else "rejected", reason=reason,
         )  # fmt: skip
         _note(settings, wh, done, manifest, signed_by)
+        if promoted:
+            # Before what is superseded by slot: an edit keeps its first reason.
+            for gone, why in ((done.reverted, REVERTED + done.reason), (done.remade, f"made again in {done.night}")):
+                supersede(wh, settings.lineage, gone, in_checkpoint=checkpoint.checkpoint_id, reason=why)
         if promoted and earlier:
             supersede(
                 wh, settings.lineage, earlier, in_checkpoint=checkpoint.checkpoint_id,
@@ -137,6 +142,9 @@ def _note(settings: Settings, wh: Warehouse, done: EditedNight, manifest: Manife
     if signed_by is not None and (used is None or used.subject != signed_by):
         note(settings, wh, "key", signed_by, {"before": used and used.subject})
     note(settings, wh, "edits", done.night, edits_payload(wh, done.night, settings.lineage))
+    if done.reverted:
+        taken = {"checkpoint": manifest.checkpoint.checkpoint_id, "edits": list(done.reverted), "verdict": manifest.verdict}
+        note(settings, wh, "revert", done.night, taken, reason=done.reason)
     kind = "promotion" if manifest.verdict == "promote" else "rejection"
     why = " ".join(reasons(manifest.decision))
     note(settings, wh, kind, manifest.checkpoint.checkpoint_id, promotion_payload(manifest, signed_by), reason=why)

@@ -1,0 +1,123 @@
+"""Do the shapes of the literature hold here? Each claim beside what was measured, and the survey's Table 4 beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tasks.benchmark_rows import BenchmarkRow
+
+#: SR, GR, DD in percent on zsRE, then on CounterFact: the survey's Table 4 (GPT-J, single batches, not in sequence).
+TABLE_4 = {
+    "ft": ((54.70, 49.20, 62.76), (99.90, 97.53, 98.98)),
+    "knowledge_editor": ((6.60, 7.80, 5.82), (13.40, 11.00, 5.62)),
+    "mend": ((45.60, 48.00, 11.79), (73.80, 74.20, 96.25)),
+    "rome": ((99.18, 94.90, 0.0), (99.80, 86.63, 0.0)),
+    "memit": ((99.23, 87.16, 0.0), (99.90, 73.13, 0.0)),
+    "serac": ((90.16, 89.96, 0.1), (99.78, 99.41, 1.11)),
+    "t_patcher": ((97.12, 94.95, 3.76), (100.0, 83.98, 91.63)),
+}
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Rows of the report split by editor, mode and number of edits."""
+
+    rows: Sequence[BenchmarkRow]
+
+    def value(self, editor: str, mode: str, score: str, edits: int | None = None) -> float | None:
+        """The score of the largest matching run; None where nobody measured it."""
+        found = [
+            r for r in self.rows
+            if r.editor == editor and r.mode == mode and r.task == "modification" and r.scores
+            and (edits is None or r.edits == edits)
+        ]  # fmt: skip
+        if not found:
+            return None
+        measured = max(found, key=lambda r: (r.edits, r.created_at)).scores.get(score)
+        return None if measured is None else measured.value
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A claim of the literature. `numbers` are what it rests on; `holds` judges them once all are there."""
+
+    claim: str
+    numbers: Callable[[Measurements], dict[str, float | None]]
+    holds: Callable[[dict[str, float]], bool]
+
+
+def _sequence(editor: str) -> Callable[[Measurements], dict[str, float | None]]:
+    return lambda m: {
+        f"{editor} SR single": m.value(editor, "single", "SR"),
+        f"{editor} SRR in sequence": m.value(editor, "sequential", "SRR"),
+        f"{editor} DD in sequence": m.value(editor, "sequential", "DD/known"),
+    }
+
+
+def _falls(found: dict[str, float]) -> bool:
+    single, kept, lost = found.values()
+    return kept < single - 0.2 or lost > 0.2
+
+
+def _longer(editor: str) -> Callable[[Measurements], dict[str, float | None]]:
+    return lambda m: {
+        f"{editor} SRR in sequence": m.value(editor, "sequential", "SRR"),
+        "memit SRR in sequence": m.value("memit", "sequential", "SRR"),
+        f"{editor} DD in sequence": m.value(editor, "sequential", "DD/known"),
+        "memit DD in sequence": m.value("memit", "sequential", "DD/known"),
+    }
+
+
+def _lasts(found: dict[str, float]) -> bool:
+    own, other, lost, other_lost = found.values()
+    return own >= other and lost <= other_lost
+
+
+def _drawdowns(m: Measurements) -> dict[str, float | None]:
+    editors = sorted({r.editor for r in m.rows if r.task == "modification"})
+    found = {f"{e} DD of a batch": m.value(e, "batch", "DD/known") for e in editors}
+    return {"ft DD of a batch": None, **{name: value for name, value in found.items() if value is not None}}
+
+
+SHAPES = (
+    Shape("ROME falls apart in sequence", _sequence("rome"), _falls),
+    Shape("MEND falls apart in sequence", _sequence("mend"), _falls),
+    Shape("MEMIT holds in batch", lambda m: {"memit SR single": m.value("memit", "single", "SR"),
+                                             "memit SR of a batch": m.value("memit", "batch", "SR")},
+          lambda f: f["memit SR of a batch"] >= f["memit SR single"] - 0.05),
+    Shape("MEMIT decays in sequence", _sequence("memit"), lambda f: f["memit SRR in sequence"] < f["memit SR single"] - 0.02),
+    Shape("AlphaEdit lasts longer than MEMIT", _longer("alphaedit"), _lasts),
+    Shape("UltraEdit lasts longer than MEMIT", _longer("ultraedit"), _lasts),
+    Shape("Fine-tuning without constraint has the worst drawdown", _drawdowns,
+          lambda f: f["ft DD of a batch"] >= max(f.values())),
+    Shape("GRACE keeps locality", lambda m: {"grace locality": m.value("grace", "single", "locality/neighbourhood")},
+          lambda f: f["grace locality"] >= 0.98),
+    Shape("GRACE does not generalise", lambda m: {"grace SR": m.value("grace", "single", "SR"),
+                                                  "grace GR": m.value("grace", "single", "GR")},
+          lambda f: f["grace GR"] < f["grace SR"] - 0.1),
+    Shape("KE fails beyond a few successive edits", _sequence("knowledge_editor"), _falls),
+)  # fmt: skip
+
+
+def shapes_markdown(rows: Sequence[BenchmarkRow]) -> str:
+    """Two tables: each claim with its numbers and whether it holds, and the survey's Table 4 beside single edits here."""
+    measured = Measurements([r for r in rows if r.split == "report"])
+    lines = ["## Shapes of the literature", "", "| claim | measured here | holds |", "| --- | --- | --- |"]
+    for shape in SHAPES:
+        numbers = shape.numbers(measured)
+        known = {name: value for name, value in numbers.items() if value is not None}
+        shown = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in numbers.items())
+        verdict = ("yes" if shape.holds(known) else "no") if len(known) == len(numbers) else "not measured"
+        lines.append(f"| {shape.claim} | {shown} | {verdict} |")
+    lines += [
+        "", "Success, generalization and drawdown of edits that are not in sequence, beside the survey's Table 4 (GPT-J; to be "
+        "matched in kind, not in value):", "",
+        "| editor | here: SR / GR / DD | zsRE | CounterFact |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for editor, (zsre, counterfact) in TABLE_4.items():
+        own = [measured.value(editor, "single", name) for name in ("SR", "GR", "DD/known")]
+        here = " / ".join("-" if v is None else f"{100 * v:.1f}" for v in own)
+        cells = (" / ".join(f"{v:g}" for v in theirs) for theirs in (zsre, counterfact))
+        lines.append(f"| `{editor}` | {here} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])

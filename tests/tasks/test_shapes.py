@@ -1,0 +1,54 @@
+"""The claims of the literature are judged by what was measured, and only by that."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tasks.benchmark_rows import BenchmarkRow, Measured
+from tasks.shapes import SHAPES, TABLE_4, Measurements, shapes_markdown
+
+
+def row(editor: str, mode: str, edits: int = 100, **scores: float) -> BenchmarkRow:
+    names = {"DD": "DD/known", "locality": "locality/neighbourhood"}
+    values: Any = {names.get(k, k): Measured(value=v, low=None, high=None, n=edits) for k, v in scores.items()}
+    return BenchmarkRow(
+        editor=editor, mode=mode, task="modification", split="report", edits=edits, batch_size=1, scores=values,  # pyright: ignore[reportArgumentType]
+        seconds_per_edit=1.0, patch_bytes=1, model="m", model_digest="d", config={}, config_digest="c", probe_digest="p",
+        seed=0, created_at=datetime(2026, 11, 21, tzinfo=UTC), command="",
+    )  # fmt: skip
+
+
+def verdict_of(claim: str, rows: list[BenchmarkRow]) -> str:
+    line = next(line for line in shapes_markdown(rows).splitlines() if line.startswith(f"| {claim} "))
+    return line.rsplit("|", 2)[1].strip()
+
+
+def test_what_nobody_measured_is_not_judged() -> None:
+    assert {verdict_of(shape.claim, []) for shape in SHAPES} == {"not measured"}
+
+
+@pytest.mark.parametrize("kept, lost, verdict", [(0.2, 0.0, "yes"), (0.95, 0.5, "yes"), (0.95, 0.0, "no")])
+def test_a_sequence_falls_apart_where_edits_or_knowledge_go(kept: float, lost: float, verdict: str) -> None:
+    rows = [row("rome", "single", SR=0.99), row("rome", "sequential", SRR=kept, DD=lost)]
+    assert verdict_of("ROME falls apart in sequence", rows) == verdict
+
+
+def test_the_longest_run_counts() -> None:
+    rows = [row("memit", "sequential", 100, SRR=0.9), row("memit", "sequential", 500, SRR=0.4)]
+    assert Measurements(rows).value("memit", "sequential", "SRR") == 0.4
+
+
+def test_the_worst_drawdown_is_fine_tunings_or_not() -> None:
+    rows = [row("ft", "batch", DD=0.5), row("memit", "batch", DD=0.1)]
+    claim = "Fine-tuning without constraint has the worst drawdown"
+    assert verdict_of(claim, rows) == "yes"
+    assert verdict_of(claim, [*rows, row("mend", "batch", DD=0.9)]) == "no"
+
+
+def test_table_4_stands_beside_what_was_measured_here() -> None:
+    page = shapes_markdown([row("rome", "single", SR=0.99, GR=0.89, DD=0.0)])
+    assert "| `rome` | 99.0 / 89.0 / 0.0 | 99.18 / 94.9 / 0 | 99.8 / 86.63 / 0 |" in page
+    assert all(f"| `{editor}` |" in page for editor in TABLE_4)
