@@ -23,7 +23,7 @@ demo: setup
 
 ## Everything that CI runs.
 test: setup check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .
