@@ -27,6 +27,7 @@ EDITORS = {
     "pmet": "editors.direct.pmet:Pmet",
     "alphaedit": "editors.direct.alphaedit:AlphaEdit",
     "ledger": "editors.direct.ledger:Ledger",
+    "ledger_solve": "editors.direct.ledger_solve:LedgerSolve",
     "ultraedit": "editors.direct.ultraedit:UltraEdit",
     "minimal_patch": "editors.direct.minimal_patch:MinimalPatch",
     "rect": "editors.direct.rect:Rect",

@@ -14,7 +14,22 @@ import os
 import typer
 from rich.logging import RichHandler
 
-from flows.commands import demo, editors, entities, history, ingest, inside, measure, nights, proof, queue, reference, state
+from flows.commands import (
+    demo,
+    editors,
+    entities,
+    export,
+    history,
+    ingest,
+    inside,
+    measure,
+    nights,
+    proof,
+    queue,
+    reference,
+    revert,
+    state,
+)
 from flows.commands.shared import errors, reported
 from tasks.settings import configure
 
@@ -37,6 +52,8 @@ app.command()(nights.refresh)
 app.command()(nights.status)
 app.command()(nights.ask)
 app.command()(nights.pull)
+app.command()(export.export)
+app.command()(revert.revert)
 app.command()(nights.rollback)
 app.command()(editors.prepare)
 app.command()(history.log)

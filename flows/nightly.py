@@ -1,4 +1,4 @@
-"""One night on one lineage: ingest, validate, edit, evaluate, gate, promote or reject, report."""
+"""One night on one lineage: ingest, validate, edit, evaluate, gate, isolate culprits, promote or reject, report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tasks.edit import edit
 from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.ingest import ingest
+from tasks.isolation import isolate_culprits, quarantine_culprits
 from tasks.night import NightClosed, begin, finish, finish_empty, next_night
 from tasks.progress import show_progress
 from tasks.promote import promote
@@ -55,6 +56,15 @@ def nightly_refresh(
         run.reach("evaluated", report_id=report.report_id)
         decision = gate(settings, report)
         run.reach("decided", decision_id=decision.decision_id)
+        found = isolate_culprits(settings, done, report, decision)
+        if found is not None:
+            # The whole night stays rejected, with its evidence; what is left of it is a candidate like any other.
+            promote(settings, done, report, decision)
+            quarantine_culprits(settings, done, found)
+            done = found.rest
+            report = evaluate(settings, done)
+            decision = gate(settings, report)
+            run.reach("decided", decision_id=decision.decision_id, culprits=list(found.isolation.culprits))
         manifest = promote(settings, done, report, decision)
         publish_report(settings, done, manifest)
         return finish(run, done, manifest)

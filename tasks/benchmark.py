@@ -26,6 +26,7 @@ from editors.model import EditableModel
 from editors.preparation import prepared_for
 from editors.presets import load_editor
 from editors.session import run_edits, slices
+from tasks.benchmark_firing import false_firing
 from tasks.benchmark_requests import Split, Task, base_world, benchmark_requests
 from tasks.benchmark_rows import BenchmarkRow, CurvePoint, named, save_row
 from tasks.corpus import calibration
@@ -95,8 +96,8 @@ class Questions:
 def run_benchmark(
     settings: Settings, editors: Sequence[str], modes: Sequence[Mode], edits: int, batch_size: int = 0, *,
     split: Split = "report", task: Task = "modification", overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    seed: int = 0, every: int = 0, options: BenchmarkOptions | None = None, command: str = "",
-    progress: Progress | None = None,
+    seed: int = 0, every: int = 0, checkpoints: Sequence[int] = (), options: BenchmarkOptions | None = None,
+    command: str = "", progress: Progress | None = None,
 ) -> list[BenchmarkRow]:  # fmt: skip
     """Measure each editor in each mode and append a row for each to the warehouse as soon as it is measured.
 
@@ -104,11 +105,15 @@ def run_benchmark(
         batch_size: for the two batch modes; 0: all edits are one batch.
         overrides: editor -> numbers over its preset.
         every: in sequences, a point of the curve after every so many edits; 0: only the end.
+        checkpoints: and after these numbers of edits, or after the batch that reaches them.
 
     Raises:
+        ValueError: a checkpoint that no sequence of `edits` reaches.
         NotEnoughFacts: the split holds fewer facts than `edits`.
         UnknownEditor, UnsupportedModel: before anything is measured.
     """
+    if any(not 1 <= point <= edits for point in checkpoints):
+        raise ValueError(f"checkpoints {list(checkpoints)} must lie between 1 and the {edits} edits; ask for more edits")
     model = base_model(settings)
     changed = overrides or {}
     chosen = [load_editor(name, model, {"seed": settings.seed, **changed.get(name, {})}) for name in editors]
@@ -119,7 +124,7 @@ def run_benchmark(
         for mode in modes:
             row = benchmark_one(
                 editor, model, questions, mode, batch_size, settings, task=task, split=split, seed=seed, every=every,
-                command=command, progress=progress,
+                checkpoints=checkpoints, command=command, progress=progress,
             )  # fmt: skip
             with warehouse(settings) as wh:
                 save_row(wh, row)
@@ -160,13 +165,14 @@ def ask_base(
 
 def benchmark_one(
     editor: Editor, model: EditableModel, questions: Questions, mode: Mode, batch_size: int, settings: Settings, *,
-    task: Task, split: Split, seed: int = 0, every: int = 0, command: str = "", progress: Progress | None = None,
+    task: Task, split: Split, seed: int = 0, every: int = 0, checkpoints: Sequence[int] = (), command: str = "",
+    progress: Progress | None = None,
 ) -> BenchmarkRow:  # fmt: skip
     """One row. The model is the bare base before and after."""
     edits = len(questions.requests)
     size = (batch_size or edits) if mode in ("batch", "sequential-batch") else 1
     prepared = prepared_for(editor, model, questions.corpus, settings.preparations)
-    run = _Run(editor, model, questions, prepared, mode, size, seed, every, progress or (lambda *_: None))
+    run = _Run(editor, model, questions, prepared, mode, size, seed, every, checkpoints, progress or (lambda *_: None))
     start, note = time.perf_counter(), ""
     try:
         run.measure()
@@ -190,11 +196,12 @@ class _Run:
 
     def __init__(
         self, editor: Editor, model: EditableModel, questions: Questions, prepared: Prepared, mode: Mode, size: int,
-        seed: int, every: int, progress: Progress,
+        seed: int, every: int, checkpoints: Sequence[int], progress: Progress,
     ) -> None:  # fmt: skip
         self.editor, self.model, self.questions, self.prepared = editor, model, questions, prepared
         self.mode: Mode = mode
-        self.size, self.seed, self.every, self.progress = size, seed, every, progress
+        self.size, self.seed, self.progress = size, seed, progress
+        self.every, self.checkpoints = every, checkpoints
         self.outcomes: list[Outcome] = []
         self.retain: list[Outcome] = []
         self.texts: tuple[Likelihoods, Likelihoods] = ([], [])
@@ -203,6 +210,7 @@ class _Run:
         self.curve: list[CurvePoint] = []
         self.seconds, self.bytes, self.refused, self.done = 0.0, 0, 0, 0
         self.latencies: list[float] = []
+        self.firing: list[Score] = []
 
     def measure(self) -> None:
         {"single": self._single, "batch": self._batches}.get(self.mode, self._sequence)()
@@ -212,6 +220,7 @@ class _Run:
         found.append(perplexity_ratio(*self.texts, seed=self.seed))
         first, last = (np.concatenate(part) if part else np.empty((0, 0)) for part in self.kl)
         found.append(kl_divergence(first, last, self.seed))
+        found += self.firing
         if self.latencies:
             low, middle, high = np.quantile(self.latencies, (0.025, 0.5, 0.975))
             n = len(self.latencies)
@@ -281,13 +290,17 @@ class _Run:
                 asked += chunk
                 self.outcomes += self._answers(self.questions.probes_of(chunk, EDIT_KINDS))
                 self._tick(len(chunk))
-                if self.every and len(asked) // self.every > (len(asked) - len(chunk)) // self.every:
+                if self._reaches_point(len(asked) - len(chunk), len(asked)):
                     self.curve.append(self._point(asked))
         everything = self.questions.probes_of(self.questions.requests)
         last = self._answers(everything)
         self.retain += [o for o in last if o.probe.kind in EDIT_KINDS]
         self.outcomes += [o for o in last if o.probe.kind not in EDIT_KINDS]
         self._ask_standing()
+
+    def _reaches_point(self, before: int, now: int) -> bool:
+        regular = bool(self.every) and now // self.every > before // self.every
+        return regular or any(before < point <= now for point in self.checkpoints)
 
     def _steps(self, chunk: Sequence[EditRequest]) -> Iterator[None]:
         """Edit one slice; yields once, with the patch on the model (or none, where a guard stopped it)."""
@@ -330,6 +343,7 @@ class _Run:
         self._ask_texts(range(len(q.texts)))
         self._ask_kl(range(len(q.kl_log_probs)))
         self._ask_written(range(len(q.written)))
+        self.firing = false_firing(self.model, q.texts, self.seed)
         self._time()
 
     def _ask_texts(self, chosen: Sequence[int]) -> None:
@@ -360,6 +374,8 @@ class _Run:
         found = list(scores_from_outcomes([*at_edit, *others], retain=retain, seed=self.seed))
         if q.texts:
             found.append(perplexity_ratio(q.likelihoods, self.model.log_likelihoods(q.texts), self.seed))
+        found += false_firing(self.model, q.texts, self.seed)
+        found.append(Score(metric="seconds_per_edit", value=self.seconds / len(asked), low=None, high=None, n=len(asked)))
         return CurvePoint(edits=len(asked), scores=named(found))
 
     def _note_refusal(self, requests: Sequence[EditRequest], error: Exception) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from prefect import task
 
 from checks.evaluation import predict
 from checks.predictor import Question
+from editors.base import Editor, Prepared
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.session import run_edits
@@ -129,9 +132,48 @@ def edit(settings: Settings, night: str) -> EditedNight:
     with warehouse(settings) as wh:
         requests, additional = requests_of(wh, night), additional_values(wh, night)
     chosen, skipped = choose_requests(model, requests, additional)
-    size = settings.editor.batch_size or len(chosen) or 1
-    if editor.card.max_batch is not None:
-        size = min(size, editor.card.max_batch)
+    made = make_edits(settings, editor, prepared, model, chosen)
+    done = EditedNight(
+        night=night, editor=editor.card.name, config_digest=editor.config.digest,
+        parent=head.checkpoint_id if head else None, base_digest=model.base_digest,
+        parent_patches=head.patch_digests if head else (), new_patches=tuple(r.patch_digest for r in made.rows),
+        edited=tuple(r.request_id for r in chosen), skipped=tuple(skipped), right_after=made.right_after,
+        edit_seconds=round(made.seconds, 3), patch_bytes=sum(r.bytes for r in made.rows),
+    )  # fmt: skip
+    skipped_batch = EditBatch(batch_id=f"skipped-{night}", requests=tuple(r for r in requests if r not in chosen))
+    with warehouse(settings) as wh, wh.transaction():
+        record_made(settings, wh, night, made, [skipped_batch])
+        why = dict(skipped)
+        for request in skipped_batch.requests:
+            row = _ledger_row(request, skipped_batch, editor.card.name, editor.config.digest, "")
+            record_edits(wh, settings.lineage, night, [row], status="skipped", reason=why[request.request_id])
+    keep_edited(settings, done)
+    return done
+
+
+@dataclass(frozen=True)
+class Made:
+    """What editing a model left: batches, patches (saved) and ledger rows, not yet in the warehouse."""
+
+    editor: str
+    batches: tuple[EditBatch, ...]
+    rows: tuple[PatchRow, ...]
+    edits: tuple[Edit, ...]
+    right_after: tuple[Prediction, ...]
+    seconds: float
+
+
+def batch_size(settings: Settings, editor: Editor, requests: int) -> int:
+    """Requests of one batch of a night."""
+    size = settings.editor.batch_size or requests or 1
+    return size if editor.card.max_batch is None else min(size, editor.card.max_batch)
+
+
+def make_edits(
+    settings: Settings, editor: Editor, prepared: Prepared, model: EditableModel, chosen: list[EditRequest]
+) -> Made:  # fmt: skip
+    """Edit the model as it stands in a night's batches, and save the patches; the model keeps them."""
+    size = batch_size(settings, editor, len(chosen))
     mode = "sequential" if size == 1 else "sequential-batch"
     batches: list[EditBatch] = []
     rows: list[PatchRow] = []
@@ -149,24 +191,14 @@ def edit(settings: Settings, night: str) -> EditedNight:
             right_after |= predict(model, edit_probes(step.batch.requests), WarehouseCache(settings))
         seconds += step.seconds
         log.info("%s: batch of %d edited in %.1f s", editor.card.name, len(step.batch.requests), step.seconds)
-    done = EditedNight(
-        night=night, editor=editor.card.name, config_digest=editor.config.digest,
-        parent=head.checkpoint_id if head else None, base_digest=model.base_digest,
-        parent_patches=head.patch_digests if head else (), new_patches=tuple(r.patch_digest for r in rows),
-        edited=tuple(r.request_id for r in chosen), skipped=tuple(skipped), right_after=tuple(right_after.values()),
-        edit_seconds=round(seconds, 3), patch_bytes=sum(r.bytes for r in rows),
-    )  # fmt: skip
-    skipped_batch = EditBatch(batch_id=f"skipped-{night}", requests=tuple(r for r in requests if r not in chosen))
-    with warehouse(settings) as wh, wh.transaction():
-        save_patches(wh, rows)
-        record_batches(wh, settings.lineage, night, editor.card.name, [*batches, skipped_batch])
-        record_edits(wh, settings.lineage, night, edits)
-        why = dict(skipped)
-        for request in skipped_batch.requests:
-            row = _ledger_row(request, skipped_batch, editor.card.name, editor.config.digest, "")
-            record_edits(wh, settings.lineage, night, [row], status="skipped", reason=why[request.request_id])
-    keep_edited(settings, done)
-    return done
+    return Made(editor.card.name, tuple(batches), tuple(rows), tuple(edits), tuple(right_after.values()), seconds)
+
+
+def record_made(settings: Settings, wh: Warehouse, night: str, made: Made, more: Sequence[EditBatch] = ()) -> None:
+    """Enter patches, batches and edits; the same again adds nothing."""
+    save_patches(wh, made.rows)
+    record_batches(wh, settings.lineage, night, made.editor, [*made.batches, *more])
+    record_edits(wh, settings.lineage, night, made.edits)
 
 
 def edited_before(settings: Settings, night: str) -> EditedNight | None:

@@ -23,7 +23,7 @@ from tasks.signing import sign_checkpoint
 from tasks.workspace import night_folder, store_of, warehouse
 from warehouse.audit import edits_payload, last_of
 from warehouse.intake import requests_by_id
-from warehouse.ledger import active_edits, settle_edits, supersede
+from warehouse.ledger import active_edits, edits_of, settle_edits, supersede
 from warehouse.lineage import add_checkpoint, checkpoints
 from warehouse.promotion import checkpoint_files, file_digests, manifest_digest, patch_files, publish, reject
 from warehouse.records import Checkpoint, EvaluationReport, GateDecision, Manifest
@@ -123,6 +123,7 @@ def _settle(settings: Settings, done: EditedNight, manifest: Manifest, signed_by
         settle_edits(
             wh, settings.lineage, done.night, checkpoint.checkpoint_id,
             status="active" if promoted else "rejected", reason=reason,
+            edit_ids=_own_edits(settings, wh, done, checkpoint, promoted=promoted),
         )  # fmt: skip
         _note(settings, wh, done, manifest, signed_by)
         if promoted:
@@ -134,6 +135,20 @@ def _settle(settings: Settings, done: EditedNight, manifest: Manifest, signed_by
                 wh, settings.lineage, earlier, in_checkpoint=checkpoint.checkpoint_id,
                 reason=f"a newer update of {done.night}",
             )  # fmt: skip
+
+
+def _own_edits(
+    settings: Settings, wh: Warehouse, done: EditedNight, checkpoint: Checkpoint, *, promoted: bool
+) -> list[str]:  # fmt: skip
+    """The night's edits in this candidate's patches; a night has two candidates where culprits were taken out.
+
+    A patch may be in both: what the second one promoted is not rejected again when a killed night is run once more.
+    """
+    own = (None, checkpoint.checkpoint_id)
+    return [
+        line.edit.edit_id for line in edits_of(wh, settings.lineage, done.night)
+        if line.edit.patch_digest in done.patch_digests and (promoted or line.checkpoint_id in own)
+    ]  # fmt: skip
 
 
 def _note(settings: Settings, wh: Warehouse, done: EditedNight, manifest: Manifest, signed_by: str | None) -> None:

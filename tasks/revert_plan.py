@@ -12,7 +12,7 @@ from warehouse.digests import digest_of
 from warehouse.errors import Conflict, NotFound
 from warehouse.ledger import LedgerLine, active_edits, edits_of
 from warehouse.lineage import ancestor_ids, checkpoints
-from warehouse.records import EditRequest, Record
+from warehouse.records import EditRequest, Manifest, Record
 from warehouse.runs import UNFINISHED, runs
 from warehouse.store import Warehouse
 
@@ -46,31 +46,44 @@ def plan_revert(settings: Settings, name: str, reason: str) -> RevertPlan:
 
     Raises:
         NotFound: no such edit or checkpoint, or nothing of it is in force.
-        Conflict: the checkpoint is a revert itself, or a night is between its promotion and its last line.
+        Conflict: the checkpoint is a revert itself.
         ValueError: no reason was given.
     """
     if not reason.strip():
         raise ValueError("a revert needs a reason: it is read by whoever asks later why the model changed")
     target, asked = _target(settings, name)
     manifest = head_manifest(settings, store_of(settings))
+    if manifest is None:
+        raise NotFound(f"lineage {settings.lineage!r} serves the bare base model: there is nothing to revert")
+    begun = _unfinished(settings, target, manifest)
+    if begun is not None:
+        return begun
+    head, active = manifest.checkpoint.checkpoint_id, _active(settings)
+    going = tuple(line.edit.edit_id for line in asked if line.edit.edit_id in active)
+    if not going:
+        said = {line.reason or line.status for line in asked}
+        raise NotFound(f"nothing of {name} is in force on lineage {settings.lineage!r} ({'; '.join(sorted(said))})")
     with warehouse(settings) as wh:
-        for run in runs(wh, settings.lineage):
-            held = run.details.get("revert")
-            if run.verdict == UNFINISHED and held is not None and held["target"] == target:
-                return RevertPlan.model_validate(held)
-        if manifest is None:
-            raise NotFound(f"lineage {settings.lineage!r} serves the bare base model: there is nothing to revert")
-        head = manifest.checkpoint.checkpoint_id
-        active = {edit.edit_id: (edit, request) for edit, request in active_edits(wh, settings.lineage)}
-        going = tuple(line.edit.edit_id for line in asked if line.edit.edit_id in active)
-        if not going:
-            said = {line.reason or line.status for line in asked}
-            raise NotFound(f"nothing of {name} is in force on lineage {settings.lineage!r} ({'; '.join(sorted(said))})")
         revived = _revived(wh, settings.lineage, head, going)
     return RevertPlan(
         night=NIGHT + digest_of(head, sorted(going))[:12], target=target, reason=reason.strip(), head=head, edits=going,
         revived=revived,
     )  # fmt: skip
+
+
+def _unfinished(settings: Settings, target: str, served: Manifest) -> RevertPlan | None:
+    """The plan of a revert of this target that was begun and not finished, unless the lineage has moved past it."""
+    with warehouse(settings) as wh:
+        held = [run.details["revert"] for run in runs(wh, settings.lineage)
+                if run.verdict == UNFINISHED and "revert" in run.details]  # fmt: skip
+    plans = [RevertPlan.model_validate(plan) for plan in held if plan["target"] == target]
+    # Its own night is served where it was killed between the channel's move and its last line.
+    return next((p for p in plans if served.checkpoint.checkpoint_id == p.head or served.night == p.night), None)
+
+
+def _active(settings: Settings) -> set[str]:
+    with warehouse(settings) as wh:
+        return {edit.edit_id for edit, _ in active_edits(wh, settings.lineage)}
 
 
 def _target(settings: Settings, name: str) -> tuple[str, list[LedgerLine]]:
@@ -82,10 +95,13 @@ def _target(settings: Settings, name: str) -> tuple[str, list[LedgerLine]]:
         raise NotFound(f"{name!r} begins {len(matching)} edits: {', '.join(m.edit.edit_id for m in matching)}; give more of it")
     if matching:
         return matching[0].edit.edit_id, matching
+    found, why = None, ""
     try:
         found = find_checkpoint(settings, name)
     except NotFound as error:
-        raise NotFound(f"no edit begins with {name!r} on lineage {settings.lineage!r}, and {error}") from error
+        why = str(error)
+    if why:
+        raise NotFound(f"no edit begins with {name!r} on lineage {settings.lineage!r}, and {why}")
     if found is None:
         raise NotFound("the base model holds no edit to revert")
     with warehouse(settings) as wh:

@@ -16,8 +16,8 @@ from warehouse.records import Record
 from warehouse.store import Warehouse
 
 AuditKind = Literal[
-    "verdicts", "quarantine", "edits", "decision", "promotion", "rejection", "culprits", "rollback", "policy", "key",
-    "export",
+    "verdicts", "quarantine", "edits", "decision", "promotion", "rejection", "culprits", "revert", "rollback", "policy",
+    "key", "export",
 ]  # fmt: skip
 #: What stands before the first entry.
 GENESIS = "0" * 64

@@ -176,12 +176,17 @@ class GateRule(Record):
 
 
 class GatePolicy(Record):
-    """`allow_unsigned`: a checkpoint may be promoted without a signature; else one needs a key."""
+    """`allow_unsigned`: a checkpoint may be promoted without a signature; else one needs a key.
+
+    `isolate_evaluations`: most subsets of a rejected night that are evaluated to find its culprits; 0: none, it stays
+    rejected whole.
+    """
 
     name: str
     version: int
     rules: tuple[GateRule, ...]
     allow_unsigned: bool = False
+    isolate_evaluations: int = Field(default=0, ge=0)
 
 
 class RuleResult(Record):

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from editors.adapters.injection import ADAPTER, Site, adapter_weights, factors, injected, target_paths
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.mechanics.descent import DescentConfig, minimise
 from editors.mechanics.locality_bank import BankConfig, BankReader, prepare_bank
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.regularization.descent import DescentConfig, minimise
 from warehouse.records import EditBatch
 
 

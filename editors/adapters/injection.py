@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -81,7 +80,6 @@ def factors(model: EditableModel, path: str) -> LowRank:
     Pruned triplets (E = 0) leave no factor.
     """
     layer: Any = model.hf.get_submodule(path)
-    assert isinstance(layer, BaseTunerLayer)
     with torch.no_grad():
         if hasattr(layer, "lora_E"):
             singular = layer.lora_E[ADAPTER][:, 0]

@@ -79,7 +79,7 @@ def causal_trace(
     if not answer.strip():
         raise InvalidRequest(f"causal tracing of {prompt!r} needs an answer; it is empty")
     row = encode_lookups(model, [prompt], [subject], [continuation_of(answer)])[0]
-    spread = float(model.hf.get_input_embeddings().weight.float().std())
+    spread = float(model.parameter(f"{model.anatomy.embedding}.weight").float().std())
     place = _subject_tokens(model, prompt, subject, row)
     generator = torch.Generator().manual_seed(seed)
     width = model.anatomy.d_model(model.hf)
@@ -97,7 +97,7 @@ def causal_trace(
             layers = [layer] if site == "block" else [i for i in range(layer - half, layer - half + window) if 0 <= i < depth]
             columns.append(tracer.restored(site, layers))
         restored[site] = torch.stack(columns, 1).cpu()
-    tokens = tuple(model.tokenizer.decode([i]) for i in row.ids[: row.start])
+    tokens = tuple(str(model.tokenizer.decode([i])) for i in row.ids[: row.start])
     return CausalTrace(
         prompt, answer, tokens, place, tracer.clean(), float(tracer.corrupted().mean()), restored, window
     )  # fmt: skip

@@ -26,12 +26,12 @@ from editors.mechanics.answers import (
     row_leads,
     row_losses,
 )
+from editors.mechanics.descent import UpperBlocks
 from editors.mechanics.locality_bank import out_of_scope
 from editors.mechanics.second_moment import at_base
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.side_memory import SideMemory, SidePatch, SideRules, activity, side_memory_name
-from editors.regularization.descent import UpperBlocks
 from editors.tokens import continuation_of, encode_rows
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from editors.base import EditorConfig, TrainingEdit, Workbench
 from editors.mechanics.answers import AnswerRows, Labels, answer_labels, at_positions, label_logits, row_leads
+from editors.mechanics.descent import UpperBlocks, upper_blocks
 from editors.mechanics.trace import trace
 from editors.meta_learning.episodes import divergences
 from editors.meta_learning.outer import Outer, train
 from editors.model import EditableModel
-from editors.regularization.descent import UpperBlocks, upper_blocks
 from editors.tokens import continuation_of, encode_rows, pad_right
 
 if TYPE_CHECKING:

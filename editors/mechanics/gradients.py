@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from editors.mechanics.answers import Labels, label_logits
+from editors.mechanics.descent import UpperBlocks
 from editors.model import EditableModel
 from editors.patches.weight import LowRank
-from editors.regularization.descent import UpperBlocks
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.

@@ -12,10 +12,10 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from editors.base import Corpus, EditorConfig, Prepared
+from editors.mechanics.descent import UpperBlocks, as_stored, upper_blocks
 from editors.mechanics.second_moment import at_base
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
-from editors.regularization.descent import UpperBlocks, as_stored, upper_blocks
 from editors.tokens import pad_right
 
 #: Texts in one pass of the preparation.

@@ -82,7 +82,7 @@ def subject_states(
 def text_states(model: EditableModel, texts: Sequence[str], site: str, count: int, seed: int) -> Float[Tensor, "tokens d"]:
     """Input of the module `site` at `count` random tokens of the texts."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(texts), generator=generator).tolist()
+    order: list[int] = torch.randperm(len(texts), generator=generator).tolist()
     limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or 256
     parts: list[Tensor] = []
     left = 3 * count

@@ -15,6 +15,7 @@ from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.values import descend_values
 from editors.model import EditableModel
 from editors.tokens import continuation_of
+from warehouse.digests import digest_of
 from warehouse.records import EditRequest
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ class SubjectValueConfig(LocateEditConfig):
         value's loss.
     kept_wordings: how many wordings of each of the subject's other relations are offered to the term of kept relations;
         it takes the `kept_count` that the base answers with most confidence.
+    spare_old: offer only prompts that the base answers otherwise than the edited ones. Relations overlap (seat and place
+        of founding, citizenship and country of origin): holding the old answer in one wording while changing it in
+        another teaches the value to tell wordings apart, and the edit no longer carries over to a new one.
     """
 
     paraphrases: NonNegativeInt = 4
     kept_wordings: NonNegativeInt = 1
+    spare_old: bool = True
 
 
 def solve_subject(
@@ -111,13 +116,29 @@ def _encode(
     if config.kl_weight:
         texts.append((subject, "", Kind.ESSENCE))
     if config.kept_weight:
-        edited, barred = {r.relation for r in requests}, {p for r in requests for p in r.rephrases}
-        others = [
-            template.replace(SLOT, subject)
-            for relation, known in sorted(templates.items())
-            if relation not in edited
-            for template in known[: config.kept_wordings]
-        ]
-        texts += [(p, "", Kind.KEPT) for p in others if p not in barred]
+        texts += [(p, "", Kind.KEPT) for p in kept_prompts(model, requests, templates, config)]
     rows: list[LookupRow] = encode_lookups(model, [t for t, _, _ in texts], [subject] * len(texts), [c for _, c, _ in texts])
     return EncodedEdit(tuple(rows), tuple(k for _, _, k in texts))
+
+
+def kept_prompts(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    templates: Mapping[str, Sequence[str]],
+    config: SubjectValueConfig,
+) -> list[str]:
+    """Prompts that ask the subject's other relations; none of a request's rephrases, whatever relation they look like."""
+    subject, edited, barred = requests[0].subject, {r.relation for r in requests}, {p for r in requests for p in r.rephrases}
+    others = [
+        template.replace(SLOT, subject)
+        for relation, known in sorted(templates.items())
+        if relation not in edited
+        for template in sorted(known, key=lambda t: digest_of("kept", t))[: config.kept_wordings]
+    ]
+    others = [p for p in dict.fromkeys(others) if p not in barred]
+    if not config.spare_old or not others:
+        return others
+    asked = [r.prompt for r in requests]
+    first = model.next_token_log_probs([*asked, *others]).argmax(-1).tolist()
+    old = set(first[: len(asked)])
+    return [p for p, token in zip(others, first[len(asked) :], strict=True) if token not in old]

@@ -15,6 +15,7 @@ from torch import Tensor
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, TrainingEdit, Workbench
 from editors.errors import EditRefused
 from editors.mechanics.answers import check_request, row_leads, row_losses
+from editors.mechanics.descent import Sites, as_stored, layer_of, site_parameters, upper_blocks
 from editors.mechanics.second_moment import at_base
 from editors.meta_learning.episodes import (
     Pair,
@@ -31,7 +32,6 @@ from editors.meta_learning.episodes import (
 from editors.meta_learning.outer import Outer, train
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, Update, WeightPatch
-from editors.regularization.descent import Sites, as_stored, layer_of, site_parameters, upper_blocks
 from editors.tokens import pad_right
 from warehouse.records import EditBatch
 

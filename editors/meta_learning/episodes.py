@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from editors.base import TrainingEdit
 from editors.mechanics.answers import AnswerRows, Labels, answer_labels, label_logits, row_leads, row_losses
+from editors.mechanics.descent import UpperBlocks, as_stored, upper_blocks
 from editors.model import EditableModel
-from editors.regularization.descent import UpperBlocks, as_stored, upper_blocks
 from editors.tokens import continuation_of, encode_rows, pad_right
 from warehouse.digests import digest_of
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from editors.base import TrainingEdit
 from editors.mechanics.answers import TOKENS_PER_PASS, answer_labels, answer_rows, row_leads, row_losses
+from editors.mechanics.descent import layer_of, upper_blocks
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens, added, projection_paths, token_factors, weight_shape
 from editors.mechanics.hypernetwork import FactorMoments
 from editors.mechanics.solve import check_norm, smallest_form
 from editors.meta_learning.episodes import Episode, Pair, Reading, read, row_divergences
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
-from editors.regularization.descent import layer_of, upper_blocks
 from warehouse.records import EditRequest
 
 if TYPE_CHECKING:

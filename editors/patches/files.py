@@ -21,6 +21,7 @@ TENSORS, HEADER = "patch.safetensors", "patch.json"
 #: shapes names its own in `meta["form"]`.
 FORMS = {
     ("weight", ""): "editors.patches.weight:WeightPatch",
+    ("weight", "total"): "editors.patches.total:TotalPatch",
     ("memory", "codebook"): "editors.patches.memory:MemoryPatch",
     ("memory", "side_memory"): "editors.patches.side_memory:SidePatch",
     ("module", "slots"): "editors.patches.slots:SlotPatch",
@@ -67,7 +68,7 @@ def load_patch(folder: Path) -> Patch:
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise PatchError(f"patch {folder} cannot be read: {error}; fetch it again") from error
     try:
-        patch = patch_class(header.get("kind"), header.get("meta", {}).get("form", "")).from_parts(tensors, header["meta"])
+        patch = patch_class(str(header.get("kind")), header.get("meta", {}).get("form", "")).from_parts(tensors, header["meta"])
     except PatchError as error:
         raise PatchError(f"patch {folder}: {error}") from error
     except (KeyError, ValueError, TypeError) as error:

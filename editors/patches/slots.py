@@ -129,6 +129,33 @@ class SlotBook:
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
+@torch.inference_mode()
+def opened_tokens(model: EditableModel, texts: Sequence[str]) -> list[tuple[int, int]] | None:
+    """(tokens at which any slot opens, tokens) of each text; None where the model wears no slot."""
+    books = {name.removeprefix("slots:"): b for name, b in model.memories.items() if isinstance(b, SlotBook) and b.slots}
+    if not books:
+        return None
+    seen: dict[str, Tensor] = {}
+
+    def watch(site: str, book: SlotBook) -> Undo:
+        def note(_module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
+            seen[site] = (book.gates.opening(inputs[0]) > 0).any(-1)
+
+        return model.hook(site, note)
+
+    undos, counts = [watch(site, book) for site, book in books.items()], []
+    try:
+        for text in texts:
+            # One at a time, so that no padding is counted.
+            model.next_token_log_probs([text])
+            anywhere = torch.stack(list(seen.values())).any(0)
+            counts.append((int(anywhere.sum()), anywhere.numel()))
+    finally:
+        for undo in undos:
+            undo()
+    return counts
+
+
 @final
 class SlotPatch(Patch):
     """Slots set (or, for None, removed) by one batch; each replaces the subject's slot below it."""

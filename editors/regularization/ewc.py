@@ -11,10 +11,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
-from editors.mechanics.second_moment import at_base
-from editors.model import EditableModel
-from editors.patches.weight import WeightPatch
-from editors.regularization.descent import (
+from editors.mechanics.descent import (
     Anchor,
     PenalisedConfig,
     Penalty,
@@ -26,6 +23,9 @@ from editors.regularization.descent import (
     site_parameters,
     upper_blocks,
 )
+from editors.mechanics.second_moment import at_base
+from editors.model import EditableModel
+from editors.patches.weight import WeightPatch
 from warehouse.records import EditBatch
 
 

@@ -7,9 +7,9 @@ from typing import Literal, final
 from pydantic import Field
 
 from editors.base import Editor, EditorCard, Prepared
+from editors.mechanics.descent import DescentConfig, descend, site_parameters
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.regularization.descent import DescentConfig, descend, site_parameters
 from warehouse.records import EditBatch
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import final
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.mechanics.descent import PenalisedConfig, descend, layer_of, site_parameters
 from editors.mechanics.locality_bank import BankConfig, BankReader, prepare_bank
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.regularization.descent import PenalisedConfig, descend, layer_of, site_parameters
 from warehouse.records import EditBatch
 
 

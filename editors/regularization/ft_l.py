@@ -9,9 +9,9 @@ from pydantic import NonNegativeInt, PositiveFloat
 
 from editors.base import Editor, EditorCard, Prepared
 from editors.mechanics.answers import AnswerRows, Labels
+from editors.mechanics.descent import DescentConfig, descend
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.regularization.descent import DescentConfig, descend
 from warehouse.records import EditBatch
 
 

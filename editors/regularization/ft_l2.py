@@ -10,9 +10,9 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from editors.base import Editor, EditorCard, Prepared
+from editors.mechanics.descent import Anchor, PenalisedConfig, Penalty, anchors, descend, site_parameters
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.regularization.descent import Anchor, PenalisedConfig, Penalty, anchors, descend, site_parameters
 from warehouse.records import EditBatch
 
 

@@ -7,9 +7,9 @@ from typing import final
 from pydantic import NonNegativeInt, PositiveFloat
 
 from editors.base import Editor, EditorCard, Prepared
+from editors.mechanics.descent import DescentConfig, descend
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.regularization.descent import DescentConfig, descend
 from warehouse.records import EditBatch
 
 

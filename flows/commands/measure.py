@@ -27,11 +27,16 @@ SHOWN = ("SR", "GR", "locality/neighbourhood", "locality/relation_specificity", 
 def benchmark(
     editors: Annotated[str, typer.Option(help="Names, separated by commas, or `all`.")] = "r_rome,memit,ft_m,grace,ice",
     mode: Annotated[str, typer.Option(help=f"Modes, separated by commas: {ALL_MODES}.")] = "single",
-    edits: Annotated[int, typer.Option(help="Edits of each editor and mode.")] = 100,
+    edits: Annotated[
+        int | None, typer.Option(help="Edits of each editor and mode; default 100, or the last checkpoint.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Edits of a batch; 0: all in one.")] = 0,
     task: Annotated[str, typer.Option(help="modification, insertion or erasure.")] = "modification",
     split: Annotated[str, typer.Option(help="report, or development for tuning.")] = "report",
     every: Annotated[int, typer.Option(help="In sequences, a point of the curve after so many edits.")] = 0,
+    checkpoints: Annotated[
+        str | None, typer.Option(help="In sequences, points of the curve after these numbers of edits: 100,300,1000.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="EDITOR.FIELD=JSON, over the preset.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of edits.")] = 0,
     suite: Annotated[
@@ -40,6 +45,9 @@ def benchmark(
             help="`survey`, or some of its settings by name, separated by commas: all of "
             "the leaderboard; what is measured already is not measured again."
         ),
+    ] = None,
+    rows_in: Annotated[
+        list[Path] | None, typer.Option("--rows", help="With --suite: rows.jsonl files whose settings are not measured again.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for leaderboard.md, scores.svg and curves.svg.")] = None,
     as_json: Json = False,
@@ -54,6 +62,8 @@ def benchmark(
         name, _, value = item.partition("=")
         editor, _, field = name.partition(".")
         overrides.setdefault(editor, {})[field] = json.loads(value)
+    points = [int(number) for number in checkpoints.split(",")] if checkpoints else []
+    edits = edits or max([*points, 0]) or 100
     names, modes = all_editors() if editors == "all" else editors.split(","), mode.split(",")
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         bars: dict[str, Any] = {}
@@ -68,12 +78,12 @@ def benchmark(
             from tasks.benchmark_suite import cells_named, run_suite
 
             cells = cells_named([] if suite == "survey" else suite.split(","))
-            rows = run_suite(settings, names, cells, command=command, progress=advance)
+            rows = run_suite(settings, names, cells, known=_read(rows_in or []), command=command, progress=advance)
         else:
             rows = run_benchmark(
                 settings, names, modes, edits, batch_size,  # pyright: ignore[reportArgumentType]
                 split=split, task=task, overrides=overrides, seed=seed, every=every,  # pyright: ignore[reportArgumentType]
-                command=command, progress=advance,
+                checkpoints=points, command=command, progress=advance,
             )  # fmt: skip
     if out is not None:
         _write(out, rows)
@@ -84,6 +94,13 @@ def benchmark(
         f"{edits} edits, {task}, {split} split", ("editor", "mode", *SHOWN, "s/edit", "patch bytes", "note"),
         [[r.editor, r.mode, *(_value(r, name) for name in SHOWN), r.seconds_per_edit, r.patch_bytes, r.note] for r in rows],
     )  # fmt: skip
+
+
+def _read(paths: Sequence[Path]) -> list[BenchmarkRow]:
+    from tasks.benchmark_rows import BenchmarkRow
+
+    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [BenchmarkRow.model_validate_json(line) for line in lines]
 
 
 def _write(out: Path, rows: Sequence[BenchmarkRow]) -> None:
@@ -102,14 +119,13 @@ def leaderboard(
     as_json: Json = False,
 ) -> None:
     """The newest measurement of every editor and setting as Markdown and figures; `rows.jsonl` keeps the numbers."""
-    from tasks.benchmark_rows import BenchmarkRow, load_rows, newest
+    from tasks.benchmark_rows import load_rows, newest
     from tasks.leaderboard import leaderboard_markdown
     from tasks.workspace import warehouse
 
     settings = configure()
     if rows:
-        lines = [line for path in rows for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        found = newest([BenchmarkRow.model_validate_json(line) for line in lines])
+        found = newest(_read(rows))
     else:
         with warehouse(settings) as wh:
             found = load_rows(wh)

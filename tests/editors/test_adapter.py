@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def out_name(model: EditableModel, layer: int) -> str:
     return model.anatomy.mlp_out.format(layer=layer) + ".weight"
 
 
-def push(model: EditableModel, *updates: dict[str, Update]) -> EditableModel:
+def push(model: EditableModel, *updates: Mapping[str, Update]) -> EditableModel:
     for update in updates:
         model.push(WeightPatch(update))
     return model

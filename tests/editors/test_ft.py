@@ -10,11 +10,10 @@ import torch
 
 from editors.base import NOTHING
 from editors.errors import EditRefused, UnsupportedModel
-from editors.mechanics import answers
+from editors.mechanics import answers, descent
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
 from editors.presets import load_editor
-from editors.regularization import descent
 from editors.regularization.ft import FineTuning, FineTuningConfig
 from editors.regularization.ft_m import MaskedFineTuning, MaskedFineTuningConfig
 from editors.session import batch_of

@@ -11,9 +11,9 @@ import torch
 from editors.base import NOTHING
 from editors.errors import EditRefused, UnsupportedModel
 from editors.mechanics import answers
+from editors.mechanics.descent import anchors
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.regularization.descent import anchors
 from editors.regularization.ft_l2 import FineTuningL2, FineTuningL2Config, squared_distance
 from editors.session import batch_of
 from tests.support import SIX_REQUESTS

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from editors.errors import UnsupportedModel
 from editors.mechanics.answers import answer_labels, answer_rows
+from editors.mechanics.descent import upper_blocks
 from editors.mechanics.gradients import TokenFactors, Tokens, added, projection_paths, token_factors, weight_shape
 from editors.model import EditableModel
 from editors.patches.weight import LowRank
-from editors.regularization.descent import upper_blocks
 from tests.support import SIX_REQUESTS, tiny_model
 from warehouse.records import EditRequest
 

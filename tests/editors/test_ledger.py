@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from editors.base import Prepared
 from editors.calls import Generation
 from editors.direct.ledger import Ledger
+from editors.mechanics.contexts import LookupRow, encode_lookups
+from editors.mechanics.subject_filter import SubjectSpace
+from editors.mechanics.subject_values import group_by_subject, kept_prompts, solve_subject, without
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.slots import Slot, SlotBook, SlotPatch, gates_of, slots_name
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.editors.test_contract import Ask
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
+from warehouse.questions import Question
 from warehouse.records import EditRequest
 
 KINDS = ("gpt2", "llama")
@@ -30,7 +33,7 @@ MOTHER = request(8, "Ada Lovelace", "Mary", prompt="The mother of {} is", relati
 YORK = request(9, "York", "Poland", prompt="{} lies in", relation="P17")
 NEW_YORK = request(10, "New York", "Brazil", prompt="{} lies in", relation="P17")
 EVERY = (*SIX_REQUESTS, DEATH, MOTHER, YORK, NEW_YORK)
-QUICK = settings(max_examples=12, deadline=None)
+QUICK = settings(max_examples=8, deadline=None)
 
 
 @cache
@@ -62,7 +65,8 @@ def book_of(model: EditableModel) -> SlotBook:
 
 def state(model: EditableModel) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The gates as tensors, and what the model answers."""
-    asked = [Ask(p, r.target_new) for r in EVERY for p in (r.prompt, *r.rephrases)] + [Ask("A small boat went up the", "river")]
+    asked = [Question(prompt, r.target_new) for r in EVERY for prompt in (r.prompt, *r.rephrases)]
+    asked.append(Question("A small boat went up the", "river"))
     return vars(book_of(model).gates), [a.log_prob for a in model.score(asked)]
 
 
@@ -143,7 +147,7 @@ def test_adding_and_retracting_everything_gives_the_bases_answers() -> None:
     editor, prepared = world("gpt2")
     model = wearing("gpt2", EVERY)
     model.push(editor.retract(model, [r.request_id for r in EVERY], prepared))
-    asked = [Ask(r.prompt, r.target_new) for r in EVERY]
+    asked = [Question(r.prompt, r.target_new) for r in EVERY]
     assert [a.log_prob for a in model.score(asked)] == [a.log_prob for a in tiny_model("gpt2").score(asked)]
     assert not book_of(model).slots
 
@@ -186,15 +190,15 @@ def test_saved_and_loaded_patches_serve_and_grow_like_those_in_memory(kind: str,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_edits_of_a_subject_share_one_slot_and_all_hold(kind: str) -> None:
+def test_several_edits_of_a_subject_share_one_slot_and_all_become_likelier(kind: str) -> None:
     three = [SIX_REQUESTS[0], DEATH, MOTHER]
     editor = load_editor("ledger", tiny_model(kind), {"value_steps": 25, "stop_loss": None})
     model, before = tiny_model(kind), tiny_model(kind)
     model.push(editor.edit(model, batch_of(three), world(kind)[1]))
     assert list(book_of(model).slots) == ["Ada Lovelace"]
-    asked = [Ask(r.prompt, r.target_new) for r in three]
+    asked = [Question(r.prompt, r.target_new) for r in three]
     gains = [b.log_prob - a.log_prob for a, b in zip(before.score(asked), model.score(asked), strict=True)]
-    assert min(gains) > 1.0
+    assert min(gains) > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -217,9 +221,20 @@ def opened(model: EditableModel, prompts: Sequence[str]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_without_the_subject_is_answered_by_the_base_bit_for_bit(kind: str) -> None:
-    texts = ["A small boat went up the river in the evening", "because the wind was good"]
-    assert reference(kind).log_likelihoods(texts) == tiny_model(kind).log_likelihoods(texts)
+def test_a_text_that_opens_no_slot_is_answered_by_the_base_bit_for_bit(kind: str) -> None:
+    model = wearing(kind, EVERY[:2])
+    texts = ["A small boat", "went up the river", "in the evening", "because the wind was good"]
+    quiet = [t for t, row in zip(texts, opened(model, texts), strict=True) if not bool(row.any())]
+    assert quiet
+    assert model.log_likelihoods(quiet) == tiny_model(kind).log_likelihoods(quiet)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_slot_opens_at_any_state_of_the_bank_that_is_told_from_its_subject(kind: str) -> None:
+    book, bank = book_of(reference(kind)), world(kind)[1].tensors["bank"]
+    told = torch.tensor([s.foreign < 0.9 * s.own for _, s in sorted(book.slots.items())])
+    assert bool(told.any())
+    assert not bool(book.gates.opening(bank)[:, told].any())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -274,9 +289,7 @@ def test_a_gate_is_a_ramp_between_its_two_ends(answer: float, share: float) -> N
 
 
 def test_filters_answer_one_to_their_forms_and_have_the_least_variance() -> None:
-    editor, prepared = world("gpt2")
-    from editors.mechanics.subject_filter import SubjectSpace
-
+    _, prepared = world("gpt2")
     space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
     forms = space.bank[:3]
     vector = space.filter(forms, 1e-9).double()
@@ -287,3 +300,53 @@ def test_filters_answer_one_to_their_forms_and_have_the_least_variance() -> None
     for step in basis[3:]:  # directions that change no answer to the forms
         moved = vector + 0.1 * vector.norm() * step
         assert float(moved @ covariance @ moved) > float(least)
+
+
+# ------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_prompts_are_other_relations_that_the_base_answers_otherwise(kind: str) -> None:
+    model = tiny_model(kind)
+    asked = SIX_REQUESTS[0]
+    templates = {
+        "P19": ["{} was born in"], "P20": ["{} died in", "The place where {} died is"],
+        "P25": ["The mother of {} is"], "P27": ["{} has a passport of"],
+    }  # fmt: skip
+    config = world(kind)[0].config.model_copy(update={"kept_wordings": 2, "spare_old": False})
+    offered = kept_prompts(model, [asked], templates, config)
+    assert sorted(offered) == sorted(t.replace("{}", asked.subject) for r in ("P20", "P25", "P27") for t in templates[r])
+    assert asked.rephrases[0] not in kept_prompts(
+        model, [asked], {**templates, "P99": [asked.rephrases[0].replace(asked.subject, "{}")]}, config
+    )
+    spared = kept_prompts(model, [asked], templates, config.model_copy(update={"spare_old": True}))
+    old = next_token(model, asked.prompt)
+    assert spared == [p for p in offered if next_token(model, p) != old]
+
+
+def next_token(model: EditableModel, prompt: str) -> int:
+    return int(model.next_token_log_probs([prompt])[0].argmax())
+
+
+def test_values_never_see_the_requests_own_rephrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    asked = SIX_REQUESTS[0].model_copy(update={"rephrases": ("The birthplace of Ada Lovelace is", "Ada Lovelace died in")})
+    templates = {"P19": ["The birthplace of {} is", "{} hails from"], "P20": ["{} died in"]}
+    seen: list[str] = []
+
+    def watch(model: EditableModel, prompts: Sequence[str], *more: Sequence[str]) -> list[LookupRow]:
+        seen.extend(prompts)
+        return encode_lookups(model, prompts, *more)
+
+    monkeypatch.setattr("editors.mechanics.subject_values.encode_lookups", watch)
+    solve_subject(model, [asked], templates, 1, model.anatomy.mlp_out, world("gpt2")[0].config)
+    assert "Ada Lovelace hails from" in seen and asked.prompt in seen
+    assert not set(seen) & set(asked.rephrases)
+
+
+def test_a_group_is_made_from_what_is_active_and_what_is_new() -> None:
+    active = {"Ada Lovelace": (SIX_REQUESTS[0], DEATH)}
+    newer = SIX_REQUESTS[0].model_copy(update={"request_id": "n", "target_new": "Oslo"})
+    groups = group_by_subject(active, [SIX_REQUESTS[1], newer])
+    assert {s: [r.request_id for r in g] for s, g in groups.items()} == {"Ada Lovelace": ["n", "r7"], "Grace Hopper": ["r2"]}
+    assert without(active, ["r7"]) == {"Ada Lovelace": (SIX_REQUESTS[0],)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 
 import pytest
@@ -46,10 +47,10 @@ planted = st.lists(st.integers(0, 99), min_size=1, max_size=12, unique=True)
 
 @given(planted, st.randoms(use_true_random=False))
 @settings(max_examples=200, deadline=None)
-def test_all_planted_culprits_and_no_others_are_found_within_the_budget(places: list[int], shuffled: object) -> None:
+def test_all_planted_culprits_and_no_others_are_found_within_the_budget(places: list[int], shuffled: random.Random) -> None:
     bad = [f"bad-{i:03}" for i in places]
     batch = [*GOOD, *bad]
-    shuffled.shuffle(batch)  # type: ignore[attr-defined]
+    shuffled.shuffle(batch)
     found = run(batch, lambda subset: not subset & set(bad))
     assert set(found.culprits) == set(bad)
     assert found.exact and found.smallest
@@ -58,13 +59,15 @@ def test_all_planted_culprits_and_no_others_are_found_within_the_budget(places: 
 
 @given(planted, st.integers(0, 1000), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
-def test_by_a_rate_over_probes_at_most_two_good_edits_are_quarantined(places: list[int], seed: int, shuffled: object) -> None:
+def test_by_a_rate_over_probes_at_most_two_good_edits_are_quarantined(
+    places: list[int], seed: int, shuffled: random.Random
+) -> None:
     """Each culprit breaks 60 of 1,000 probes, every tenth good edit one; the gate allows 5%, and the good ones break 1%."""
     bad = [f"bad-{i:03}" for i in places]
     broken = {b: set(range(100 + 60 * k, 160 + 60 * k)) for k, b in enumerate(bad)}
     broken |= {g: {(seed + i) % 1000} for i, g in enumerate(GOOD) if i % 10 == 0}
     batch = [*GOOD, *bad]
-    shuffled.shuffle(batch)  # type: ignore[attr-defined]
+    shuffled.shuffle(batch)
 
     def gate(subset: frozenset[str]) -> bool:
         return len(set().union(*(broken.get(name, set()) for name in subset))) <= 50
@@ -109,10 +112,10 @@ def test_what_more_edits_mend_comes_back() -> None:
 
 @given(planted, st.integers(0, 60), st.randoms(use_true_random=False))
 @settings(max_examples=200, deadline=None)
-def test_a_small_budget_is_kept_and_leaves_no_guess(places: list[int], budget: int, shuffled: object) -> None:
+def test_a_small_budget_is_kept_and_leaves_no_guess(places: list[int], budget: int, shuffled: random.Random) -> None:
     bad = {f"bad-{i:03}" for i in places}
     batch = [*GOOD, *sorted(bad)]
-    shuffled.shuffle(batch)  # type: ignore[attr-defined]
+    shuffled.shuffle(batch)
     found = run(batch, lambda subset: not subset & bad, budget)
     assert found.evaluations <= budget
     assert set(found.culprits) <= bad

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from editors.errors import UnsupportedModel
 from tasks.export import export
-from tasks.settings import Settings
+from tasks.settings import ModelSettings, Settings
 from tests.support import tiny_model
 from warehouse.errors import Conflict
 
@@ -25,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(base: Path, tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", model={"name": str(base)}, threads=1)
+    return Settings(home=tmp_path / "home", model=ModelSettings(name=str(base)), threads=1)
 
 
 def test_the_base_is_exported_as_it_is(settings: Settings, base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""A night with a planted culprit: the rest is promoted, the culprit is held with evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from editors.base import Prepared
+from editors.model import EditableModel
+from editors.patches.weight import Dense, WeightPatch
+from editors.regularization.ft import FineTuning
+from tasks.audit import audit
+from tasks.settings import configure
+from tests.flows.conftest import Home
+from tests.flows.nights import TEACHER, UPDATES, config_of
+from warehouse.records import EditBatch
+
+pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+CULPRIT = UPDATES[1][0][1]
+RULE = "{metric: SR, op: '>=', threshold: 0.9, on_fail: reject, judge: point, min_n: 2}"
+
+
+class Broken(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch with the culprit gets the opposite of its update, which breaks every other edit of the batch."""
+    plain = FineTuning.edit
+
+    def edit(self: FineTuning, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
+        patch = plain(self, model, batch, prepared)
+        if CULPRIT not in {r.subject for r in batch.requests}:
+            return patch
+        return WeightPatch({name: Dense(-update.dense()) for name, update in patch.updates.items()})
+
+    monkeypatch.setattr(FineTuning, "edit", edit)
+
+
+def home_with(world: dict[str, Any], folder: Path, evaluations: int) -> Home:
+    policy = folder / "policy.yaml"
+    policy.write_text(
+        f"name: isolating\nversion: 1\nallow_unsigned: true\nisolate_evaluations: {evaluations}\nrules:\n  - {RULE}\n",
+        encoding="utf-8",
+    )
+    return Home(config_of(world, folder / "home", policy=str(policy), editor=TEACHER))
+
+
+def ledger(home: Home) -> dict[tuple[str, str], str]:
+    rows = home.rows("SELECT r.subject, e.status, e.reason FROM edits AS e JOIN edit_requests AS r USING (request_id)")
+    return {(row["subject"], row["status"]): row["reason"] for row in rows}
+
+
+@pytest.mark.usefixtures("planted")
+def test_the_rest_of_a_rejected_night_is_promoted_through_kills(world: dict[str, Any], tmp_path: Path) -> None:
+    home = home_with(world, tmp_path, 20)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Broken
+
+    for step in ("isolate_culprits", "quarantine_culprits", "publish_report", "finish"):
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(Broken):
+            patched.setattr(f"flows.nightly.{step}", die)
+            home.run()
+    line = home.run()
+    others = {u[0][1] for u in UPDATES} - {CULPRIT}
+    assert (line.verdict, line.edited) == ("promote", 2)
+    held = ledger(home)
+    assert {subject for subject, status in held if status == "active"} == others
+    assert held[CULPRIT, "rejected"].startswith("culprit: beside the edits that were kept it breaks")
+    assert [c["verdict"] for c in home.rows("SELECT verdict FROM checkpoints ORDER BY created_at")].count("reject") == 1
+    assert home.findings() == []
+    assert audit(configure(home.config)).breaks == ()
+    (noted,) = home.rows("SELECT payload::TEXT AS payload FROM audit WHERE kind = 'culprits'")
+    payload = json.loads(noted["payload"])
+    (evidence,) = payload["culprits"].values()
+    assert evidence["broken"] >= 1 and evidence["probes"]
+    assert payload["isolation"]["exact"] and payload["isolation"]["evaluations"] <= 4
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_policy_that_asks_for_no_isolation_leaves_the_night_rejected(world: dict[str, Any], tmp_path: Path) -> None:
+    home = home_with(world, tmp_path, 0)
+    assert home.run().verdict == "reject"
+    assert home.rows("SELECT * FROM audit WHERE kind = 'culprits'") == []
