@@ -44,7 +44,7 @@ def test_show_lists_every_fact_in_force(ask: Any) -> None:
 def test_diff_with_the_base_adds_the_night_and_moves_weights(ask: Any) -> None:
     found = ask("diff", "base", "production")
     assert len(found["added"]) == NUM_ACCEPTED
-    assert found["weights"] and all(0 < w["norm_ratio"] for w in found["weights"])
+    assert found["weights"] and all(w["norm_ratio"] > 0 for w in found["weights"])
 
 
 def test_blame_names_the_record_and_its_revision(ask: Any) -> None:
