@@ -242,7 +242,7 @@ def rows(model: EditableModel, questions: Questions, tmp_path_factory: pytest.Te
     return [
         measure("ft_m", "sequential", model, questions, home, every=2),
         measure("grace", "sequential", model, questions, home, every=2),
-        measure("grace", "batch", model, questions, home),
+        measure("rome", "batch", model, questions, home),
     ]
 
 
@@ -252,7 +252,7 @@ def test_the_leaderboard_has_a_line_for_each_editor_and_the_reason_for_each_that
     text = leaderboard_markdown(rows)
     assert text.count("| `ft_m` |") == 1
     assert text.count("| `grace` |") == 1
-    assert f"- `grace`: {rows[2].note}" in text
+    assert f"- `rome`: {rows[2].note}" in text
     assert "## modification, sequential: 4 edits (all split" in text
 
 
