@@ -47,7 +47,6 @@ class AuditReport(Record):
     checkpoints: int
     objects: int
     signatures: int
-    derived: bool
     evaluated: bool
     breaks: tuple[Break, ...]
 
@@ -91,7 +90,7 @@ def audit(
         progress("evaluating production again")
         breaks += evaluated_again(settings)
     return AuditReport(
-        entries=len(chain), checkpoints=len(found), objects=objects, signatures=signatures, derived=True, evaluated=deep,
+        entries=len(chain), checkpoints=len(found), objects=objects, signatures=signatures, evaluated=deep,
         breaks=tuple(breaks),
     )  # fmt: skip
 

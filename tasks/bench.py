@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from editors.model import EditableModel
 from tasks.benchmark_requests import base_world
-from tasks.models import base_model
+from tasks.models import base_model, shown_name
 from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.records import Record
@@ -286,7 +286,7 @@ def measure_case(name: str, context: BenchContext, repeat: int = 3) -> BenchResu
     last = runs[-1]
     log.info("%s: %.2f s (median of %d)", name, statistics.median(r.meter.wall_s for r in runs), repeat)
     return BenchResult(
-        case=name, editor=case.editor, model=model.name, model_digest=model.base_digest,
+        case=name, editor=case.editor, model=shown_name(model), model_digest=model.base_digest,
         threads=torch.get_num_threads(), repeat=repeat, edits=last.edits, probes=last.probes,
         wall_s=_spread(r.meter.wall_s for r in runs), cpu_s=_spread(r.meter.cpu_s for r in runs),
         edits_per_s=_rates(runs, lambda r: (r.edits, r.edit_s)),

@@ -30,7 +30,7 @@ from tasks.benchmark_firing import false_firing
 from tasks.benchmark_requests import Split, Task, base_world, benchmark_requests
 from tasks.benchmark_rows import BenchmarkRow, CurvePoint, named, save_row
 from tasks.corpus import calibration
-from tasks.models import base_model
+from tasks.models import base_model, shown_name
 from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.probes import build_edit_probes, make_probe_set, standing_probes
@@ -184,7 +184,7 @@ def benchmark_one(
     return BenchmarkRow(
         editor=editor.card.name, mode=mode, task=task, split=split, edits=edits, batch_size=min(size, edits),
         scores={} if note else named(run.scores()), curve=tuple(run.curve), refused=run.refused,
-        seconds_per_edit=None if note else run.seconds / edits, patch_bytes=run.bytes // edits, model=model.name,
+        seconds_per_edit=None if note else run.seconds / edits, patch_bytes=run.bytes // edits, model=shown_name(model),
         model_digest=model.base_digest, config=editor.config.model_dump(mode="json"),
         config_digest=editor.config.digest, probe_digest=questions.digest, seed=seed, created_at=datetime.now(UTC),
         command=command, note=note,

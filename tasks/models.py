@@ -38,6 +38,11 @@ def base_model(settings: Settings) -> EditableModel:
     return model
 
 
+def shown_name(model: EditableModel) -> str:
+    """A model's name for records that leave this machine: a hub id as it is, of a local folder only its last part."""
+    return Path(model.name).name if Path(model.name).is_absolute() else model.name
+
+
 def base_revision(settings: Settings, model: EditableModel) -> str:
     """The pinned revision, or for a local folder the digest of its content."""
     return settings.model.revision or f"sha256:{model.base_digest}"

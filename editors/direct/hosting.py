@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from editors import catalogue, presets
-from editors.base import Editor, EditorCard, EditorConfig
+from editors.base import Editor, EditorCard, EditorConfig, Patch, Prepared
 from editors.errors import EditorError, UnknownEditor
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
+from editors.session import batch_of
 from warehouse.digests import digest_of
-from warehouse.records import EditBatch
+from warehouse.records import EditBatch, EditRequest
 
 
 class HostedConfig(EditorConfig):
@@ -70,13 +72,23 @@ class Host:
         sections = presets.sections(config.host)
         return digest_of("hosted", config.host, config.host_overrides, config.seed, sections, self._forced, list(own))
 
+    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
+        """The host's patch for a batch.
 
-def weight_patch(patch: object, host: str, batch: EditBatch) -> WeightPatch:
-    """The host's patch, which must be one of weights.
+        Raises:
+            EditorError: it is not one of weights.
+        """
+        return self._weights(self.on(model).edit(model, batch, prepared), batch)
 
-    Raises:
-        EditorError: it is not.
-    """
-    if not isinstance(patch, WeightPatch):
-        raise EditorError(f"host {host} left a {type(patch).__name__} for batch {batch.batch_id}; only weights can be wrapped")
-    return patch
+    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
+        """The host's independent patches; raises as `edit`."""
+        found = self.on(model).edit_each(model, requests, prepared)
+        return [self._weights(patch, batch_of([r])) for patch, r in zip(found, requests, strict=True)]
+
+    def _weights(self, patch: Patch, batch: EditBatch) -> WeightPatch:
+        if not isinstance(patch, WeightPatch):
+            host = self._config.host
+            raise EditorError(
+                f"host {host} left a {type(patch).__name__} for batch {batch.batch_id}; only weights can be wrapped"
+            )
+        return patch

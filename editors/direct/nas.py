@@ -8,13 +8,12 @@ from typing import ClassVar, final
 from pydantic import PositiveInt
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
-from editors.direct.hosting import Host, HostedConfig, weight_patch
+from editors.direct.hosting import Host, HostedConfig
 from editors.mechanics.contexts import BARE
 from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.second_moment import at_base
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.session import batch_of
 from warehouse.records import EditBatch, EditRequest
 
 #: What a locate-and-edit preparation calls the mean norms of values -> where those are.
@@ -64,11 +63,10 @@ class Nas(Editor[NasConfig]):
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         # The patch stays the host's own, by name too: what the host looks for in a sequence is there.
-        return weight_patch(self._host.on(model).edit(model, batch, prepared), self.config.host, batch)
+        return self._host.edit(model, batch, prepared)
 
     def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        found = self._host.on(model).edit_each(model, requests, prepared)
-        return [weight_patch(p, self.config.host, batch_of([r])) for p, r in zip(found, requests, strict=True)]
+        return self._host.edit_each(model, requests, prepared)
 
 
 def subject_norm(model: EditableModel, requests: Sequence[EditRequest], site: str, layer: int) -> float:

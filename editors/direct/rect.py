@@ -9,10 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
-from editors.direct.hosting import Host, HostedConfig, weight_patch
+from editors.direct.hosting import Host, HostedConfig
 from editors.model import EditableModel
 from editors.patches.weight import Dense, Sparse, Update, WeightPatch
-from editors.session import batch_of
 from warehouse.records import EditBatch, EditRequest
 
 #: Bytes of an entry of a sparse update (its place and its value) over those of a dense one.
@@ -56,14 +55,10 @@ class Rect(Editor[RectConfig]):
         return self._host.preparation_key()
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        found = self._host.on(model).edit(model, batch, prepared)
-        return self._kept(model, weight_patch(found, self.config.host, batch))
+        return self._kept(model, self._host.edit(model, batch, prepared))
 
     def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        found = self._host.on(model).edit_each(model, requests, prepared)
-        return [
-            self._kept(model, weight_patch(p, self.config.host, batch_of([r]))) for p, r in zip(found, requests, strict=True)
-        ]
+        return [self._kept(model, patch) for patch in self._host.edit_each(model, requests, prepared)]
 
     def _kept(self, model: EditableModel, patch: WeightPatch) -> WeightPatch:
         updates: dict[str, Update] = {}
