@@ -25,8 +25,9 @@ from warehouse.verbalise import state
 
 Task = Literal["modification", "insertion", "erasure"]
 TASKS: tuple[Task, ...] = ("modification", "insertion", "erasure")
-#: `all` is for speed, where no quality is read and no subject can be overfitted.
-Split = Literal["development", "report", "all"]
+#: `all` is for speed, where no quality is read and no subject can be overfitted. `report-first` is for long streams: all of
+#: the report split, and only then development's, so that every point up to the report split's size is on unseen facts.
+Split = Literal["development", "report", "report-first", "all"]
 
 _KINDS: dict[Task, EditKind] = {"modification": "modify", "insertion": "insert", "erasure": "erase"}
 #: Candidates looked at together, for each request that is still missing.
@@ -108,8 +109,10 @@ def benchmark_requests(
     rows = world.rows(_EMPTY if task == "insertion" else _FILLED, {"seed": f"{task}-{seed}"})
     candidates = [
         row for row in rows
-        if not is_calibration_subject(row["subject_id"]) and split in ("all", split_of(row["subject_id"]))
+        if not is_calibration_subject(row["subject_id"]) and split in ("all", "report-first", split_of(row["subject_id"]))
     ]  # fmt: skip
+    if split == "report-first":
+        candidates.sort(key=lambda row: split_of(row["subject_id"]) != "report")  # stable: else in hash order
     found = (_unknown_first if task == "insertion" else _known)(chooser, candidates, predictor, count)
     if len(found) < count:
         raise NotEnoughFacts(

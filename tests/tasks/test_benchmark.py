@@ -107,6 +107,13 @@ def test_the_splits_share_no_subject(world: Warehouse, model: EditableModel, spl
     assert {r.subject for r in requests} == set(in_split)
 
 
+def test_a_long_stream_takes_the_report_split_before_it_takes_development(world: Warehouse, model: EditableModel) -> None:
+    requests = benchmark_requests(world, model, "modification", len(free_subjects()), split="report-first")
+    halves = [split_of(r.subject_id) for r in requests]
+    assert halves == sorted(halves, reverse=True)
+    assert {"report", "development"} == set(halves)
+
+
 def test_a_fact_that_the_model_does_not_know_is_never_modified(world: Warehouse) -> None:
     from tests.support import tiny_model
 
