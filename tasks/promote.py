@@ -12,7 +12,9 @@ from prefect import task
 
 from editors.errors import UnsupportedModel
 from editors.model import EditableModel
+from editors.patches.slots import SlotPatch
 from editors.patches.widen import widened
+from editors.patches.widen_slots import export_plain
 from tasks.edit import EditedNight, candidate_model
 from tasks.ingest import STEP
 from tasks.models import base_revision, patch_folder
@@ -37,22 +39,24 @@ NOTE = "errata.json"
 def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> Path:
     """Write the Hugging Face directory of a candidate, with a note of what it is made of.
 
-    Added neurons become a wider feed-forward where the architecture has room for them. Where a patch is neither (a
-    memory, a text), the weights alone do not show the edit; the note says so.
+    Added neurons and slots become a wider feed-forward where the architecture has room for them; `slots.json` then says
+    which columns hold whose edits. Where a patch is neither (a memory, a text), the weights alone do not show the edit;
+    the note says so.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    whole = all(p.kind == "weight" for p in model.patches)
-    if not whole:
-        try:
-            plain = widened(model)
-        except UnsupportedModel as error:
-            log.warning("the exported weights do not show every edit: %s", error)
-        else:
-            plain.save_pretrained(folder, safe_serialization=True)
+    whole = True
+    try:
+        if any(isinstance(p, SlotPatch) for p in model.patches):
+            export_plain(model, folder)
+        elif any(p.kind != "weight" for p in model.patches):
+            widened(model).save_pretrained(folder, safe_serialization=True)
             model.tokenizer.save_pretrained(folder)
-            whole = True
-    if not folder.exists():
+        else:
+            model.save_pretrained(folder)
+    except UnsupportedModel as error:
+        log.warning("the exported weights do not show every edit: %s", error)
         model.save_pretrained(folder)
+        whole = False
     kinds = sorted({p.kind for p in model.patches})
     note = {
         "checkpoint_id": checkpoint.checkpoint_id, "base_digest": checkpoint.base_digest,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from editors.errors import UnsupportedModel
 from editors.model import EditableModel
 from editors.patches.neurons import NeuronPatch
+from editors.patches.slots import SlotPatch
 from editors.patches.weight import Dense, LowRank, Sparse, Update, WeightPatch
 
 WEIGHTS = "adapter_model.safetensors"
@@ -76,8 +77,8 @@ def _only_weights(model: EditableModel) -> None:
         return
     kinds = sorted({"/".join(filter(None, (p.kind, str(p.meta.get("form", ""))))) for p in others})
     fits = (
-        "export it without --peft: a wider feed-forward holds added neurons"
-        if all(isinstance(p, NeuronPatch) for p in others)
+        "export it without --peft: `errata export` writes a plain model whose wider feed-forward holds added neurons and slots"
+        if all(isinstance(p, (NeuronPatch, SlotPatch)) for p in others)
         else "serve it with its patches (`errata ask`), which hooks and memories need"
     )
     raise UnsupportedModel(
