@@ -7,7 +7,7 @@ export GX_ANALYTICS_ENABLED := False
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check quality clean setup
+.PHONY: demo test check quality tamper clean setup
 
 setup: $(STAMP)
 
@@ -29,6 +29,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+## 500 random damages over store, checkpoints, export and a pulled folder of two homes; the audit must find each.
+TAMPERS ?= 500
+tamper: setup
+	$(BIN)/python -m tests.flows.tamper --count $(TAMPERS)
 
 quality: setup
 	$(BIN)/python -m pytest -q -m quality

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from checks.gates import decide
+from editors.errors import EditorError
+from tasks.audit_store import channels, look_through, other_chains, strays
 from tasks.models import at_checkpoint
 from tasks.promote import NOTE, materialise
 from tasks.settings import Settings
-from tasks.signing import check_signature
 from tasks.workspace import store_of, warehouse
 from warehouse.artifacts import ObjectStore, checkpoint_key
 from warehouse.audit import (
@@ -28,8 +29,8 @@ from warehouse.audit import (
 from warehouse.digests import digest_of, sha256_file
 from warehouse.errors import WarehouseError
 from warehouse.export import check_export
-from warehouse.promotion import read_manifest, read_pointer, verify
-from warehouse.records import Manifest, Record
+from warehouse.promotion import read_manifest, read_pointer
+from warehouse.records import Record
 from warehouse.reports import load_decision, load_policy, load_report
 from warehouse.store import Warehouse
 
@@ -70,18 +71,8 @@ def audit(
     if exported is not None:
         progress("the export")
         breaks += check_export(exported, chain)
-    found, objects, signatures = [], 0, 0
-    for entry in (e for e in chain if e.kind in ("promotion", "rejection")):
-        progress(f"{entry.kind} {entry.subject[:12]}")
-        if entry.kind == "promotion":
-            manifest, problems, signed = _promotion(settings, store, entry)
-            breaks += problems
-            signatures += signed
-            if manifest is not None:
-                objects += len(manifest.files) + 3
-                found.append(manifest)
-    breaks += list(_strays(store, chain, found))
-    breaks += _channel(settings, store, chain)
+    seen = look_through(settings, store, chain, progress)
+    breaks += [*seen.breaks, *strays(store, chain, seen), *channels(settings, store, chain), *other_chains(store, chain)]
     progress("production's weights from the base and its patches")
     breaks += _derived(settings, store)
     if deep:
@@ -90,7 +81,7 @@ def audit(
         progress("evaluating production again")
         breaks += evaluated_again(settings)
     return AuditReport(
-        entries=len(chain), checkpoints=len(found), objects=objects, signatures=signatures, evaluated=deep,
+        entries=len(chain), checkpoints=seen.promoted, objects=seen.objects, signatures=seen.signatures, evaluated=deep,
         breaks=tuple(breaks),
     )  # fmt: skip
 
@@ -130,79 +121,20 @@ def _decisions(wh: Warehouse, chain: list[AuditEntry]) -> Iterator[Break]:
             yield Break(what=f"decision {entry.subject}", found="its policy decides otherwise on its report")
 
 
-def _promotion(
-    settings: Settings, store: ObjectStore, entry: AuditEntry
-) -> tuple[Manifest | None, list[Break], int]:  # fmt: skip
-    what = f"checkpoint {entry.subject}"
-    try:
-        manifest = read_manifest(store, entry.subject, expected_digest=str(entry.payload["manifest"]))
-        verify(store, manifest)
-    except WarehouseError as error:
-        return None, [Break(what=what, found=str(error))], 0
-    if manifest.decision.verdict != "promote":
-        return manifest, [Break(what=what, found=f"it is promoted on the decision {manifest.decision.verdict!r}")], 0
-    signed_by = entry.payload.get("signed_by")
-    if not signed_by:
-        return manifest, [], 0
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        _fetch(store, manifest, folder)
-        try:
-            check_signature(settings, store, manifest, folder)
-        except WarehouseError as error:
-            return manifest, [Break(what=what, found=str(error))], 0
-    return manifest, [], 1
-
-
-def _fetch(store: ObjectStore, manifest: Manifest, folder: Path) -> None:
-    own = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
-    for key in (k for k in manifest.files if k.startswith(own)):
-        path = folder / key.removeprefix(own)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.read_to(key, path)
-
-
-def _strays(store: ObjectStore, chain: list[AuditEntry], manifests: list[Manifest]) -> Iterator[Break]:
-    """Objects under checkpoints and manifests that no promotion in the trail speaks of."""
-    promoted = {e.subject for e in chain if e.kind == "promotion"}
-    named = {key for manifest in manifests for key in manifest.files}
-    for key in store.list("manifests/"):
-        if key.removeprefix("manifests/").removesuffix(".json") not in promoted:
-            yield Break(what=key, found="the audit trail knows of no such promotion")
-    known = {m.checkpoint.checkpoint_id for m in manifests}
-    for key in store.list("checkpoints/"):
-        if key not in named and (key.split("/")[1] in known or key.split("/")[1] not in promoted):
-            yield Break(what=key, found="no promoted manifest names it")
-
-
-def _channel(settings: Settings, store: ObjectStore, chain: list[AuditEntry]) -> list[Break]:
-    """The channel must serve what the last move in the trail says."""
-    moves = [e for e in chain if e.kind in ("promotion", "rollback") and e.lineage == settings.lineage]
-    what = f"channel {settings.channel_name}"
-    try:
-        found = read_pointer(store, settings.channel_name)
-    except WarehouseError as error:
-        return [Break(what=what, found=str(error))]
-    if not moves:
-        return [] if found is None else [Break(what=what, found="it serves a checkpoint that the trail never moved it to")]
-    last = moves[-1]
-    wanted = str(last.payload["to"]) if last.kind == "rollback" else last.subject
-    serves = None if found is None else found[0].checkpoint_id
-    return [] if serves == wanted else [Break(what=what, found=f"it serves {serves}, the trail says {wanted}")]
-
-
 def _derived(settings: Settings, store: ObjectStore) -> list[Break]:
-    """Production's files made again from the base and the patches, bit for bit."""
+    """Production's files made again from the base and the patches of the store, bit for bit."""
+    folder = Path(tempfile.mkdtemp())
     try:
         found = read_pointer(store, settings.channel_name)
         if found is None:
             return []
         manifest = read_manifest(store, found[0].checkpoint_id)
-        model = at_checkpoint(settings, store, manifest.checkpoint)
-    except (WarehouseError, ValueError) as error:
+        # An empty home: what this machine keeps of patches is no witness.
+        model = at_checkpoint(settings.model_copy(update={"home": folder}), store, manifest.checkpoint)
+    except (WarehouseError, EditorError, ValueError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
         return [Break(what=f"channel {settings.channel_name}", found=str(error))]
     own = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
-    folder = Path(tempfile.mkdtemp())
     try:
         materialise(model, manifest.checkpoint, folder / "model")
         made = {p.relative_to(folder / "model").as_posix(): p for p in (folder / "model").rglob("*") if p.is_file()}

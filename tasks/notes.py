@@ -10,10 +10,11 @@ from typing import Any
 from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
 from warehouse.audit import AuditEntry, AuditKind, append, mirror
+from warehouse.digests import canonical_json, sha256_bytes
 from warehouse.export import export_digest, export_tables
 from warehouse.promotion import manifest_digest
 from warehouse.quarantine import QuarantineAction
-from warehouse.records import Manifest
+from warehouse.records import ChannelPointer, Manifest
 from warehouse.store import Warehouse
 
 
@@ -67,9 +68,14 @@ def mirror_audit(settings: Settings) -> int:
         return mirror(wh, store_of(settings))
 
 
-def promotion_payload(manifest: Manifest, signed_by: str | None) -> dict[str, Any]:
-    """What the trail keeps of a promotion or a rejection."""
+def promotion_payload(manifest: Manifest, proof: Mapping[str, Any]) -> dict[str, Any]:
+    """What the trail keeps of a promotion or a rejection; `proof`: who signed it, and where the channel was moved to."""
     return {
         "manifest": manifest_digest(manifest), "parent": manifest.checkpoint.parent, "night": manifest.night,
-        "decision": manifest.decision.decision_id, "signed_by": signed_by,
+        "decision": manifest.decision.decision_id, **proof,
     }  # fmt: skip
+
+
+def pointer_payload(pointer: ChannelPointer) -> dict[str, Any]:
+    """The channel and the digest of its pointer as the store holds it: its time and parent are vouched for as well."""
+    return {"channel": pointer.channel, "pointer": sha256_bytes(canonical_json(pointer))}

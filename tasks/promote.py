@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 
@@ -18,7 +20,7 @@ from editors.patches.widen_slots import export_plain
 from tasks.edit import EditedNight, candidate_model
 from tasks.ingest import STEP
 from tasks.models import base_revision, patch_folder
-from tasks.notes import mirror_audit, note, promotion_payload
+from tasks.notes import mirror_audit, note, pointer_payload, promotion_payload
 from tasks.revert_plan import REVERTED
 from tasks.settings import Settings
 from tasks.signing import sign_checkpoint
@@ -91,26 +93,27 @@ def promote(settings: Settings, done: EditedNight, report: EvaluationReport, dec
         verdict=decision.verdict, report=report, decision=decision, files=file_digests(files),
     )  # fmt: skip
     store = store_of(settings)
-    signed_by = None
+    proof: dict[str, Any] = {"signed_by": None}
     if decision.verdict == "promote":
-        signed_by = sign_checkpoint(settings, store, checkpoint.checkpoint_id, folder)
-        publish(
+        proof = sign_checkpoint(settings, store, checkpoint.checkpoint_id, folder)
+        pointer = publish(
             store, manifest, files, channel=settings.channel_name, expected_parent=done.parent,
             moved_at=datetime.now(UTC),
         )  # fmt: skip
+        proof |= pointer_payload(pointer)
     else:
         # Evidence of a refusal: patches and reasons. Its weights can be made again from them.
         kept = {key: path for key, path in files.items() if key.startswith("patches/")}
         manifest = manifest.model_copy(update={"files": file_digests(kept)})
         manifest = reject(store, manifest, kept, list(reasons(decision)))
-    _settle(settings, done, manifest, signed_by)
+    _settle(settings, done, manifest, proof)
     mirror_audit(settings)
     shutil.rmtree(folder)
     log.info("checkpoint %s: %s", checkpoint.checkpoint_id[:12], decision.verdict)
     return manifest
 
 
-def _settle(settings: Settings, done: EditedNight, manifest: Manifest, signed_by: str | None) -> None:
+def _settle(settings: Settings, done: EditedNight, manifest: Manifest, proof: Mapping[str, Any]) -> None:
     """Write into the warehouse what the store now says; the same again changes nothing."""
     checkpoint, promoted = manifest.checkpoint, manifest.verdict == "promote"
     with warehouse(settings) as wh, wh.transaction():
@@ -129,7 +132,7 @@ def _settle(settings: Settings, done: EditedNight, manifest: Manifest, signed_by
             status="active" if promoted else "rejected", reason=reason,
             edit_ids=_own_edits(settings, wh, done, checkpoint, promoted=promoted),
         )  # fmt: skip
-        _note(settings, wh, done, manifest, signed_by)
+        _note(settings, wh, done, manifest, proof)
         if promoted:
             # Before what is superseded by slot: an edit keeps its first reason.
             for gone, why in ((done.reverted, REVERTED + done.reason), (done.remade, f"made again in {done.night}")):
@@ -155,8 +158,9 @@ def _own_edits(
     ]  # fmt: skip
 
 
-def _note(settings: Settings, wh: Warehouse, done: EditedNight, manifest: Manifest, signed_by: str | None) -> None:
+def _note(settings: Settings, wh: Warehouse, done: EditedNight, manifest: Manifest, proof: Mapping[str, Any]) -> None:
     """The trail gets the night's edits, a change of key, and the promotion or rejection with its reasons."""
+    signed_by = proof["signed_by"]
     used = last_of(wh, "key", settings.lineage)
     if signed_by is not None and (used is None or used.subject != signed_by):
         note(settings, wh, "key", signed_by, {"before": used and used.subject})
@@ -166,4 +170,4 @@ def _note(settings: Settings, wh: Warehouse, done: EditedNight, manifest: Manife
         note(settings, wh, "revert", done.night, taken, reason=done.reason)
     kind = "promotion" if manifest.verdict == "promote" else "rejection"
     why = " ".join(reasons(manifest.decision))
-    note(settings, wh, kind, manifest.checkpoint.checkpoint_id, promotion_payload(manifest, signed_by), reason=why)
+    note(settings, wh, kind, manifest.checkpoint.checkpoint_id, promotion_payload(manifest, proof), reason=why)

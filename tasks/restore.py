@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 
-from tasks.notes import mirror_audit, note
+from tasks.notes import mirror_audit, note, pointer_payload
 from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
 from warehouse.lineage import head, move_head
@@ -32,7 +32,7 @@ def restore(settings: Settings, checkpoint_id: str, reason: str) -> ChannelPoint
         store_of(settings), settings.channel_name, checkpoint_id,
         expected_parent=current.checkpoint_id if current else None, moved_at=datetime.now(UTC),
     )  # fmt: skip
-    moved = {"from": current.checkpoint_id if current else None, "to": checkpoint_id}
+    moved = {"from": current.checkpoint_id if current else None, "to": checkpoint_id, **pointer_payload(pointer)}
     with warehouse(settings) as wh, wh.transaction():
         move_head(wh, settings.lineage, checkpoint_id, reason)
         # The pointer's time is part of the subject: the same way back, another day, is another event.

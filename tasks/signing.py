@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from checks.gates import load_policy
 from tasks.settings import Settings
 from warehouse.artifacts import ObjectStore
 from warehouse.errors import IntegrityError, NotFound
 from warehouse.records import Manifest
-from warehouse.signing import KeyProblem, public_key_of, sign, trusted_keys, verify_signature
+from warehouse.signing import KeyProblem, public_key_of, sign, signature_key, trusted_keys, verify_signature
 
 
 def trusted_by(settings: Settings) -> list[bytes]:
@@ -22,19 +23,21 @@ def trusted_by(settings: Settings) -> list[bytes]:
     return [*own, *trusted_keys(settings.signing.trusted)]
 
 
-def sign_checkpoint(settings: Settings, store: ObjectStore, checkpoint_id: str, folder: Path) -> str | None:
+def sign_checkpoint(settings: Settings, store: ObjectStore, checkpoint_id: str, folder: Path) -> dict[str, Any]:
     """Sign a candidate's folder before it is published.
 
     Returns:
-        The key's fingerprint; None where there is no key and the policy allows that.
+        `signed_by` (the key's fingerprint; None where there is no key and the policy allows that) and, where there is
+        one, `signature` (the digest of the signature's file, some bytes of which the signature itself does not cover).
 
     Raises:
         KeyProblem: there is no key and the policy asks for one, or the key cannot be used.
     """
     if settings.signing.private_key:
-        return sign(store, checkpoint_id, folder, settings.signing.private_key)
+        signed_by = sign(store, checkpoint_id, folder, settings.signing.private_key)
+        return {"signed_by": signed_by, "signature": store.digest(signature_key(checkpoint_id, signed_by))}
     if load_policy(settings.policy).allow_unsigned:
-        return None
+        return {"signed_by": None}
     raise KeyProblem(
         f"policy {settings.policy!r} asks for a signature and there is no key; make one with `errata key` and set "
         "signing.private_key (or ERRATA_SIGNING__PRIVATE_KEY), or set allow_unsigned in the policy"

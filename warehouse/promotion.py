@@ -255,11 +255,11 @@ def reject(store: ObjectStore, manifest: Manifest, files: Mapping[str, Path], re
 
     for key in sorted(local):
         store.create(moved[key], local[key])
-    store.create(rejected_key(checkpoint_id, "report.json"), canonical_json(manifest.report))
-    store.create(rejected_key(checkpoint_id, "decision.json"), canonical_json(manifest.decision))
-    store.create(rejected_key(checkpoint_id, "reasons.json"), canonical_json(list(reasons)))
+    *evidence, last = rejected_records(kept, reasons).items()
+    for key, data in evidence:
+        store.create(key, data)
     _verify_files(store, kept)
-    store.create(rejected_key(checkpoint_id, "manifest.json"), canonical_json(kept))
+    store.create(*last)
     return kept
 
 
@@ -277,6 +277,48 @@ def verify(store: ObjectStore, manifest: Manifest) -> None:
     }
     for key, record in records.items():
         _verify_object(store, key, sha256_bytes(canonical_json(record)))
+
+
+def rejected_records(manifest: Manifest, reasons: Sequence[str]) -> dict[str, bytes]:
+    """The records beside a rejected manifest, by store key, as `reject` wrote them; the manifest itself among them."""
+    checkpoint_id = manifest.checkpoint.checkpoint_id
+    return {
+        rejected_key(checkpoint_id, "report.json"): canonical_json(manifest.report),
+        rejected_key(checkpoint_id, "decision.json"): canonical_json(manifest.decision),
+        rejected_key(checkpoint_id, "reasons.json"): canonical_json(list(reasons)),
+        rejected_key(checkpoint_id, "manifest.json"): canonical_json(manifest),
+    }
+
+
+def read_rejected(store: ObjectStore, checkpoint_id: str, *, expected_digest: str) -> Manifest:
+    """The manifest that `reject` kept.
+
+    Raises:
+        IntegrityError: it is missing, has another digest or is not canonical.
+    """
+    key = rejected_key(checkpoint_id, "manifest.json")
+    try:
+        data = store.read(key, MAX_RECORD_BYTES)
+    except NotFound as error:
+        raise IntegrityError(f"the evidence of a rejection is missing: {error}") from error
+    if (found := sha256_bytes(data)) != expected_digest:
+        raise IntegrityError(f"{key} in {store.url} has sha256 {found}, the audit trail says {expected_digest}")
+    return _parse(Manifest, data, key, store)
+
+
+def verify_rejected(store: ObjectStore, manifest: Manifest, reasons: Sequence[str]) -> None:
+    """Read all evidence of a rejection and compare digests; IntegrityError names the first key that differs."""
+    _verify_files(store, manifest)
+    for key, data in rejected_records(manifest, reasons).items():
+        _verify_object(store, key, sha256_bytes(data))
+
+
+def promoted_keys(manifest: Manifest) -> set[str]:
+    """Every store key that a promoted manifest vouches for, its own among them."""
+    return {
+        *manifest.files, report_key(manifest.report.report_id), decision_key(manifest.decision.decision_id),
+        manifest_key(manifest.checkpoint.checkpoint_id),
+    }  # fmt: skip
 
 
 def _verify_files(store: ObjectStore, manifest: Manifest) -> None:
