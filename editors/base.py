@@ -202,6 +202,8 @@ class Editor(ABC, Generic[ConfigT]):
     config_class: ClassVar[type[EditorConfig]]
     #: Sections as in `presets/NAME.yaml`, for editors that live outside this package.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: Settings that mean nothing on another model: they come from the model's own section or from whoever configures.
+    per_model: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

@@ -12,7 +12,9 @@ from checks.evaluation import EvaluationSettings, predict
 from checks.evaluation import evaluate as measure
 from checks.gates import decide, load_policy
 from editors.base import Editor, Prepared
+from editors.direct.ledger import Ledger
 from editors.model import EditableModel
+from editors.patches.files import load_patch
 from editors.session import run_edits
 from editors.views import AtDepth
 from tasks.culprits import Isolation, isolate
@@ -126,6 +128,9 @@ class _Trial:
         )  # fmt: skip
         self._model: EditableModel = at_checkpoint(settings, store_of(settings), parent)
         self._depth = len(self._model.patches)
+        if isinstance(self._editor, Ledger) and self._editor.config.digest == done.config_digest:
+            for digest in done.new_patches:
+                self._editor.remember(self._model, load_patch(patch_folder(settings, digest)), self._prepared)
         self._right: dict[frozenset[str], dict[str, bool]] = {}
 
     def passes(self, subset: frozenset[str]) -> bool:

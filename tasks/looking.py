@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from editors.analysis.causal_trace import SITES, CausalTrace, causal_trace
-from editors.analysis.footprint import changed_weights, footprint
+from editors.analysis.footprint import changed_weights, footprint, slot_footprint, worn_slots
 from editors.analysis.lens import lens_ranks
 from editors.mechanics.attribution import answer_ids, current_answer, neuron_attributions
 from tasks.checkpoints import find_checkpoint
@@ -75,6 +75,25 @@ class ParameterFootprint(Record):
     changed: float
     effective_rank: float
     spectral_ratio: float
+
+
+class SlotsFootprint(Record):
+    """See `editors.analysis.footprint.SlotFootprint`."""
+
+    site: str
+    slots: int
+    edits: int
+    added: int
+    changed: int
+    removed: int
+    median_norm: float
+
+
+class EditFootprint(Record):
+    """Where edits lie: in the weights, in slots beside them; both empty for memories and texts."""
+
+    weights: tuple[ParameterFootprint, ...]
+    slots: tuple[SlotsFootprint, ...]
 
 
 def locate(
@@ -184,13 +203,17 @@ def located_markdown(found: Located) -> str:
     ])  # fmt: skip
 
 
-def weight_footprint(settings: Settings, checkpoint: str, since: str = "base") -> list[ParameterFootprint]:
-    """Every parameter that a checkpoint's patches changed since another. Empty for memories and texts.
+def edit_footprint(settings: Settings, checkpoint: str, since: str = "base") -> EditFootprint:
+    """Every parameter that a checkpoint's patches changed since another, and the slots beside the weights.
 
     Raises:
         NotFound: no such checkpoint.
     """
     store = store_of(settings)
-    earlier = changed_weights(at_checkpoint(settings, store, find_checkpoint(settings, since)))
+    earlier = at_checkpoint(settings, store, find_checkpoint(settings, since))
+    weights, slots = changed_weights(earlier), worn_slots(earlier)
     model = at_checkpoint(settings, store, find_checkpoint(settings, checkpoint))
-    return [ParameterFootprint(**vars(found)) for found in footprint(model, earlier)]
+    return EditFootprint(
+        weights=tuple(ParameterFootprint(**vars(found)) for found in footprint(model, weights)),
+        slots=tuple(SlotsFootprint(**vars(found)) for found in slot_footprint(model, slots)),
+    )

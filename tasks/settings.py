@@ -31,7 +31,7 @@ class ModelSettings(_Section):
 class EditorSettings(_Section):
     """Which editor, with which numbers over its preset, and how many requests make one batch (0: the whole night)."""
 
-    name: str = "memit"
+    name: str = "ledger"
     overrides: dict[str, Any] = Field(default_factory=dict)
     batch_size: int = 0
 

@@ -1,4 +1,4 @@
-"""Where edits changed the weights: per parameter its size, its share of entries, its effective rank."""
+"""Where edits changed a model: per parameter the size, share and rank of the change; per site the slots beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from editors.model import EditableModel
+from editors.patches.slots import Slot, SlotBook, slots_name
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def changed_weights(model: EditableModel) -> dict[str, Tensor]:
 def footprint(model: EditableModel, since: Mapping[str, Tensor] | None = None) -> list[Footprint]:
     """The footprint of all patches on the model, for every parameter that they changed, in the model's order.
 
-    Memories and texts change no weight, so an editor of that kind has no footprint here.
+    Slots, memories and texts change no weight, so editors of that kind have no footprint here; for slots see
+    `slot_footprint`.
 
     Args:
         since: parameters of another state of the same base, where they differ from it; default: the base itself.
@@ -72,3 +74,50 @@ def footprint(model: EditableModel, since: Mapping[str, Tensor] | None = None) -
 
 def _spectral(matrix: Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix, 2))
+
+
+@dataclass(frozen=True)
+class SlotFootprint:
+    """The slots beside one feed-forward: no weight differs for them.
+
+    Attributes:
+        slots, edits: how many there are now; a slot holds all edits of its subject.
+        added, changed, removed: subjects, since the other state.
+        median_norm: of what the slots add to the feed-forward's output when they are open; 0 without a slot.
+    """
+
+    site: str
+    slots: int
+    edits: int
+    added: int
+    changed: int
+    removed: int
+    median_norm: float
+
+
+def worn_slots(model: EditableModel) -> dict[str, dict[str, Slot]]:
+    """The slots of every site by subject: what `slot_footprint` takes as its `since`."""
+    return {name: dict(book.slots) for name, book in model.memories.items() if isinstance(book, SlotBook)}
+
+
+def slot_footprint(model: EditableModel, since: Mapping[str, Mapping[str, Slot]] | None = None) -> list[SlotFootprint]:
+    """The slots that a model wears, site by site.
+
+    Args:
+        since: slots of another state of the same base; default: none, as the base has.
+    """
+    earlier, now = since or {}, worn_slots(model)
+    found = []
+    for name in sorted({*earlier, *now}):
+        old, new = earlier.get(name, {}), now.get(name, {})
+        norms = torch.tensor([float(slot.value.norm()) for slot in new.values()] or [0.0])
+        found.append(SlotFootprint(
+            name.removeprefix(slots_name("")), len(new), sum(len(slot.requests) for slot in new.values()),
+            len(new.keys() - old.keys()), sum(not _same(old[s], new[s]) for s in new.keys() & old.keys()),
+            len(old.keys() - new.keys()), float(norms.median()),
+        ))  # fmt: skip
+    return found
+
+
+def _same(one: Slot, other: Slot) -> bool:
+    return one.requests == other.requests and torch.equal(one.value, other.value)

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Patch, Prepared, Workbench
 from editors.mechanics.answers import check_request
 from editors.mechanics.second_moment import at_base
 from editors.mechanics.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
@@ -53,6 +53,7 @@ class Ledger(Editor[LedgerConfig]):
     """
 
     config_class = LedgerConfig
+    per_model = ("layer", "value_lr", "clamp_norm")
     card = EditorCard(
         name="ledger", title="Ledger (slots)", family="direct", patch_kind="module", paper="Errata's own: see docs/LEDGER.md",
         needs_preparation=True, only_xy=False, preserves_architecture=False,
@@ -96,6 +97,14 @@ class Ledger(Editor[LedgerConfig]):
         """
         return self._patch(model, without(self._active(model), request_ids), prepared)
 
+    def remember(self, model: EditableModel, patch: Patch, prepared: Prepared) -> None:
+        """Take the slots of a patch that this configuration made on this base as solved: a subset needs no new solve."""
+        if isinstance(patch, SlotPatch):
+            self._solved |= {self._key(model, s.requests, prepared): s for s in patch.changes.values() if s is not None}
+
+    def _key(self, model: EditableModel, requests: tuple[EditRequest, ...], prepared: Prepared) -> str:
+        return digest_of(model.base_digest, self.config.digest, prepared.digest, facts_of(requests))
+
     def _site(self, model: EditableModel) -> str:
         model.anatomy.module(model.hf, model.anatomy.mlp, self.config.layer)  # refuses a layer that is not there
         return model.anatomy.mlp.format(layer=self.config.layer)
@@ -131,7 +140,7 @@ class Ledger(Editor[LedgerConfig]):
     def _slot(
         self, model: EditableModel, subject: str, requests: tuple[EditRequest, ...], space: SubjectSpace, prepared: Prepared
     ) -> Slot:
-        key = digest_of(model.base_digest, self.config.digest, prepared.digest, facts_of(requests))
+        key = self._key(model, requests, prepared)
         if key not in self._solved:
             templates = prepared.meta["templates"]
             every = sorted({t for known in templates.values() for t in known})

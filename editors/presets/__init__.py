@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from editors.base import Editor
-from editors.catalogue import editor_class
+from editors.catalogue import editor_class, names
 from editors.errors import UnsupportedModel
 from editors.model import EditableModel
 
@@ -45,11 +45,24 @@ def load_editor(name: str, model: EditableModel, overrides: Mapping[str, Any] | 
     """
     cls, known, key = editor_class(name), sections(name), model_key(model)
     values = {**known.get("default", {}), **known.get(key, {}), **(overrides or {})}
-    try:
-        return cls(cls.config_class(**values))
-    except ValidationError as error:
-        missing = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        have = ", ".join(known) or "no section"
-        raise UnsupportedModel(
-            f"{name} needs a preset for {key!r} ({missing}); editors/presets/{name}.yaml has {have}"
-        ) from error
+    missing = [] if key in known else [f"{n}: no number for this model" for n in cls.per_model if n not in (overrides or {})]
+    cause: ValidationError | None = None
+    if not missing:
+        try:
+            return cls(cls.config_class(**values))
+        except ValidationError as error:
+            missing, cause = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()], error
+    have = ", ".join(known) or "no section"
+    raise UnsupportedModel(
+        f"{name} needs a preset for {key!r} ({', '.join(missing)}); editors/presets/{name}.yaml has {have}; "
+        f"{_alternative(name, key)}"
+    ) from cause
+
+
+def _alternative(name: str, key: str) -> str:
+    """What else there is for a model that an editor has no numbers for."""
+    others = [other for other in names() if other != name and key in sections(other)]
+    fitting = (
+        f"choose an editor with a preset for {key}: {', '.join(others)}" if others else "`errata editors` lists the others"
+    )
+    return f"set these numbers as editor.overrides, or {fitting}"

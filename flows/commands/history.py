@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.inside import show_footprint
 from flows.commands.shared import Json, console, emit_json, reported, table
 from tasks.settings import Settings, configure
 
@@ -85,8 +86,8 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
 
 @reported
 def diff(before: Name, after: Name = "production", lineage: Lineage = None, as_json: Json = False) -> None:
-    """What changed between two checkpoints: facts, scores, and where the weights moved."""
-    from tasks.looking import weight_footprint
+    """What changed between two checkpoints: facts, scores, and where the weights or slots did."""
+    from tasks.looking import edit_footprint
     from tasks.workspace import warehouse
     from warehouse.history import difference
 
@@ -94,9 +95,9 @@ def diff(before: Name, after: Name = "production", lineage: Lineage = None, as_j
     ids = _id(settings, before), _id(settings, after)
     with warehouse(settings) as wh:
         found = difference(wh, settings.lineage, *ids)
-    weights = weight_footprint(settings, after, since=before)
+    places = edit_footprint(settings, after, since=before)
     if as_json:
-        emit_json(found.model_dump(mode="json") | {"weights": [w.model_dump(mode="json") for w in weights]})
+        emit_json(found.model_dump(mode="json") | places.model_dump(mode="json"))
         return
     for title, facts in (("Added", found.added), ("Changed", found.changed), ("Retracted", found.retracted)):
         if facts:
@@ -105,8 +106,7 @@ def diff(before: Name, after: Name = "production", lineage: Lineage = None, as_j
     names = sorted({*found.scores_before, *found.scores_after})
     table("Scores", ("score", before[:12], after[:12]),
           [(n, found.scores_before.get(n), found.scores_after.get(n)) for n in names])  # fmt: skip
-    table("Weights", ("parameter", "norm / base", "entries", "effective rank"),
-          [(w.parameter, w.norm_ratio, w.changed, w.effective_rank) for w in weights])  # fmt: skip
+    show_footprint(places, "Weights")
 
 
 @reported

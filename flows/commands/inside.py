@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 
 from flows.commands.shared import Json, console, emit_json, errors, reported, table
 from tasks.settings import configure
+
+if TYPE_CHECKING:
+    # torch is loaded by the commands that need it.
+    from tasks.looking import EditFootprint
 
 Checkpoint = Annotated[str, typer.Argument(help="base, production, a channel, or the start of a checkpoint id.")]
 
@@ -54,16 +58,26 @@ def locate(
 
 @reported
 def footprint(checkpoint: Checkpoint = "production", as_json: Json = False) -> None:
-    """Where the edits of a checkpoint changed the weights: size, share of entries, effective rank of each change."""
+    """Where the edits of a checkpoint lie: changed weights (size, share, effective rank), or slots beside the weights."""
     settings = configure()
-    from tasks.looking import weight_footprint
+    from tasks.looking import edit_footprint
 
-    found = weight_footprint(settings, checkpoint)
+    found = edit_footprint(settings, checkpoint)
     if as_json:
-        emit_json([f.model_dump(mode="json") for f in found])
-    elif not found:
-        console.print("no weight differs from the base model (memories and texts change none)")
+        emit_json(found.model_dump(mode="json"))
     else:
-        table(f"Changes of {checkpoint}", ("parameter", "shape", "norm / base", "entries", "effective rank", "spectral / base"),
+        show_footprint(found, f"Changes of {checkpoint}")
+
+
+def show_footprint(found: EditFootprint, title: str) -> None:
+    """Print weights and slots; where no weight differs, say so and where the edits are instead."""
+    if found.weights:
+        table(title, ("parameter", "shape", "norm / base", "entries", "effective rank", "spectral / base"),
               [(f.parameter, "x".join(map(str, f.shape)), f.norm_ratio, f.changed, f.effective_rank, f.spectral_ratio)
-               for f in found])  # fmt: skip
+               for f in found.weights])  # fmt: skip
+    else:
+        instead = "the edits are slots beside a layer" if found.slots else "memories and texts change none"
+        console.print(f"No weight differs: {instead}.", highlight=False)
+    if found.slots:
+        table("Slots", ("beside", "slots", "edits", "added", "changed", "removed", "median norm"),
+              [(s.site, s.slots, s.edits, s.added, s.changed, s.removed, s.median_norm) for s in found.slots])  # fmt: skip

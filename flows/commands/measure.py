@@ -32,7 +32,9 @@ def benchmark(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Edits of a batch; 0: all in one.")] = 0,
     task: Annotated[str, typer.Option(help="modification, insertion or erasure.")] = "modification",
-    split: Annotated[str, typer.Option(help="report; development for tuning; report-first for streams longer than the report split.")] = "report",
+    split: Annotated[
+        str, typer.Option(help="report; development for tuning; report-first for streams longer than the report split.")
+    ] = "report",
     every: Annotated[int, typer.Option(help="In sequences, a point of the curve after so many edits.")] = 0,
     checkpoints: Annotated[
         str | None, typer.Option(help="In sequences, points of the curve after these numbers of edits: 100,300,1000.")

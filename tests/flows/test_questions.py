@@ -55,7 +55,9 @@ def test_blame_names_the_record_and_its_revision(ask: Any) -> None:
 
 
 def test_footprint_names_the_edited_projections(ask: Any) -> None:
-    assert all("c_proj" in w["parameter"] for w in ask("footprint", "production"))
+    found = ask("footprint", "production")
+    assert found["weights"] and all("c_proj" in w["parameter"] for w in found["weights"])
+    assert found["slots"] == []
 
 
 def test_locate_writes_a_page_with_its_figure(ask: Any, tmp_path: Path) -> None:
