@@ -33,7 +33,7 @@ check: setup
 ## 500 random damages over store, checkpoints, export and a pulled folder of two homes; the audit must find each.
 TAMPERS ?= 500
 tamper: setup
-	$(BIN)/python -m tests.flows.tamper --count $(TAMPERS)
+	PREFECT_LOGGING_LEVEL=CRITICAL $(BIN)/python -m tests.flows.tamper --count $(TAMPERS)
 
 quality: setup
 	$(BIN)/python -m pytest -q -m quality

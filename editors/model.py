@@ -22,6 +22,7 @@ from editors.runner import PlainRunner
 from editors.scoring import score_call, stop_tokens
 from editors.tokens import continuation_of, pad_id_of
 from warehouse.digests import canonical_json, digest_of, digest_of_parts
+from warehouse.limits import PICKLES
 from warehouse.questions import Answer, Question
 
 if TYPE_CHECKING:
@@ -87,11 +88,21 @@ class EditableModel:
         dtype: torch.dtype = torch.float32,
         trust_remote_code: bool = False,
     ) -> EditableModel:
-        """Load a model and tokenizer from a local path or a hub id at a pinned revision.
+        """Load a model and tokenizer from a local path or a hub id at a pinned revision; weights from safetensors only.
+
+        Args:
+            trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
 
         Raises:
-            UnsupportedModel: nothing loadable at that name, or an architecture without anatomy.
+            UnsupportedModel: nothing loadable at that name, weights only as a pickle, or an architecture without anatomy.
         """
+        files = sorted(p.name for p in Path(name).iterdir()) if Path(name).is_dir() else []
+        pickles = [n for n in files if Path(n).suffix in PICKLES]
+        if pickles and not any(n.endswith(".safetensors") for n in files):
+            raise UnsupportedModel(
+                f"{name} has its weights in {pickles[0]}, a pickle, which can run code when it is loaded; have them saved as "
+                "safetensors (`save_pretrained`) where they come from"
+            )
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if revision is not None and not Path(name).exists():
             options["revision"] = revision

@@ -232,7 +232,7 @@ def candidate_model(settings: Settings, done: EditedNight) -> EditableModel:
     model = base_model(settings)
     store = store_of(settings)
     for digest in done.patch_digests:
-        model.push(load_patch(fetch_patch(settings, store, digest)))
+        model.push(load_patch(fetch_patch(settings, store, digest), digest, settings.limits))
     return model
 
 

@@ -72,7 +72,8 @@ def fetch_patch(settings: Settings, store: ObjectStore, digest: str) -> Path:
             fresh = folder / f"{name}.{os.getpid()}.new"
             fresh.unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
-            store.read_to(patch_key(digest, name), fresh)
+            allowed = settings.limits.json_bytes if name.endswith(".json") else settings.limits.total_bytes
+            store.read_to(patch_key(digest, name), fresh, allowed)
             fresh.replace(folder / name)
     return folder
 
@@ -93,5 +94,5 @@ def at_checkpoint(settings: Settings, store: ObjectStore, checkpoint: Checkpoint
             f"({checkpoint.base_model}), but {settings.model.name} has {model.base_digest[:12]}; use another lineage"
         )
     for digest in checkpoint.patch_digests:
-        model.push(load_patch(fetch_patch(settings, store, digest)))
+        model.push(load_patch(fetch_patch(settings, store, digest), digest, settings.limits))
     return model

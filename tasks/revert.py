@@ -146,7 +146,7 @@ def _rebuild(stack: _Stack, head: Checkpoint, active: list[tuple[Edit, EditReque
         held[edit.patch_digest].append((edit, request))
     store, changed = store_of(stack.settings), False
     for digest in head.patch_digests:
-        patch = load_patch(fetch_patch(stack.settings, store, digest))
+        patch = load_patch(fetch_patch(stack.settings, store, digest), digest, stack.settings.limits)
         stay = [(e, r) for e, r in held[digest] if e.edit_id not in going]
         if len(stay) == len(held[digest]):
             try:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from warehouse.limits import Limits
 from warehouse.reference import HERE as REFERENCE
 
 CONFIG_FILE = "errata.toml"
@@ -109,6 +110,8 @@ class Settings(BaseSettings):
     wikidata: WikidataSettings = WikidataSettings()
     probes: ProbeSettings = ProbeSettings()
     signing: SigningSettings = SigningSettings()
+    #: Of patches and pulled folders; see `warehouse/limits.py`.
+    limits: Limits = Limits()
     #: Who is written into the audit trail; default: the login name.
     actor: str = ""
     threads: int = 0

@@ -73,7 +73,7 @@ class DirectoryStore(ObjectStore):
         return self._path(key).is_file()
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """Sorted keys; IntegrityError at a symbolic link that leaves the root."""
+        """Sorted keys; IntegrityError at a symbolic link."""
         validate_prefix(prefix)
         start = self.root / prefix.rpartition("/")[0]
         found = []
@@ -116,13 +116,15 @@ class DirectoryStore(ObjectStore):
         return self._inside(self.root / validate_key(key), key)
 
     def _inside(self, path: Path, key: str) -> Path:
-        """The path, if no symbolic link on the way leads out of the root."""
+        """The path, if nothing on the way is a symbolic link: one object has one name, and lies below the root."""
         try:
             target = path.resolve()
         except (OSError, RuntimeError) as error:
             raise IntegrityError(f"{key} in {self.url} cannot be followed: {error}") from error
         if not target.is_relative_to(self.root):
             raise IntegrityError(f"{key} in {self.url} is a symbolic link that leaves the store, to {target}; remove it")
+        if target != path:
+            raise IntegrityError(f"{key} in {self.url} is a symbolic link to {target}; put the object itself there")
         return path
 
     def _own_folder(self, name: str) -> Path:

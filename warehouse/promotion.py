@@ -30,12 +30,12 @@ from warehouse.artifacts import (
 )
 from warehouse.digests import canonical_json, sha256_bytes
 from warehouse.errors import IntegrityError, NotFound
+from warehouse.limits import refuse_names
 from warehouse.records import ChannelPointer, Manifest, Record
 
 # A promoted manifest may name objects here; anything else, channels above all, is written by nobody but this module.
 _NAMEABLE = ("patches/", "checkpoints/")
 MAX_RECORD_BYTES = 256 << 20
-MAX_CHECKPOINT_BYTES = 64 << 30
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -344,6 +344,8 @@ def check_names(manifest: Manifest) -> None:
                 f"the manifest of {manifest.checkpoint.checkpoint_id} names {key!r}; "
                 f"it may name files under patches/ and {own} only"
             )
+    # Code is a matter of who asks: a base model that needs some has it in its folder.
+    refuse_names(manifest.files, allow_code=True)
 
 
 def _local_files(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Path]:

@@ -11,19 +11,21 @@ from pathlib import Path
 from warehouse.artifacts import ObjectStore, checkpoint_key
 from warehouse.digests import sha256_file
 from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
-from warehouse.promotion import MAX_CHECKPOINT_BYTES, check_names, manifest_at, pointer_of, read_manifest
+from warehouse.limits import DEFAULT, Limits, check_folder, refuse_names
+from warehouse.promotion import check_names, manifest_at, pointer_of, read_manifest
 from warehouse.records import Manifest
 
 
 def pull(
-    store: ObjectStore, channel_or_checkpoint: str, out: Path, *, max_bytes: int = MAX_CHECKPOINT_BYTES,
+    store: ObjectStore, channel_or_checkpoint: str, out: Path, *, limits: Limits = DEFAULT, allow_code: bool = False,
     check: Callable[[Path, Manifest], None] = lambda _folder, _manifest: None,
 ) -> Manifest:  # fmt: skip
     """Download a checkpoint's Hugging Face directory, verified, to `out`, which appears at once or not at all.
 
     Args:
         channel_or_checkpoint: a channel's name; where there is no such channel, a checkpoint id.
-        max_bytes: all files together may not be larger.
+        limits: how many files of which sizes may come.
+        allow_code: also hand out files that a loader may run, for a base model that needs its own code.
         check: a further check of the whole folder (its signature) before it appears; what it raises stops the pull.
 
     Returns:
@@ -31,13 +33,14 @@ def pull(
 
     Raises:
         NotFound: neither a channel nor a promoted checkpoint has this name.
-        IntegrityError: a digest differs, or the manifest names a path outside its own folder.
+        IntegrityError: a digest differs, the manifest names a path outside its own folder, a pickle or code, or see
+            `warehouse.limits.check_folder`.
         Conflict: `out` holds something else.
-        WarehouseError: the files are larger than `max_bytes`.
+        WarehouseError: the files are larger than `limits.total_bytes`.
     """
     there = pointer_of(store, channel_or_checkpoint)
     manifest = manifest_at(store, there[0]) if there else read_manifest(store, channel_or_checkpoint)
-    digests = _directory_digests(manifest, store)
+    digests = _directory_digests(manifest, store, limits, allow_code)
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         if not out.is_symlink() and out.is_dir() and _content_of(out) == digests:
             check(out, manifest)
@@ -49,7 +52,8 @@ def pull(
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.part"
     temporary.mkdir()
     try:
-        _download(store, manifest, digests, temporary, max_bytes)
+        _download(store, manifest, digests, temporary, limits.total_bytes)
+        check_folder(temporary, limits, allow_code=allow_code)
         check(temporary, manifest)
         temporary.rename(out)
     except OSError as error:
@@ -59,10 +63,13 @@ def pull(
     return manifest
 
 
-def _directory_digests(manifest: Manifest, store: ObjectStore) -> dict[str, str]:
+def _directory_digests(manifest: Manifest, store: ObjectStore, limits: Limits, allow_code: bool) -> dict[str, str]:
     """Path inside the directory -> sha256, for the manifest's own files; IntegrityError for a key that may not be."""
     try:
         check_names(manifest)
+        refuse_names(manifest.files, allow_code=allow_code)
+        if len(manifest.files) > limits.files:
+            raise ValueError(f"it names {len(manifest.files)} files, {limits.files} are allowed (limits.files)")
     except ValueError as error:
         raise IntegrityError(f"the manifest in {store.url} is not to be trusted: {error}") from error
     own = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")

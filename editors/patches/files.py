@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from editors.base import Patch
 from editors.errors import PatchError
 from warehouse.digests import canonical_json
+from warehouse.errors import IntegrityError
+from warehouse.limits import DEFAULT, Limits, check_folder
 
 TENSORS, HEADER = "patch.safetensors", "patch.json"
 
@@ -56,23 +58,35 @@ def save_patch(patch: Patch, folder: Path) -> None:
     (folder / (HEADER + ".new")).replace(folder / HEADER)
 
 
-def load_patch(folder: Path) -> Patch:
-    """Read a patch and check it against its own digest.
+def load_patch(folder: Path, expected: str | None = None, limits: Limits = DEFAULT) -> Patch:
+    """Read a patch and check it against its own digest. Nothing in the folder is ever run, whatever it holds.
+
+    Args:
+        expected: the digest that was asked for; a whole patch of another digest is refused.
+        limits: sizes above which nothing is read.
 
     Raises:
-        PatchError: a file is missing or damaged, the kind is unknown, or the content has another digest.
+        PatchError: a file is missing, damaged, too large, a link or a pickle, the kind is unknown, or the content has
+            another digest.
     """
     try:
-        header: dict[str, Any] = json.loads((folder / HEADER).read_bytes())
+        check_folder(folder, limits)
+        header: Any = json.loads((folder / HEADER).read_bytes())
         tensors = load_file(folder / TENSORS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+    except IntegrityError as error:
+        raise PatchError(f"patch {folder} is refused: {error}") from error
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise PatchError(f"patch {folder} cannot be read: {error}; fetch it again") from error
     try:
-        patch = patch_class(str(header.get("kind")), header.get("meta", {}).get("form", "")).from_parts(tensors, header["meta"])
+        patch = patch_class(str(header["kind"]), header["meta"].get("form", "")).from_parts(tensors, header["meta"])
+        said = str(header["digest"])
     except PatchError as error:
         raise PatchError(f"patch {folder}: {error}") from error
-    except (KeyError, ValueError, TypeError) as error:
+    # A header that holds something else than a patch's fails in whatever way its class first trips over it.
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise PatchError(f"patch {folder} lacks a part: {error!r}; fetch it again") from error
-    if patch.digest != header.get("digest"):
-        raise PatchError(f"patch {folder} has digest {patch.digest[:12]}, its header says {str(header.get('digest'))[:12]}")
+    if patch.digest != said:
+        raise PatchError(f"patch {folder} has digest {patch.digest[:12]}, its header says {said[:12]}")
+    if expected is not None and said != expected:
+        raise PatchError(f"patch {folder} is patch {said[:12]}, not {expected[:12]}; fetch it again")
     return patch

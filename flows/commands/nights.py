@@ -97,8 +97,9 @@ def pull(
     settings = configure(lineage=lineage)
     store = store_of(settings)
     manifest = pull(
-        store, channel or settings.channel_name, out, check=lambda folder, m: check_signature(settings, store, m, folder)
-    )
+        store, channel or settings.channel_name, out, limits=settings.limits, allow_code=settings.model.trust_remote_code,
+        check=lambda folder, m: check_signature(settings, store, m, folder),
+    )  # fmt: skip
     found = {"out": str(out), "checkpoint": manifest.checkpoint.checkpoint_id, "night": manifest.night}
     emit_json(found) if as_json else console.print(
         f"{out}: checkpoint {manifest.checkpoint.checkpoint_id[:12]} of {manifest.night}", highlight=False

@@ -11,7 +11,6 @@ places, or a file is deleted or added; the audit must find it.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import sys
@@ -232,9 +231,6 @@ def _targets(home: Path | None) -> Iterator[list[Target]]:
             shutil.copytree(home, folder / "home")
             yield [target_of("home", configure({"home": str(folder / "home")}), folder)]
             return
-        # Before Prefect is imported: its server's notes on busy tables would drown ours.
-        os.environ |= {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"}
-        os.environ["PREFECT_HOME"] = str(folder / "prefect")
         from prefect.testing.utilities import prefect_test_harness
 
         with prefect_test_harness(server_startup_timeout=120):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from warehouse.artifacts_directory import DirectoryStore
 from warehouse.artifacts_s3 import S3Store
 from warehouse.digests import canonical_json, sha256_bytes
 from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
+from warehouse.limits import Limits
 from warehouse.promotion import (
     checkpoint_files,
     file_digests,
@@ -31,6 +33,12 @@ from warehouse.pulling import pull
 from warehouse.records import Checkpoint, EvaluationReport, GateDecision, GateOutcome, Manifest, Score
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+
+def safetensors_text(note: str) -> str:
+    """A safetensors file without a tensor; its header's length is small enough to be text."""
+    header = json.dumps({"__metadata__": {"note": note}})
+    return chr(len(header)) + "\0" * 7 + header
 
 
 def make_manifest(
@@ -85,13 +93,13 @@ def make(tmp_path: Path) -> Callable[..., tuple[Manifest, dict[str, Path]]]:
         model, patch = tmp_path / "work" / checkpoint_id / "hf", tmp_path / "work" / checkpoint_id / "patch"
         for path, text in (
             (model / "config.json", "{}"),
-            (model / "model.safetensors", f"weights of {checkpoint_id}"),
+            (model / "model.safetensors", safetensors_text(f"weights of {checkpoint_id}")),
             (model / "tokenizer" / "vocab.json", "{}"),
             (patch / "patch.safetensors", f"update of {checkpoint_id}"),
             (patch / "patch.json", "{}"),
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         files = {**checkpoint_files(checkpoint_id, model), **patch_files(f"p-{checkpoint_id}", patch)}
         return make_manifest(checkpoint_id, file_digests(files), parent, verdict), files
 
@@ -461,9 +469,9 @@ def test_a_manifest_that_names_a_path_elsewhere_is_not_followed(
 def test_a_checkpoint_larger_than_the_limit_is_not_pulled(store: DirectoryStore, published: Manifest, tmp_path: Path) -> None:
     size = sum((store.root / key).stat().st_size for key in published.files if key.startswith("checkpoints/"))
     with pytest.raises(WarehouseError, match="larger than the limit"):
-        pull(store, "production", tmp_path / "pulled" / "out", max_bytes=size - 1)
+        pull(store, "production", tmp_path / "pulled" / "out", limits=Limits(total_bytes=size - 1))
     assert list((tmp_path / "pulled").iterdir()) == []
-    pull(store, "production", tmp_path / "pulled" / "out", max_bytes=size)
+    pull(store, "production", tmp_path / "pulled" / "out", limits=Limits(total_bytes=size))
 
 
 def test_an_unknown_name_is_not_found(store: DirectoryStore, tmp_path: Path) -> None:
