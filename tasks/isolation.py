@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from prefect import task
@@ -38,19 +38,34 @@ log = logging.getLogger(__name__)
 NUM_DRAWDOWN, NUM_RETAIN, NUM_SHOWN = 200, 200, 20
 #: Probes that have a meaning only while their own edit is made.
 OWN_KINDS = frozenset({"success", "rephrase", "obsolete", "alias", "one_hop", "logical"})
+#: How the ledger's reason begins of an edit that was found to be a culprit, and of one that was not explored.
+HELD_BACK = ("culprit:", "held back:")
+#: Of those, what the edit itself was to teach.
+LEARNT_KINDS = frozenset({"success", "rephrase"})
 
 
 class Culprit(Record):
-    """An edit that was taken out, with what it broke: probes that are right without it and wrong with it."""
+    """An edit that was taken out, with the evidence, all of it seen beside the edits that were kept.
+
+    Attributes:
+        broken: how many probes are right without it and wrong with it; `probes`: some of them.
+        missed: its own prompts and rephrases that are answered wrongly although it was made.
+    """
 
     request_id: str
     broken: int
     probes: tuple[tuple[str, str], ...]
+    missed: tuple[tuple[str, str], ...] = ()
 
     @property
     def sentence(self) -> str:
-        shown = "; ".join(f"{kind}: {prompt}" for kind, prompt in self.probes[:3])
-        return f"culprit: beside the edits that were kept it breaks {self.broken} probes" + (f" ({shown})" if shown else "")
+        parts = [f"it breaks {self.broken} probes{_shown(self.probes)}"] if self.broken else []
+        parts += [f"{len(self.missed)} of its own prompts are not learnt{_shown(self.missed)}"] if self.missed else []
+        return f"{HELD_BACK[0]} beside the edits that were kept " + (" and ".join(parts) or "the gate fails with it")
+
+
+def _shown(probes: Sequence[tuple[str, str]]) -> str:
+    return f" ({'; '.join(f'{kind}: {prompt}' for kind, prompt in probes[:3])})" if probes else ""
 
 
 class Isolated(Record):
@@ -164,7 +179,12 @@ class _Trial:
         without, beside = self._right[kept], self._right[kept | {name}]
         broken = [p for p in (*self._probes, *self._retain) if without.get(p.probe_id) and beside.get(p.probe_id) is False]
         shown = tuple((str(p.kind), p.prompt) for p in broken[:NUM_SHOWN])
-        return Culprit(request_id=name, broken=len(broken), probes=shown)
+        missed = sorted(
+            ((str(p.kind), p.prompt) for p in self._probes
+             if p.request_id == name and p.kind in LEARNT_KINDS and beside.get(p.probe_id) is False),
+            key=lambda one: (one[0] != "success", one),
+        )  # fmt: skip
+        return Culprit(request_id=name, broken=len(broken), probes=shown, missed=tuple(missed))
 
     def rest(self, isolation: Isolation) -> EditedNight:
         """The night of what is kept, its patches saved and its edits in the ledger."""
@@ -198,7 +218,7 @@ def quarantine_culprits(settings: Settings, done: EditedNight, found: Isolated) 
     """
     rejected = digest_of(done.base_digest, list(done.patch_digests))
     why = {c.request_id: c.sentence for c in found.culprits}
-    why |= {name: "held back: the budget of evaluations ended before it" for name in found.isolation.unexplored}
+    why |= {name: f"{HELD_BACK[1]} the budget of evaluations ended before it" for name in found.isolation.unexplored}
     with warehouse(settings) as wh, wh.transaction():
         lines = [line for line in edits_of(wh, settings.lineage, done.night) if line.checkpoint_id == rejected]
         for line in lines:

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Patch, Prepared, Workbench
 from editors.mechanics.answers import check_request
 from editors.mechanics.second_moment import at_base
+from editors.mechanics.side_by_side import side_by_side
 from editors.mechanics.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
 from editors.mechanics.subject_values import SubjectValueConfig, facts_of, group_by_subject, solve_subject, without
 from editors.model import EditableModel
@@ -115,10 +116,14 @@ class Ledger(Editor[LedgerConfig]):
 
     def _patch(self, model: EditableModel, groups: Mapping[str, tuple[EditRequest, ...]], prepared: Prepared) -> SlotPatch:
         space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
-        changes: dict[str, Slot | None] = {}
+        wanted = sorted((subject, requests) for subject, requests in groups.items() if requests)
+        new = [group for group in wanted if self._key(model, group[1], prepared) not in self._solved]
         with self._bare(model):
-            for subject, requests in sorted(groups.items()):
-                changes[subject] = self._slot(model, subject, requests, space, prepared) if requests else None
+            made = side_by_side(model, new, lambda on, group: self._slot(on, *group, space, prepared))
+        self._solved |= {self._key(model, slot.requests, prepared): slot for slot in made}
+        # The same facts may come again under other names.
+        changes: dict[str, Slot | None] = dict.fromkeys(groups)
+        changes |= {s: replace(self._solved[self._key(model, r, prepared)], requests=r) for s, r in wanted}
         return SlotPatch(self._site(model), space.mean, self.config.gap_share, self.config.ramp_share, changes)
 
     @contextmanager
@@ -140,18 +145,14 @@ class Ledger(Editor[LedgerConfig]):
     def _slot(
         self, model: EditableModel, subject: str, requests: tuple[EditRequest, ...], space: SubjectSpace, prepared: Prepared
     ) -> Slot:
-        key = self._key(model, requests, prepared)
-        if key not in self._solved:
-            templates = prepared.meta["templates"]
-            every = sorted({t for known in templates.values() for t in known})
-            barred = [p for r in requests for p in r.rephrases]
-            prompts = [r.prompt for r in requests]
-            prompts = list(dict.fromkeys([subject, *prompts, *wordings_for(subject, every, self.config.key_wordings, barred)]))
-            states = subject_states(model, prompts, [subject] * len(prompts), self._site(model))
-            vector = space.filter(states, self.config.filter_slack)
-            own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))
-            foreign = float(space.scores(vector, space.bank).max())
-            value, _ = solve_subject(model, requests, templates, self.config.layer, model.anatomy.mlp_out, self.config)
-            self._solved[key] = Slot(subject, requests, states, vector, own, foreign, value)
-        # The same facts may come again under other names.
-        return replace(self._solved[key], requests=requests)
+        templates = prepared.meta["templates"]
+        every = sorted({t for known in templates.values() for t in known})
+        barred = [p for r in requests for p in r.rephrases]
+        prompts = [r.prompt for r in requests]
+        prompts = list(dict.fromkeys([subject, *prompts, *wordings_for(subject, every, self.config.key_wordings, barred)]))
+        states = subject_states(model, prompts, [subject] * len(prompts), self._site(model))
+        vector = space.filter(states, self.config.filter_slack)
+        own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))
+        foreign = float(space.scores(vector, space.bank).max())
+        value, _ = solve_subject(model, requests, templates, self.config.layer, model.anatomy.mlp_out, self.config)
+        return Slot(subject, requests, states, vector, own, foreign, value)

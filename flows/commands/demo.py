@@ -15,7 +15,7 @@ from flows.commands.nights import STATUS_COLUMNS, status_row
 from flows.commands.shared import Json, console, emit_json, errors, reported, table
 from tasks.settings import configure
 
-NAIVE_EDITOR, NAIVE_NIGHTS = "ft", 2
+NAIVE_EDITOR, NAIVE_NIGHTS = "ft", 1
 
 
 @reported
@@ -45,10 +45,14 @@ def demo(
     example = _example(settings)
     report = report_folder(settings, names[-1]) / "evidently.html"
     seconds = round(time.monotonic() - start, 1)
+    taken_out = [one for line in lines for one in _taken_out(line)]
     if as_json:
-        emit_json({"nights": lines, "report": str(report), "example": example, "seconds": seconds})
+        emit_json({"nights": lines, "taken_out": taken_out, "report": str(report), "example": example, "seconds": seconds})
         return
     table("The demo's nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+    if taken_out:
+        table("Taken out, so that the rest of the night could be promoted", ("night", "edit", "why"),
+              [(one["night"], one["edit"], one["why"].partition(" (")[0]) for one in taken_out])  # fmt: skip
     for line in lines:
         if line["verdict"] != "promote":
             console.print(f"{line['night']} on {line['lineage']} was not promoted: {_why(line)}", highlight=False)
@@ -56,6 +60,22 @@ def demo(
         console.print(f"Asked [italic]{example['prompt']}[/italic]", highlight=False)
         console.print(f"  before: {example['before']}\n  now:    {example['after']}", markup=False, highlight=False)
     console.print(f"Report: {report}\nSummary: {report.with_name('summary.md')}\n{seconds:.0f} seconds", highlight=False)
+
+
+def _taken_out(line: dict[str, Any]) -> list[dict[str, str]]:
+    """The edits that culprit isolation held back from a night that was then promoted, each with its evidence."""
+    from tasks.isolation import HELD_BACK
+    from tasks.workspace import warehouse
+    from warehouse.intake import requests_by_id
+    from warehouse.ledger import edits_of
+
+    if line["verdict"] != "promote":
+        return []
+    with warehouse(configure()) as wh:
+        held = [e for e in edits_of(wh, line["lineage"], line["night"]) if e.reason.startswith(HELD_BACK)]
+        requests = requests_by_id(wh, [e.edit.request_id for e in held])
+    found = zip(held, requests, strict=True)
+    return [{"night": line["night"], "edit": f"{r.prompt} {r.target_new}", "why": e.reason} for e, r in found]
 
 
 def _why(line: dict[str, Any]) -> str:

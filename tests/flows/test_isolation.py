@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from editors.base import Prepared
+from editors.direct.ledger import Ledger
+from editors.mechanics.subject_values import solve_subject
 from editors.model import EditableModel
+from editors.patches.slots import Slot
 from editors.patches.weight import Dense, WeightPatch
 from editors.regularization.ft import FineTuning
 from tasks.audit import audit
+from tasks.isolation import Culprit
 from tasks.settings import configure
 from tests.flows.conftest import Home
 from tests.flows.nights import TEACHER, UPDATES, config_of
-from warehouse.records import EditBatch
+from warehouse.records import EditBatch, EditRequest
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
 CULPRIT = UPDATES[1][0][1]
@@ -41,13 +48,15 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FineTuning, "edit", edit)
 
 
-def home_with(world: dict[str, Any], folder: Path, evaluations: int) -> Home:
+def home_with(
+    world: dict[str, Any], folder: Path, evaluations: int, editor: dict[str, Any] = TEACHER, rule: str = RULE
+) -> Home:
     policy = folder / "policy.yaml"
     policy.write_text(
-        f"name: isolating\nversion: 1\nallow_unsigned: true\nisolate_evaluations: {evaluations}\nrules:\n  - {RULE}\n",
+        f"name: isolating\nversion: 1\nallow_unsigned: true\nisolate_evaluations: {evaluations}\nrules:\n  - {rule}\n",
         encoding="utf-8",
     )
-    return Home(config_of(world, folder / "home", policy=str(policy), editor=TEACHER))
+    return Home(config_of(world, folder / "home", policy=str(policy), editor=editor))
 
 
 def ledger(home: Home) -> dict[tuple[str, str], str]:
@@ -87,3 +96,43 @@ def test_a_policy_that_asks_for_no_isolation_leaves_the_night_rejected(world: di
     home = home_with(world, tmp_path, 0)
     assert home.run().verdict == "reject"
     assert home.rows("SELECT * FROM audit WHERE kind = 'culprits'") == []
+
+
+def test_a_slot_that_opens_in_plain_text_is_taken_out_and_no_slot_is_solved_twice(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved: list[str] = []
+    plain = Ledger._slot
+
+    def slot(self: Ledger, model: EditableModel, subject: str, requests: tuple[EditRequest, ...], *rest: Any) -> Slot:
+        found = plain(self, model, subject, requests, *rest)
+        if subject != CULPRIT:
+            return found
+        noise = torch.randn(2, len(found.value), generator=torch.Generator().manual_seed(0))
+        return replace(found, filter=noise[0], own=1e-3, foreign=0.0, value=100 * noise[1])
+
+    def solve(model: EditableModel, requests: Sequence[EditRequest], *rest: Any) -> tuple[torch.Tensor, bool]:
+        solved.append(requests[0].subject)
+        return solve_subject(model, requests, *rest)
+
+    monkeypatch.setattr(Ledger, "_slot", slot)
+    monkeypatch.setattr("editors.direct.ledger.solve_subject", solve)
+    rule = "{metric: perplexity_ratio, op: '<=', threshold: 1.02, on_fail: reject, judge: point, min_n: 1}"
+    home = home_with(world, tmp_path, 20, {"name": "ledger"}, rule)
+    line = home.run()
+    assert (line.verdict, line.edited) == ("promote", 2)
+    assert sorted(solved) == sorted(u[0][1] for u in UPDATES)
+    held = ledger(home)
+    assert {subject for subject, status in held if status == "active"} == {u[0][1] for u in UPDATES} - {CULPRIT}
+    (prompt,) = [r["prompt"] for r in home.rows(f"SELECT prompt FROM edit_requests WHERE subject = '{CULPRIT}'")]
+    # A random model learns nothing at one token, and the evidence says that too.
+    assert f"of its own prompts are not learnt (success: {prompt}" in held[CULPRIT, "rejected"]
+    assert home.findings() == []
+    assert audit(configure(home.config)).breaks == ()
+
+
+def test_the_sentence_on_a_culprit_names_what_was_seen_and_nothing_else() -> None:
+    nothing = Culprit(request_id="r1", broken=0, probes=())
+    assert nothing.sentence == "culprit: beside the edits that were kept the gate fails with it"
+    both = Culprit(request_id="r1", broken=2, probes=(("drawdown", "a"),), missed=(("success", "b"),))
+    assert both.sentence.endswith("it breaks 2 probes (drawdown: a) and 1 of its own prompts are not learnt (success: b)")
