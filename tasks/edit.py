@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -22,6 +22,7 @@ from tasks.prepare import editor_of, preparation_of
 from tasks.settings import Settings
 from tasks.workspace import WarehouseCache, night_folder, store_of, warehouse
 from warehouse.digests import canonical_json, digest_of
+from warehouse.held import join_held
 from warehouse.intake import requests_of
 from warehouse.ledger import PatchRow, record_batches, record_edits, save_patches
 from warehouse.probes import make_probe
@@ -51,6 +52,8 @@ class EditedNight(Record):
     remade: tuple[str, ...] = ()
     measured: tuple[str, ...] = ()
     reason: str = ""
+    #: Requests of edits that an earlier night held back and a person released.
+    joined: tuple[str, ...] = ()
 
     @property
     def patch_digests(self) -> tuple[str, ...]:
@@ -131,21 +134,26 @@ def edit(settings: Settings, night: str) -> EditedNight:
     model = at_checkpoint(settings, store, head)
     with warehouse(settings) as wh:
         requests, additional = requests_of(wh, night), additional_values(wh, night)
-    chosen, skipped = choose_requests(model, requests, additional)
-    made = make_edits(settings, editor, prepared, model, chosen)
+        released, stale = join_held(wh, settings.lineage, night)
+    joined = tuple(r.request_id for r in released)
+    requests += [r for r in (*released, *stale) if r not in requests]
+    chosen, skipped = choose_requests(model, [r for r in requests if r not in stale], additional)
+    skipped += [(r.request_id, "released, but a newer request stands") for r in stale]
+    made = make_edits(settings, editor, prepared, model, chosen, night, joined)
     done = EditedNight(
         night=night, editor=editor.card.name, config_digest=editor.config.digest,
         parent=head.checkpoint_id if head else None, base_digest=model.base_digest,
         parent_patches=head.patch_digests if head else (), new_patches=tuple(r.patch_digest for r in made.rows),
         edited=tuple(r.request_id for r in chosen), skipped=tuple(skipped), right_after=made.right_after,
-        edit_seconds=round(made.seconds, 3), patch_bytes=sum(r.bytes for r in made.rows),
+        edit_seconds=round(made.seconds, 3), patch_bytes=sum(r.bytes for r in made.rows), joined=joined,
     )  # fmt: skip
     skipped_batch = EditBatch(batch_id=f"skipped-{night}", requests=tuple(r for r in requests if r not in chosen))
     with warehouse(settings) as wh, wh.transaction():
         record_made(settings, wh, night, made, [skipped_batch])
         why = dict(skipped)
         for request in skipped_batch.requests:
-            row = _ledger_row(request, skipped_batch, editor.card.name, editor.config.digest, "")
+            again = night if request in released or request in stale else ""
+            row = _ledger_row(request, skipped_batch, editor.card.name, editor.config.digest, "", again)
             record_edits(wh, settings.lineage, night, [row], status="skipped", reason=why[request.request_id])
     keep_edited(settings, done)
     return done
@@ -170,9 +178,14 @@ def batch_size(settings: Settings, editor: Editor, requests: int) -> int:
 
 
 def make_edits(
-    settings: Settings, editor: Editor, prepared: Prepared, model: EditableModel, chosen: list[EditRequest]
+    settings: Settings, editor: Editor, prepared: Prepared, model: EditableModel, chosen: list[EditRequest],
+    night: str, joined: Collection[str] = (),
 ) -> Made:  # fmt: skip
-    """Edit the model as it stands in a night's batches, and save the patches; the model keeps them."""
+    """Edit the model as it stands in a night's batches, and save the patches; the model keeps them.
+
+    Args:
+        joined: requests among `chosen` that an earlier night had edited too: their ledger rows name this night.
+    """
     size = batch_size(settings, editor, len(chosen))
     mode = "sequential" if size == 1 else "sequential-batch"
     batches: list[EditBatch] = []
@@ -185,8 +198,11 @@ def make_edits(
         batches.append(step.batch)
         rows.append(PatchRow(patch_digest=step.patch.digest, kind=step.patch.kind, editor=editor.card.name,
                              bytes=step.patch.num_bytes))  # fmt: skip
-        edits += [_ledger_row(r, step.batch, editor.card.name, editor.config.digest, step.patch.digest)
-                  for r in step.batch.requests]  # fmt: skip
+        edits += [
+            _ledger_row(r, step.batch, editor.card.name, editor.config.digest, step.patch.digest,
+                        night if r.request_id in joined else "")
+            for r in step.batch.requests
+        ]  # fmt: skip
         if size < len(chosen):
             right_after |= predict(model, edit_probes(step.batch.requests), WarehouseCache(settings))
         seconds += step.seconds
@@ -219,9 +235,13 @@ def keep_edited(settings: Settings, done: EditedNight) -> None:
     fresh.replace(record)
 
 
-def _ledger_row(request: EditRequest, batch: EditBatch, editor: str, config_digest: str, patch_digest: str) -> Edit:
+def _ledger_row(
+    request: EditRequest, batch: EditBatch, editor: str, config_digest: str, patch_digest: str, again: str = ""
+) -> Edit:  # fmt: skip
+    """`again`: the night, where an earlier one may have made and rejected the very same patch."""
+    named = (request.request_id, config_digest, patch_digest, *([again] if again else []))
     return Edit(
-        edit_id=digest_of(request.request_id, config_digest, patch_digest)[:24], request_id=request.request_id,
+        edit_id=digest_of(*named)[:24], request_id=request.request_id,
         batch_id=batch.batch_id, editor=editor, config_digest=config_digest, patch_digest=patch_digest,
         applied_at=datetime.now(UTC),
     )  # fmt: skip

@@ -12,9 +12,9 @@ from tasks.ingest import STEP
 from tasks.notes import note
 from tasks.settings import Settings
 from tasks.workspace import warehouse
-from warehouse.audit import last_of
+from warehouse.audit import AuditEntry, last_of
 from warehouse.digests import digest_of
-from warehouse.records import EvaluationReport, GateDecision
+from warehouse.records import EvaluationReport, GateDecision, GatePolicy
 from warehouse.reports import decision_of, save_decision
 
 log = logging.getLogger(__name__)
@@ -38,9 +38,24 @@ def gate(settings: Settings, report: EvaluationReport) -> GateDecision:
             used = last_of(wh, "policy", settings.lineage)
             if used is None or used.payload["policy"] != decision.policy_digest:
                 body = {"policy": decision.policy_digest, "version": policy.version, "before": used and used.payload["policy"]}
-                note(settings, wh, "policy", policy.name, body)
+                note(settings, wh, "policy", policy.name, body, reason=_why_policy(policy, used))
             digests = {"decision": digest_of(decision), "report": digest_of(report), "verdict": decision.verdict}
-            note(settings, wh, "decision", decision.decision_id, digests)
+            why = f"{decision.verdict} by {policy.name} version {policy.version}: {judged(decision)}"
+            note(settings, wh, "decision", decision.decision_id, digests, reason=why)
     failed = ", ".join(f"{r.rule.metric} {r.rule.slice}".strip() for r in decision.failed_rules)
     log.info("decision: %s%s", decision.verdict, f" (failed: {failed})" if failed else "")
     return decision
+
+
+def judged(decision: GateDecision) -> str:
+    """What the rules said, in a sentence."""
+    failed = [r.explanation for r in decision.failed_rules]
+    return " ".join(failed) if failed else f"all {len(decision.results)} rules are met."
+
+
+def _why_policy(policy: GatePolicy, before: AuditEntry | None) -> str:
+    """A policy is a file: who changed it there is not known here, only that the gate now judges by another one."""
+    now = f"{policy.name} version {policy.version}"
+    if before is None:
+        return f"{now} is the first policy that judges this lineage"
+    return f"{now} judges from here on; it was {before.subject} version {before.payload['version']}"

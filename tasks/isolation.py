@@ -27,6 +27,7 @@ from tasks.prepare import editor_of, preparation_of
 from tasks.settings import Settings
 from tasks.workspace import WarehouseCache, night_folder, store_of, warehouse
 from warehouse.digests import canonical_json, digest_of
+from warehouse.held import HeldEdit, hold
 from warehouse.intake import requests_by_id
 from warehouse.ledger import edits_of, settle_edits
 from warehouse.lineage import checkpoint
@@ -190,7 +191,7 @@ class _Trial:
         """The night of what is kept, its patches saved and its edits in the ledger."""
         settings, done = self._settings, self._done
         chosen = [self._requests[name] for name in isolation.kept]
-        made = make_edits(settings, self._editor, self._prepared, self._model, chosen)
+        made = make_edits(settings, self._editor, self._prepared, self._model, chosen, done.night, done.joined)
         self._model.rollback(self._depth)
         with warehouse(settings) as wh, wh.transaction():
             record_made(settings, wh, done.night, made)
@@ -211,7 +212,9 @@ def _reduced(probes: tuple[Probe, ...], metrics: Collection[str]) -> tuple[Probe
 
 @task(name="quarantine culprits", **STEP)
 def quarantine_culprits(settings: Settings, done: EditedNight, found: Isolated) -> None:
-    """Write the evidence against each culprit into the ledger and the audit trail; the same again changes nothing.
+    """Write the evidence against each culprit into the ledger and the trail, and put it into the queue of what waits.
+
+    The same again changes nothing.
 
     Args:
         done: the whole night, whose candidate is rejected already.
@@ -221,12 +224,17 @@ def quarantine_culprits(settings: Settings, done: EditedNight, found: Isolated) 
     why |= {name: f"{HELD_BACK[1]} the budget of evaluations ended before it" for name in found.isolation.unexplored}
     with warehouse(settings) as wh, wh.transaction():
         lines = [line for line in edits_of(wh, settings.lineage, done.night) if line.checkpoint_id == rejected]
-        for line in lines:
-            if line.edit.request_id in why:
-                settle_edits(
-                    wh, settings.lineage, done.night, rejected, status="rejected", reason=why[line.edit.request_id],
-                    edit_ids=[line.edit.edit_id],
-                )  # fmt: skip
+        against = {c.request_id: c for c in found.culprits}
+        for edit in (line.edit for line in lines if line.edit.request_id in why):
+            sentence, culprit = why[edit.request_id], against.get(edit.request_id)
+            settle_edits(
+                wh, settings.lineage, done.night, rejected, status="rejected", reason=sentence, edit_ids=[edit.edit_id]
+            )
+            hold(wh, [HeldEdit(
+                lineage=settings.lineage, edit_id=edit.edit_id, request_id=edit.request_id, night=done.night,
+                checkpoint_id=rejected, cause="culprit" if culprit else "unexplored", sentence=sentence,
+                broken=culprit.broken if culprit else 0, probes=culprit.probes if culprit else (),
+            )])  # fmt: skip
         body = {
             "checkpoint": rejected, "culprits": {c.request_id: c.model_dump(mode="json") for c in found.culprits},
             "isolation": found.isolation.model_dump(mode="json", exclude={"kept"}), "kept": len(found.isolation.kept),

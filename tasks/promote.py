@@ -18,6 +18,7 @@ from editors.patches.slots import SlotPatch
 from editors.patches.widen import widened
 from editors.patches.widen_slots import export_plain
 from tasks.edit import EditedNight, candidate_model
+from tasks.gate import judged
 from tasks.ingest import STEP
 from tasks.models import base_revision, patch_folder
 from tasks.notes import mirror_audit, note, pointer_payload, promotion_payload
@@ -163,11 +164,14 @@ def _note(settings: Settings, wh: Warehouse, done: EditedNight, manifest: Manife
     signed_by = proof["signed_by"]
     used = last_of(wh, "key", settings.lineage)
     if signed_by is not None and (used is None or used.subject != signed_by):
-        note(settings, wh, "key", signed_by, {"before": used and used.subject})
-    note(settings, wh, "edits", done.night, edits_payload(wh, done.night, settings.lineage))
+        before = used and used.subject
+        why = f"signing.private_key is now this key; it was {before[:16]}" if before else "the first key of this lineage"
+        note(settings, wh, "key", signed_by, {"before": before}, reason=why)
+    made = f"{len(done.edited)} edits by {done.editor} on {done.before[:12]}"
+    note(settings, wh, "edits", done.night, edits_payload(wh, done.night, settings.lineage), reason=made)
     if done.reverted:
         taken = {"checkpoint": manifest.checkpoint.checkpoint_id, "edits": list(done.reverted), "verdict": manifest.verdict}
         note(settings, wh, "revert", done.night, taken, reason=done.reason)
     kind = "promotion" if manifest.verdict == "promote" else "rejection"
-    why = " ".join(reasons(manifest.decision))
+    why = " ".join(reasons(manifest.decision)) or f"the gate let it pass: {judged(manifest.decision)}"
     note(settings, wh, kind, manifest.checkpoint.checkpoint_id, promotion_payload(manifest, proof), reason=why)

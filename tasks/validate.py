@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,15 +98,18 @@ def validate(settings: Settings, night: str) -> dict[str, int]:
                     record_verdicts(wh, night, source, mine, [r for r in requests if r.request_id in named])
                 apply_fact_changes(wh, night, result.added_frame(), result.ended_triples())
                 # Verdicts are the same for every lineage.
-                note(settings, wh, "verdicts", night, verdicts_payload(wh, night), lineage="")
+                why = "; ".join(f"{count} {verdict}" for verdict, count in sorted(_counts(judged).items()))
+                note(settings, wh, "verdicts", night, verdicts_payload(wh, night), reason=f"judged: {why}", lineage="")
             folder = night_folder(settings, night)
             folder.mkdir(parents=True, exist_ok=True)
             # What judged the night: a changed policy changes the digest.
             judges = {"trust": digest_of(shipped_trust()), "door": digest_of(shipped_door())}
             found = {**result.suite, "policies": judges}
             (folder / "suite.json").write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
-    counts: dict[str, int] = {}
-    for verdict in judged:
-        counts[verdict.verdict] = counts.get(verdict.verdict, 0) + 1
+    counts = _counts(judged)
     log.info("night %s: %s", night, counts)
     return counts
+
+
+def _counts(judged: list[Verdict]) -> dict[str, int]:
+    return dict(Counter(v.verdict for v in judged))

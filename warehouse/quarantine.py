@@ -2,7 +2,8 @@
 
 A record waits from the verdict `quarantine` until somebody releases or rejects it. A released one joins the next
 night under a new record id (`ID@NIGHT`) and is judged again with the rule that had held it set aside, and only that
-one; a rejected one never does. Every act is a row of `quarantine_actions`, which is only ever appended to.
+one; a rejected one never does. Every act is a row of `quarantine_actions`, which is only ever appended to. Edits that
+were taken out of a rejected night wait in the same queue; what is special about them is in `warehouse.held`.
 """
 
 from __future__ import annotations
@@ -44,8 +45,13 @@ class QuarantineAction(Record):
 
 
 class QuarantineEntry(Record):
-    """A record that was quarantined. `joined_as` is its id in the night `joined_night` that judged it again."""
+    """A record that was quarantined, or an edit that was held back (`kind`).
 
+    `joined_as` is the record's id in the night `joined_night` that judged it again; of an edit, its request. An edit's
+    `source` is `edits:LINEAGE`, its `record_id` the edit id, and the request is the first of `related`.
+    """
+
+    kind: Literal["record", "edit"]
     source: str
     record_id: str
     night: str
@@ -64,14 +70,20 @@ WITH acts AS (
     SELECT source, record_id, max(joined_night) AS joined_night, max(joined_as) AS joined_as,
            bool_or(action = 'release') AS released, bool_or(action = 'reject') AS rejected
     FROM quarantine_actions GROUP BY ALL
+), held AS (
+    SELECT 'record' AS kind, v.source, v.record_id, v.night, v.reason, v.rule, v.confidence, v.sentence, v.related,
+           u.received_seq AS place
+    FROM verdicts v LEFT JOIN updates u USING (source, record_id) WHERE v.verdict = 'quarantine'
+    UNION ALL
+    SELECT 'edit', concat('edits:', lineage), edit_id, night, cause, 'isolation', '', sentence, [request_id], NULL
+    FROM held_edits
 )
-SELECT v.source, v.record_id, v.night, v.reason, v.rule, v.confidence, v.sentence, v.related, a.joined_night, a.joined_as,
+SELECT v.* EXCLUDE (place), a.joined_night, a.joined_as,
        CASE WHEN a.rejected THEN 'rejected' WHEN a.joined_as IS NOT NULL THEN 'joined'
             WHEN a.released THEN 'released' ELSE 'waiting' END AS state
-FROM verdicts v LEFT JOIN acts a USING (source, record_id) LEFT JOIN updates u USING (source, record_id)
-WHERE v.verdict = 'quarantine'
-  AND coalesce(v.night = $night, true) AND coalesce(v.record_id = $record_id, true) AND coalesce(v.source = $source, true)
-ORDER BY u.received_seq, v.record_id
+FROM held v LEFT JOIN acts a USING (source, record_id)
+WHERE coalesce(v.night = $night, true) AND coalesce(v.record_id = $record_id, true) AND coalesce(v.source = $source, true)
+ORDER BY v.place NULLS LAST, v.night, v.source, v.record_id
 """
 
 
@@ -79,7 +91,7 @@ def entries(
     wh: Warehouse, *, state: State | None = None, night: str | None = None, record_id: str | None = None,
     source: str | None = None,
 ) -> list[QuarantineEntry]:  # fmt: skip
-    """Quarantined records in order of arrival, of one state, night, id or source, or of all."""
+    """Quarantined records in order of arrival, then held edits; of one state, night, id or source, or of all."""
     found = wh.records(QuarantineEntry, _ENTRIES, {"night": night, "record_id": record_id, "source": source})
     return [entry for entry in found if state is None or entry.state == state]
 
@@ -165,10 +177,11 @@ def _act(
             )
         row = {"source": entry.source, "record_id": record_id, "action": action, "rule": entry.rule,
                "reason": reason.strip(), "actor": actor.strip(), "joined_night": None, "joined_as": None}  # fmt: skip
-        return _append(wh, row, now), True
+        return append_action(wh, row, now), True
 
 
-def _append(wh: Warehouse, row: dict[str, Any], now: datetime | None) -> QuarantineAction:
+def append_action(wh: Warehouse, row: dict[str, Any], now: datetime | None = None) -> QuarantineAction:
+    """Add a row to the end of the trail, in the caller's transaction."""
     last = wh.rows("SELECT seq, digest FROM quarantine_actions ORDER BY seq DESC LIMIT 1")
     seq, before = (last[0]["seq"], last[0]["digest"]) if last else (0, "")
     action = QuarantineAction(seq=seq + 1, acted_at=(now or datetime.now(UTC)).replace(microsecond=0), **row)
@@ -205,7 +218,7 @@ def join_released(wh: Warehouse, night: str) -> int:
         How many joined now.
     """
     with wh.transaction():
-        waiting = [entry for entry in entries(wh, state="released") if entry.night < night]
+        waiting = [e for e in entries(wh, state="released") if e.kind == "record" and e.night < night]
         start = wh.scalar("SELECT coalesce(max(received_seq), 0) FROM updates")
         for offset, entry in enumerate(waiting, 1):
             record = update_of(wh, entry)
@@ -214,7 +227,7 @@ def join_released(wh: Warehouse, night: str) -> int:
             wh.append("updates", [copy.model_dump() | {"received_seq": start + offset}], "error")
             row = {"source": entry.source, "record_id": entry.record_id, "action": "join", "rule": entry.rule,
                    "reason": "released", "actor": MACHINE, "joined_night": night, "joined_as": joined_as}  # fmt: skip
-            _append(wh, row, None)
+            append_action(wh, row)
     return len(waiting)
 
 

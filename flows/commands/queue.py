@@ -15,7 +15,7 @@ from warehouse.reference.world import NIGHTS
 quarantine_app = typer.Typer(help="Records that wait for a person: look, release, reject.", no_args_is_help=True)
 conflicts_app = typer.Typer(help="Requests that contradict each other or past edits.", no_args_is_help=True)
 
-RecordId = Annotated[str, typer.Argument(help="Id of a quarantined record; `errata quarantine list` names them.")]
+RecordId = Annotated[str, typer.Argument(help="Id of a quarantined record or edit; `errata quarantine list` names them.")]
 Source = Annotated[str | None, typer.Option(help="Its source, where records of several sources share the id.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the audit trail.")]
 Actor = Annotated[str | None, typer.Option("--by", help="Who acts; default the name of the account.")]
@@ -29,7 +29,7 @@ def list_(
     night: Annotated[str | None, typer.Option(help="Only the records of one night.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The queue, oldest first: what waits, and which rule holds it."""
+    """The queue, oldest first: what waits, and which rule holds it; then edits that isolation took out of a night."""
     from tasks.workspace import warehouse
     from warehouse.quarantine import entries
 
@@ -41,24 +41,31 @@ def list_(
         emit_json([entry.model_dump(mode="json") for entry in found])
         return
     rows = [(e.record_id, e.night, e.state, e.rule, e.sentence) for e in found]
-    table("Quarantine", ("record", "night", "state", "rule", "why"), rows)
+    table("Quarantine", ("record or edit", "night", "state", "rule", "why"), rows)
 
 
 @quarantine_app.command()
 @reported
 def show(record_id: RecordId, source: Source = None, as_json: Json = False) -> None:
-    """One record as it came, its verdict, everything that was done with it, and its later verdict."""
+    """One record as it came, its verdict and its later one; of an edit the probes that it broke; and what was done with it."""
     from tasks.workspace import warehouse
-    from warehouse.intake import verdicts_of
+    from warehouse.held import held_edit
+    from warehouse.intake import requests_by_id, verdicts_of
     from warehouse.quarantine import actions, entry_of, update_of
 
     with warehouse(configure()) as wh:
         entry = entry_of(wh, record_id, source)
-        raw = update_of(wh, entry).raw
+        if entry.kind == "edit":
+            (request,) = requests_by_id(wh, list(entry.related))
+            came: dict[str, Any] = {
+                "edit": request.model_dump(mode="json"), "evidence": held_edit(wh, entry).model_dump(mode="json")
+            }  # fmt: skip
+        else:
+            came = {"record": _parsed(update_of(wh, entry).raw)}
         trail = [a for a in actions(wh, record_id) if a.source == entry.source]
         later = [v for v in verdicts_of(wh, source=entry.source) if v.record_id == entry.joined_as]
     found: dict[str, Any] = {
-        **entry.model_dump(mode="json"), "record": _parsed(raw), "audit": [a.model_dump(mode="json") for a in trail],
+        **entry.model_dump(mode="json"), **came, "audit": [a.model_dump(mode="json") for a in trail],
         "verdict_after_release": later[0].model_dump(mode="json") if later else None,
     }  # fmt: skip
     if as_json:
@@ -77,14 +84,14 @@ def _parsed(raw: str) -> Any:
 @quarantine_app.command()
 @reported
 def release(record_id: RecordId, reason: Reason, actor: Actor = None, source: Source = None, as_json: Json = False) -> None:
-    """Let a record join the next night, judged again without the rule that held it, and only without that one."""
+    """Let a record join the next night, judged again without only the rule that held it; an edit goes to its editor."""
     _act("release", record_id, reason, actor, source, as_json)
 
 
 @quarantine_app.command()
 @reported
 def reject(record_id: RecordId, reason: Reason, actor: Actor = None, source: Source = None, as_json: Json = False) -> None:
-    """Keep a record out for good."""
+    """Keep a record, or an edit, out for good."""
     _act("reject", record_id, reason, actor, source, as_json)
 
 

@@ -107,7 +107,7 @@ def test_what_a_batch_needs_is_never_waived(wh: Warehouse) -> None:
 def test_a_join_that_fails_leaves_nothing_behind(wh: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     release(wh, "r1", **WHO)
     with monkeypatch.context() as patch:
-        patch.setattr("warehouse.quarantine._append", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("warehouse.quarantine.append_action", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             join_released(wh, "night-02")
     assert updates_of(wh, "night-02") == [] and join_released(wh, "night-02") == 1
