@@ -57,7 +57,15 @@ def export_warehouse(settings: Settings, folder: Path) -> dict[str, str]:
     with warehouse(settings) as wh:
         digests = export_tables(wh, folder)
         digest = export_digest(digests)
-        note(settings, wh, "export", digest[:24], {"digest": digest, "files": len(digests)}, reason="the tables were written as plain files", lineage="")
+        note(
+            settings,
+            wh,
+            "export",
+            digest[:24],
+            {"digest": digest, "files": len(digests)},
+            reason="the tables were written as plain files",
+            lineage="",
+        )
     mirror_audit(settings)
     return digests
 
