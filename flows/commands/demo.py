@@ -83,7 +83,9 @@ def _why(line: dict[str, Any]) -> str:
     from warehouse.ledger import edits_of
 
     with warehouse(configure()) as wh:
-        reasons = {e.reason for e in edits_of(wh, line["lineage"], line["night"]) if e.status == "rejected"}
+        edits = edits_of(wh, line["lineage"], line["night"])
+    # Of the last candidate: where culprits were taken out first, the whole night has reasons of its own.
+    reasons = {e.reason for e in edits if e.status == "rejected" and e.checkpoint_id == line["checkpoint_id"]}
     return " ".join(sorted(reasons)) or line["verdict"]
 
 
