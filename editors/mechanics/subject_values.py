@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import NonNegativeInt
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from editors.mechanics.contexts import LookupRow, encode_lookups
@@ -23,20 +24,31 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
+#: Wordings of a relation that the base is asked to find out whether it knows the fact.
+KNOWN_WORDINGS = 3
+
+
 class SubjectValueConfig(LocateEditConfig):
     """Attributes:
     paraphrases: other wordings of each fact (from the training edits, never the request's own rephrases) in the
         value's loss.
     kept_wordings: how many wordings of each of the subject's other relations are offered to the term of kept relations;
         it takes the `kept_count` that the base answers with most confidence.
-    spare_old: offer only prompts that the base answers otherwise than the edited ones. Relations overlap (seat and place
-        of founding, citizenship and country of origin): holding the old answer in one wording while changing it in
-        another teaches the value to tell wordings apart, and the edit no longer carries over to a new one.
+    spare_old: of relations that the base does not know of the subject, offer only prompts that it answers otherwise than
+        the edited ones. Relations overlap (seat and place of founding, citizenship and country of origin): holding a
+        guessed old answer in one wording while changing it in another teaches the value to tell wordings apart, and the
+        edit no longer carries over to a new one.
+    known_confidence: the base knows a fact where all wordings asked (`KNOWN_WORDINGS`) get one first token, each with at
+        least this probability. Its prompts are kept whatever they answer. On 147 development subjects, 95% of the wordings
+        of known facts had more than .99, and 15% of those of other relations that gave the old answer.
+    known_kept: how many wordings of a known relation are offered.
     """
 
     paraphrases: NonNegativeInt = 4
     kept_wordings: NonNegativeInt = 1
     spare_old: bool = True
+    known_confidence: float = Field(default=0.95, gt=0, le=1)
+    known_kept: PositiveInt = 2
 
 
 def solve_subject(
@@ -129,16 +141,23 @@ def kept_prompts(
 ) -> list[str]:
     """Prompts that ask the subject's other relations; none of a request's rephrases, whatever relation they look like."""
     subject, edited, barred = requests[0].subject, {r.relation for r in requests}, {p for r in requests for p in r.rephrases}
-    others = [
-        template.replace(SLOT, subject)
-        for relation, known in sorted(templates.items())
-        if relation not in edited
-        for template in sorted(known, key=lambda t: digest_of("kept", t))[: config.kept_wordings]
-    ]
-    others = [p for p in dict.fromkeys(others) if p not in barred]
-    if not config.spare_old or not others:
-        return others
-    asked = [r.prompt for r in requests]
-    first = model.next_token_log_probs([*asked, *others]).argmax(-1).tolist()
-    old = set(first[: len(asked)])
-    return [p for p, token in zip(others, first[len(asked) :], strict=True) if token not in old]
+    asked: dict[str, list[str]] = {}
+    for relation, known in sorted(templates.items()):
+        if relation not in edited:
+            chosen = sorted(known, key=lambda t: digest_of("kept", t))[: max(config.kept_wordings, KNOWN_WORDINGS)]
+            asked[relation] = [p for t in chosen if (p := t.replace(SLOT, subject)) not in barred]
+    if not config.spare_old or not asked:
+        return list(dict.fromkeys(p for prompts in asked.values() for p in prompts[: config.kept_wordings]))
+    edits = [r.prompt for r in requests]
+    log_probs = model.next_token_log_probs([*edits, *(p for prompts in asked.values() for p in prompts)])
+    first, sure = log_probs.argmax(-1), np.exp(log_probs.max(-1))
+    old, at, offered = set(first[: len(edits)].tolist()), len(edits), list[str]()
+    for prompts in asked.values():
+        own = slice(at, at + len(prompts))
+        at += len(prompts)
+        if not prompts:
+            continue
+        known = len(set(first[own].tolist())) == 1 and float(sure[own].min()) >= config.known_confidence
+        few = prompts[: config.known_kept if known else config.kept_wordings]
+        offered += [p for p, token in zip(few, first[own].tolist(), strict=False) if known or token not in old]
+    return list(dict.fromkeys(offered))

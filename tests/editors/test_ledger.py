@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -322,6 +325,20 @@ def test_kept_prompts_are_other_relations_that_the_base_answers_otherwise(kind: 
     spared = kept_prompts(model, [asked], templates, config.model_copy(update={"spare_old": True}))
     old = next_token(model, asked.prompt)
     assert spared == [p for p in offered if next_token(model, p) != old]
+
+
+def test_a_relation_that_the_base_knows_is_kept_even_with_the_old_answer() -> None:
+    asked, template = SIX_REQUESTS[0], "The old town of {} is"
+    prompt, repeated = template.replace("{}", asked.subject), {"P20": [template, template + " and"]}
+    config = world("gpt2")[0].config.model_copy(update={"spare_old": True, "known_confidence": 0.9})
+
+    def sure_of(share: float) -> EditableModel:
+        """The model, answering everything with one token."""
+        row = np.log(np.array([share, 1 - share], dtype=np.float32))
+        return cast(EditableModel, SimpleNamespace(next_token_log_probs=lambda prompts: np.tile(row, (len(prompts), 1))))
+
+    assert sorted(kept_prompts(sure_of(0.95), [asked], repeated, config)) == [prompt, prompt + " and"]
+    assert kept_prompts(sure_of(0.85), [asked], repeated, config) == []
 
 
 def next_token(model: EditableModel, prompt: str) -> int:
