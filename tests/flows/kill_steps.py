@@ -1,0 +1,94 @@
+"""The named instants at which a night is killed: every state reached, and inside every write that takes more than one."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+#: Steps of the flow, for saying where a random kill fell.
+FLOW = ("begin", "ingest", "validate", "edit", "evaluate", "gate", "promote", "publish_report", "finish")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Before or after a call of `place` (`module:name`), where one of its arguments, as text, contains `key`."""
+
+    name: str
+    place: str
+    when: Literal["before", "after"]
+    key: str = ""
+
+
+STEPS = (
+    Step("world seeded, templates not", "tasks.workspace:put_templates", "before"),
+    Step("records in a transaction", "warehouse.store:Warehouse.append", "after", "updates"),
+    Step("records received, state not noted", "tasks.ingest:receive", "after"),
+    Step("state received", "tasks.night:Night.reach", "after", "received"),
+    Step("verdicts in a transaction", "tasks.validate:record_verdicts", "after"),
+    Step("facts in a transaction", "tasks.validate:apply_fact_changes", "after"),
+    Step("state validated", "tasks.night:Night.reach", "after", "validated"),
+    Step("patch written beside its name", "pathlib:Path.replace", "before", "patch.safetensors."),
+    Step("patch's tensors in place, header not", "pathlib:Path.replace", "after", "patch.safetensors."),
+    Step("patch saved, ledger empty", "tasks.edit:record_made", "before"),
+    Step("edits in a transaction", "tasks.edit:record_made", "after"),
+    Step("edits in the ledger, night's note not written", "tasks.edit:keep_edited", "before"),
+    Step("night's note written beside its name", "pathlib:Path.replace", "before", "edited.new"),
+    Step("state edited", "tasks.night:Night.reach", "after", "edited"),
+    Step("probes stored, nothing asked", "tasks.evaluate:candidate_model", "before"),
+    Step("some answers cached", "tasks.workspace:save_predictions", "after"),
+    Step("report not saved", "tasks.evaluate:save_report", "before"),
+    Step("report saved, state not noted", "tasks.evaluate:save_report", "after"),
+    Step("state evaluated", "tasks.night:Night.reach", "after", "evaluated"),
+    Step("decision in a transaction", "tasks.gate:save_decision", "after"),
+    Step("state decided", "tasks.night:Night.reach", "after", "decided"),
+    Step("model written, not in the store", "tasks.promote:checkpoint_files", "before"),
+    Step("object written beside its name", "warehouse.artifacts_directory:sha256_file", "before", "/.store/tmp/"),
+    Step("before the manifest", "warehouse.artifacts_directory:DirectoryStore.create", "before", "manifests/"),
+    Step("after the manifest", "warehouse.artifacts_directory:DirectoryStore.create", "after", "manifests/"),
+    Step("before the channel moves", "warehouse.artifacts_directory:DirectoryStore.compare_and_swap", "before"),
+    Step("pointer written beside its name", "pathlib:Path.replace", "before", "/.store/tmp/"),
+    Step("channel moved, warehouse not settled", "warehouse.artifacts_directory:DirectoryStore.compare_and_swap", "after"),
+    Step("settling in a transaction", "tasks.promote:settle_edits", "after"),
+    Step("settled, trail not mirrored", "tasks.promote:mirror_audit", "before"),
+    Step("trail half mirrored", "warehouse.artifacts_directory:DirectoryStore.create", "after", "audit/"),
+    Step("summary not written", "tasks.publish_report:night_markdown", "after"),
+    Step("run's line in a transaction", "warehouse.runs:advance_run", "after", "published"),
+    Step("state published", "tasks.night:save_run", "after"),
+)  # fmt: skip
+
+
+def around(
+    place: str, before: Callable[[tuple[Any, ...]], None] | None = None, after: Callable[[tuple[Any, ...]], None] | None = None
+) -> None:  # fmt: skip
+    """Call these with the arguments of every call of `place`; for the life of this process."""
+    module, _, path = place.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    plain = getattr(owner, name)
+
+    @functools.wraps(plain)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            before(args)
+        result = plain(*args, **kwargs)
+        if after is not None:
+            after(args)
+        return result
+
+    setattr(owner, name, watched)
+
+
+def at_step(step: Step, act: Callable[[], None]) -> None:
+    """Act the first time that the step is reached."""
+
+    def look(args: tuple[Any, ...]) -> None:
+        if not step.key or any(isinstance(a, (str, Path)) and step.key in str(a) for a in args):
+            act()
+
+    around(step.place, **{step.when: look})
