@@ -25,7 +25,7 @@ from typing import NewType
 from urllib.parse import unquote, urlsplit
 
 from warehouse.digests import sha256_bytes, sha256_file
-from warehouse.errors import Conflict, NotFound, WarehouseError
+from warehouse.errors import Conflict, LineageMoved, NotFound, WarehouseError
 
 CHUNK_BYTES = 1 << 20
 # S3 allows 1,024 bytes for prefix and key together; file systems allow 255 for one name.
@@ -71,6 +71,14 @@ class ObjectStore(ABC):
         Raises:
             NotFound: no object has this key (raised by the call or by the first piece).
         """
+
+    def sweep(self) -> int:
+        """Remove what killed writers left beside the objects, and nothing that a living one still writes.
+
+        Returns:
+            How many files were removed; none where the store cleans up by itself.
+        """
+        return 0
 
     @abstractmethod
     def exists(self, key: str) -> bool: ...
@@ -230,8 +238,8 @@ def create_conflict(url: str, key: str, wanted: str, found: str) -> Conflict:
     )
 
 
-def swap_conflict(url: str, key: str, expected: Version | None, found: Version | None) -> Conflict:
-    return Conflict(
+def swap_conflict(url: str, key: str, expected: Version | None, found: Version | None) -> LineageMoved:
+    return LineageMoved(
         f"lineage moved: {key} in {url} is at {found or 'nothing'}, not at {expected or 'nothing'} as expected; "
         "read it again, rebase on what is there and gate again"
     )

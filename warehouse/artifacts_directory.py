@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from typing import BinaryIO, final
 
 from warehouse.artifacts import (
     CHUNK_BYTES,
@@ -151,22 +151,45 @@ class DirectoryStore(ObjectStore):
         Raises:
             IntegrityError: the file does not hold what was written to it.
         """
-        path = self._own_folder("tmp") / uuid.uuid4().hex
+        path, handle = self._scratch_file()
         try:
-            with path.open("xb") as handle:
+            with handle:
                 for piece in _pieces(data):
                     handle.write(piece)
                 handle.flush()
                 os.fsync(handle.fileno())
-            found = sha256_file(path)
-            if found != wanted:
-                raise IntegrityError(
-                    f"{key} in {self.url}: wrote sha256 {wanted} and read back {found}; nothing was stored. "
-                    "Check the disk, or whether the source file changes while it is copied"
-                )
-            yield path
+                found = sha256_file(path)
+                if found != wanted:
+                    raise IntegrityError(
+                        f"{key} in {self.url}: wrote sha256 {wanted} and read back {found}; nothing was stored. "
+                        "Check the disk, or whether the source file changes while it is copied"
+                    )
+                yield path
         finally:
             path.unlink(missing_ok=True)
+
+    def _scratch_file(self) -> tuple[Path, BinaryIO]:
+        """A new file, locked for as long as it is open: `sweep` leaves a locked file alone."""
+        while True:
+            path = self._own_folder("tmp") / uuid.uuid4().hex
+            handle = path.open("xb")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle.fileno()).st_nlink:
+                return path, handle
+            # Swept away between the two calls.
+            handle.close()
+
+    def sweep(self) -> int:
+        folder, removed = self.root / RESERVED / "tmp", 0
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            try:
+                with path.open("rb") as handle:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
+                    removed += 1
+            except (BlockingIOError, FileNotFoundError):
+                continue
+        return removed
 
     def _link(self, temporary: Path, path: Path, key: str) -> None:
         """Give the file its name unless the name is taken, in one step."""

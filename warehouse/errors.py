@@ -23,3 +23,7 @@ class NotFound(WarehouseError):
 
 class Conflict(WarehouseError):
     """A create-only object exists with other content, or a channel was moved by somebody else first."""
+
+
+class LineageMoved(Conflict):
+    """A channel does not serve the checkpoint that the work was begun on: somebody else moved it first."""

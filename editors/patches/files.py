@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,12 @@ def save_patch(patch: Patch, folder: Path) -> None:
     """Write a patch; `load_patch` of the folder gives a patch of equal digest."""
     folder.mkdir(parents=True, exist_ok=True)
     header = {"kind": patch.kind, "meta": dict(patch.meta), "digest": patch.digest}
-    save_file(dict(patch.tensors), folder / (TENSORS + ".new"))
-    (folder / (HEADER + ".new")).write_bytes(canonical_json(header))
-    (folder / (TENSORS + ".new")).replace(folder / TENSORS)
-    (folder / (HEADER + ".new")).replace(folder / HEADER)
+    # By process: two lineages of one machine may write the same patch at once.
+    tensors, fresh = (folder / f"{name}.{os.getpid()}.new" for name in (TENSORS, HEADER))
+    save_file(dict(patch.tensors), tensors)
+    fresh.write_bytes(canonical_json(header))
+    tensors.replace(folder / TENSORS)
+    fresh.replace(folder / HEADER)
 
 
 def load_patch(folder: Path, expected: str | None = None, limits: Limits = DEFAULT) -> Patch:
