@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from prefect import flow
@@ -11,13 +12,16 @@ from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.ingest import ingest
 from tasks.isolation import isolate_culprits, quarantine_culprits
+from tasks.moved import set_aside
 from tasks.night import NightClosed, begin, finish, finish_empty, next_night
 from tasks.progress import show_progress
 from tasks.promote import promote
 from tasks.publish_report import publish_report
+from tasks.reconcile import reconcile
 from tasks.settings import configure
 from tasks.validate import validate
 from tasks.workspace import lineage_lock
+from warehouse.errors import LineageMoved
 from warehouse.records import NightRun
 
 
@@ -46,25 +50,35 @@ def nightly_refresh(
         except NightClosed as closed:
             return closed.run
         show_progress(run)
+        committed = reconcile(settings, night)
+        if committed is not None:
+            publish_report(settings, committed.done, committed.manifest)
+            return finish(run, committed.done, committed.manifest)
         run.reach("received", records=ingest(settings, night))
         run.reach("validated", verdicts=validate(settings, night))
-        done = edit(settings, night)
-        run.reach("edited", edited=len(done.edited))
-        if not done.edited:
-            return finish_empty(run, done)
-        report = evaluate(settings, done)
-        run.reach("evaluated", report_id=report.report_id)
-        decision = gate(settings, report)
-        run.reach("decided", decision_id=decision.decision_id)
-        found = isolate_culprits(settings, done, report, decision)
-        if found is not None:
-            # The whole night stays rejected, with its evidence; what is left of it is a candidate like any other.
-            promote(settings, done, report, decision)
-            quarantine_culprits(settings, done, found)
-            done = found.rest
+        for rebases in count():
+            done = edit(settings, night)
+            run.reach("edited", edited=len(done.edited))
+            if not done.edited:
+                return finish_empty(run, done)
             report = evaluate(settings, done)
+            run.reach("evaluated", report_id=report.report_id)
             decision = gate(settings, report)
-            run.reach("decided", decision_id=decision.decision_id, culprits=list(found.isolation.culprits))
-        manifest = promote(settings, done, report, decision)
-        publish_report(settings, done, manifest)
-        return finish(run, done, manifest)
+            run.reach("decided", decision_id=decision.decision_id)
+            found = isolate_culprits(settings, done, report, decision)
+            if found is not None:
+                # The whole night stays rejected, with its evidence; what is left is a candidate like any other.
+                promote(settings, done, report, decision)
+                quarantine_culprits(settings, done, found)
+                done = found.rest
+                report = evaluate(settings, done)
+                decision = gate(settings, report)
+                run.reach("decided", decision_id=decision.decision_id, culprits=list(found.isolation.culprits))
+            try:
+                manifest = promote(settings, done, report, decision)
+            except LineageMoved as lost:
+                set_aside(settings, done, decision, lost, rebases)
+                continue
+            publish_report(settings, done, manifest)
+            return finish(run, done, manifest)
+    raise AssertionError("a night ends by a line or by an error")

@@ -10,6 +10,7 @@ from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.night import NightClosed, begin, finish
 from tasks.promote import promote
+from tasks.reconcile import published_before, reconcile
 from tasks.revert import publish_revert, take_out
 from tasks.revert_plan import plan_revert
 from tasks.settings import configure
@@ -30,11 +31,16 @@ def revert_edits(target: str, reason: str, lineage: str | None = None, config: d
     """
     settings = configure(config, lineage=lineage)
     with lineage_lock(settings):
+        reconcile(settings)
         plan = plan_revert(settings, target, reason)
         try:
             run = begin(settings, plan.night)
         except NightClosed as closed:
             return closed.run
+        committed = published_before(settings, plan.night)
+        if committed is not None:
+            publish_revert(settings, committed.done, committed.manifest)
+            return finish(run, committed.done, committed.manifest)
         run.reach("validated", revert=plan.model_dump(mode="json"))
         done = take_out(settings, plan)
         run.reach("edited", edited=len(done.edited))

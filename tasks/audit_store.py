@@ -47,14 +47,16 @@ def look_through(
     """Follow every promotion and rejection to its manifest, and every manifest to its objects and signature."""
     seen = Seen()
     for entry in chain:
-        if entry.kind not in ("promotion", "rejection"):
+        if entry.kind not in ("promotion", "rejection", "lineage"):
             continue
         progress(f"{entry.kind} {entry.subject[:12]}")
         try:
             if entry.kind == "promotion":
                 _promotion(settings, store, entry, seen)
-            else:
+            elif entry.kind == "rejection":
                 _rejection(store, entry, seen)
+            else:
+                _overtaken(store, entry, seen)
         except WarehouseError as error:
             seen.breaks.append(Break(what=f"checkpoint {entry.subject}", found=str(error)))
     return seen
@@ -82,6 +84,14 @@ def _rejection(store: ObjectStore, entry: AuditEntry, seen: Seen) -> None:
     why = reasons(manifest.decision)
     seen.keys |= {*manifest.files, *rejected_records(manifest, why)}
     verify_rejected(store, manifest, why)
+
+
+def _overtaken(store: ObjectStore, entry: AuditEntry, seen: Seen) -> None:
+    """A candidate that lost the race may have left its manifest and some of what that names; nothing serves them."""
+    if entry.payload.get("signed_by"):
+        seen.keys.add(signature_key(entry.subject, str(entry.payload["signed_by"])))
+    if (digest := entry.payload.get("manifest")) is not None:
+        seen.keys |= promoted_keys(_read(seen, lambda: read_manifest(store, entry.subject, expected_digest=str(digest))))
 
 
 def _read(seen: Seen, read: Callable[[], Manifest]) -> Manifest:

@@ -14,10 +14,10 @@ from checks.evaluation import predict
 from checks.predictor import Question
 from editors.base import Editor, Prepared
 from editors.model import EditableModel
-from editors.patches.files import load_patch, save_patch
+from editors.patches.files import save_patch
 from editors.session import run_edits
 from tasks.ingest import STEP
-from tasks.models import at_checkpoint, base_model, fetch_patch, head_manifest, patch_folder
+from tasks.models import at_checkpoint, base_model, has_patch, head_manifest, patch_folder, stored_patch
 from tasks.prepare import editor_of, preparation_of
 from tasks.settings import Settings
 from tasks.workspace import WarehouseCache, night_folder, store_of, warehouse
@@ -116,18 +116,18 @@ def choose_requests(
 
 @task(name="edit", **STEP)
 def edit(settings: Settings, night: str) -> EditedNight:
-    """Edit the lineage's head with the night's requests. A finished edit of this night is read, not made again.
+    """Edit the lineage's head with the night's requests. A finished edit of this head is read, not made again.
 
     Raises:
         UnsupportedMode: the night is larger than the editor's batches and no batch size was set.
         PatchError: a patch of the lineage is damaged.
     """
     store = store_of(settings)
-    done = edited_before(settings, night)
-    if done is not None:
-        return done
     manifest = head_manifest(settings, store)
     head = manifest.checkpoint if manifest else None
+    done = edited_before(settings, night)
+    if done is not None and done.parent == (head.checkpoint_id if head else None):
+        return done
     base = base_model(settings)
     editor = editor_of(settings, base)
     prepared = preparation_of(settings, editor, base)
@@ -218,12 +218,12 @@ def record_made(settings: Settings, wh: Warehouse, night: str, made: Made, more:
 
 
 def edited_before(settings: Settings, night: str) -> EditedNight | None:
-    """What an earlier run of this night's edit step left, if it is all there."""
+    """What an earlier run of this night's edit step left, if all of it is there and sound."""
     record = night_folder(settings, night) / "edited.json"
     if not record.exists():
         return None
     done = EditedNight.model_validate_json(record.read_bytes())
-    return done if all((patch_folder(settings, d) / "patch.json").exists() for d in done.new_patches) else None
+    return done if all(has_patch(settings, d) for d in done.new_patches) else None
 
 
 def keep_edited(settings: Settings, done: EditedNight) -> None:
@@ -252,7 +252,7 @@ def candidate_model(settings: Settings, done: EditedNight) -> EditableModel:
     model = base_model(settings)
     store = store_of(settings)
     for digest in done.patch_digests:
-        model.push(load_patch(fetch_patch(settings, store, digest), digest, settings.limits))
+        model.push(stored_patch(settings, store, digest))
     return model
 
 

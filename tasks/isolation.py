@@ -21,7 +21,7 @@ from tasks.culprits import Isolation, isolate
 from tasks.edit import EditedNight, batch_size, make_edits, record_made
 from tasks.evaluate import in_force
 from tasks.ingest import STEP
-from tasks.models import at_checkpoint, base_model, patch_folder
+from tasks.models import at_checkpoint, base_model, has_patch
 from tasks.notes import note
 from tasks.prepare import editor_of, preparation_of
 from tasks.settings import Settings
@@ -92,7 +92,7 @@ def isolate_culprits(
     kept = night_folder(settings, done.night) / "isolated.json"
     if kept.exists():
         found = Isolated.model_validate_json(kept.read_bytes())
-        if all((patch_folder(settings, d) / "patch.json").exists() for d in found.rest.new_patches):
+        if found.rest.parent == done.parent and all(has_patch(settings, d) for d in found.rest.new_patches):
             return found
     trial = _Trial(settings, done, report, decision, policy)
     whole = frozenset(done.edited)

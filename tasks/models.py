@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from editors.base import Patch
+from editors.errors import PatchError
 from editors.model import EditableModel
 from editors.patches.files import load_patch
 from tasks.settings import ModelSettings, Settings
@@ -78,6 +81,44 @@ def fetch_patch(settings: Settings, store: ObjectStore, digest: str) -> Path:
     return folder
 
 
+def stored_patch(settings: Settings, store: ObjectStore, digest: str) -> Patch:
+    """A patch from this machine's copy, or from the store where that lacks or is damaged.
+
+    Raises:
+        PatchError: it is damaged and the store has no sound copy; the message names both places.
+    """
+    folder, key = patch_folder(settings, digest), patch_key(digest, "patch.json")
+    if (folder / "patch.json").exists():
+        try:
+            return load_patch(folder, digest, settings.limits)
+        except PatchError as error:
+            if not store.exists(key):
+                raise PatchError(
+                    f"{error}; {store.url} has no copy of it. If it belongs to an unfinished night, run that night again: "
+                    "it makes the patch anew"
+                ) from error
+            log.warning("%s; fetched again from %s", error, store.url)
+            shutil.rmtree(folder)
+    try:
+        return load_patch(fetch_patch(settings, store, digest), digest, settings.limits)
+    except PatchError as error:
+        shutil.rmtree(folder)
+        raise PatchError(
+            f"{key} in {store.url} is damaged ({error}); put the objects of this patch back from a copy of the store, and "
+            "see with `errata audit` what else is"
+        ) from error
+
+
+def has_patch(settings: Settings, digest: str) -> bool:
+    """Is a sound copy on this machine?"""
+    try:
+        load_patch(patch_folder(settings, digest), digest, settings.limits)
+    except PatchError as error:
+        log.warning("patch %s is not usable here: %s", digest[:12], error)
+        return False
+    return True
+
+
 def at_checkpoint(settings: Settings, store: ObjectStore, checkpoint: Checkpoint | None) -> EditableModel:
     """The base with the patches of a checkpoint on it, in order; the base alone for None.
 
@@ -94,5 +135,5 @@ def at_checkpoint(settings: Settings, store: ObjectStore, checkpoint: Checkpoint
             f"({checkpoint.base_model}), but {settings.model.name} has {model.base_digest[:12]}; use another lineage"
         )
     for digest in checkpoint.patch_digests:
-        model.push(load_patch(fetch_patch(settings, store, digest), digest, settings.limits))
+        model.push(stored_patch(settings, store, digest))
     return model

@@ -30,7 +30,7 @@ from warehouse.audit import edits_payload, last_of
 from warehouse.intake import requests_by_id
 from warehouse.ledger import active_edits, edits_of, settle_edits, supersede
 from warehouse.lineage import add_checkpoint, checkpoints
-from warehouse.promotion import checkpoint_files, file_digests, manifest_digest, patch_files, publish, reject
+from warehouse.promotion import checkpoint_files, file_digests, manifest_digest, patch_files, publish, read_manifest, reject
 from warehouse.records import Checkpoint, EvaluationReport, GateDecision, Manifest
 from warehouse.store import Warehouse
 from warehouse.world_store import BASE_NIGHT
@@ -80,7 +80,7 @@ def promote(settings: Settings, done: EditedNight, report: EvaluationReport, dec
     """Publish or reject by the decision. Safe to kill and to run again: the channel's move is the commit point.
 
     Raises:
-        Conflict: the lineage moved: its channel no longer serves the checkpoint that this night edited.
+        LineageMoved: the channel no longer serves the checkpoint that this night edited.
         IntegrityError: something in the store does not have the digest that it should have.
     """
     model = candidate_model(settings, done)
@@ -101,20 +101,22 @@ def promote(settings: Settings, done: EditedNight, report: EvaluationReport, dec
             store, manifest, files, channel=settings.channel_name, expected_parent=done.parent,
             moved_at=datetime.now(UTC),
         )  # fmt: skip
+        # That of whoever published this checkpoint first.
+        manifest = read_manifest(store, checkpoint.checkpoint_id, expected_digest=pointer.manifest_digest)
         proof |= pointer_payload(pointer)
     else:
         # Evidence of a refusal: patches and reasons. Its weights can be made again from them.
         kept = {key: path for key, path in files.items() if key.startswith("patches/")}
         manifest = manifest.model_copy(update={"files": file_digests(kept)})
         manifest = reject(store, manifest, kept, list(reasons(decision)))
-    _settle(settings, done, manifest, proof)
+    settle(settings, done, manifest, proof)
     mirror_audit(settings)
     shutil.rmtree(folder)
     log.info("checkpoint %s: %s", checkpoint.checkpoint_id[:12], decision.verdict)
     return manifest
 
 
-def _settle(settings: Settings, done: EditedNight, manifest: Manifest, proof: Mapping[str, Any]) -> None:
+def settle(settings: Settings, done: EditedNight, manifest: Manifest, proof: Mapping[str, Any]) -> None:
     """Write into the warehouse what the store now says; the same again changes nothing."""
     checkpoint, promoted = manifest.checkpoint, manifest.verdict == "promote"
     with warehouse(settings) as wh, wh.transaction():

@@ -15,12 +15,12 @@ from editors.base import Editor, Patch, Prepared
 from editors.direct.ledger import Ledger
 from editors.errors import PatchError
 from editors.model import EditableModel
-from editors.patches.files import load_patch, save_patch
+from editors.patches.files import save_patch
 from editors.patches.weight import WeightPatch
 from editors.session import batch_of
 from tasks.edit import EditedNight, candidate_model, edited_before, keep_edited
 from tasks.ingest import STEP
-from tasks.models import at_checkpoint, base_model, fetch_patch, head_manifest, patch_folder
+from tasks.models import at_checkpoint, base_model, head_manifest, patch_folder, stored_patch
 from tasks.prepare import editor_of, preparation_of
 from tasks.publish_report import EXAMPLE_TOKENS, NUM_EXAMPLES, report_folder
 from tasks.report import night_markdown
@@ -146,7 +146,7 @@ def _rebuild(stack: _Stack, head: Checkpoint, active: list[tuple[Edit, EditReque
         held[edit.patch_digest].append((edit, request))
     store, changed = store_of(stack.settings), False
     for digest in head.patch_digests:
-        patch = load_patch(fetch_patch(stack.settings, store, digest), digest, stack.settings.limits)
+        patch = stored_patch(stack.settings, store, digest)
         stay = [(e, r) for e, r in held[digest] if e.edit_id not in going]
         if len(stay) == len(held[digest]):
             try:

@@ -17,7 +17,7 @@ from warehouse.store import Warehouse
 
 AuditKind = Literal[
     "verdicts", "quarantine", "edits", "decision", "promotion", "rejection", "culprits", "revert", "rollback", "policy",
-    "key", "export",
+    "key", "export", "lineage",
 ]  # fmt: skip
 #: What stands before the first entry.
 GENESIS = "0" * 64

@@ -29,7 +29,7 @@ from warehouse.artifacts import (
     validate_key,
 )
 from warehouse.digests import canonical_json, sha256_bytes
-from warehouse.errors import IntegrityError, NotFound
+from warehouse.errors import Conflict, IntegrityError, NotFound
 from warehouse.limits import refuse_names
 from warehouse.records import ChannelPointer, Manifest, Record
 
@@ -160,7 +160,9 @@ def publish(
     """Store a promoted checkpoint whole, verify it whole, and only then move the channel to it.
 
     Safe to kill and to run again with the same manifest; after a complete success it returns the pointer as it is,
-    also where `moved_at` is now another.
+    also where `moved_at` is now another. The manifest goes first and claims the checkpoint: of two writers that made
+    the same one, the second carries on with the first one's manifest (the pointer says which), so that neither is left
+    with half of each.
 
     Args:
         files: local files by store key, or by their path inside the checkpoint. What the manifest names and is not
@@ -169,8 +171,8 @@ def publish(
         moved_at: the time to write into the pointer (there is no clock in here, so digests repeat).
 
     Raises:
-        Conflict: "lineage moved": the channel serves another checkpoint than expected; or an object of one of these
-            names has other content (a decision taken twice: publish the manifest that `read_manifest` gives).
+        LineageMoved: the channel serves another checkpoint than expected.
+        Conflict: an object of one of these names has other content.
         IntegrityError: a file is not what the manifest says, here or in the store, or something it names is missing.
         ValueError: the manifest was not decided "promote", or names something it may not.
     """
@@ -181,22 +183,38 @@ def publish(
         )
     check_names(manifest)
     local = _local_files(manifest, files)
-    wanted = manifest_digest(manifest)
     there = pointer_of(store, channel)
-    if there is not None and (there[0].checkpoint_id, there[0].manifest_digest) == (
-        manifest.checkpoint.checkpoint_id,
-        wanted,
-    ):
+    if there is None or there[0].checkpoint_id != manifest.checkpoint.checkpoint_id:
+        # Asked here too, so that a lost race costs no upload; the swap at the end is what decides.
+        _check_parent(store, channel, there, expected_parent)
+    manifest = _claim(store, manifest)
+    if there is not None and there[0].manifest_digest == manifest_digest(manifest):
         return there[0]
-    # Asked here too, so that a lost race costs no upload; the swap at the end is what decides.
-    _check_parent(store, channel, there, expected_parent)
 
     for key in sorted(local):
         store.create(key, local[key])
     store.create(report_key(manifest.report.report_id), canonical_json(manifest.report))
     store.create(decision_key(manifest.decision.decision_id), canonical_json(manifest.decision))
-    store.create(manifest_key(manifest.checkpoint.checkpoint_id), canonical_json(manifest))
     return move_channel(store, channel, manifest.checkpoint.checkpoint_id, expected_parent=expected_parent, moved_at=moved_at)
+
+
+def _claim(store: ObjectStore, manifest: Manifest) -> Manifest:
+    """Store the manifest, or give the one that is there if it says the same but for times and seconds."""
+    try:
+        store.create(manifest_key(manifest.checkpoint.checkpoint_id), canonical_json(manifest))
+    except Conflict:
+        held = read_manifest(store, manifest.checkpoint.checkpoint_id)
+        if _said(held) != _said(manifest):
+            raise
+        return held
+    return manifest
+
+
+def _said(manifest: Manifest) -> tuple[object, ...]:
+    """What is equal wherever and whenever the same checkpoint is made and decided on."""
+    checkpoint = manifest.checkpoint.model_dump(exclude={"created_at"})
+    ids = (manifest.report.report_id, manifest.decision.decision_id)
+    return (checkpoint, manifest.lineage, manifest.night, manifest.editor, manifest.verdict, *ids, manifest.files)
 
 
 def move_channel(

@@ -180,6 +180,8 @@ class GatePolicy(Record):
 
     `isolate_evaluations`: most subsets of a rejected night that are evaluated to find its culprits; 0: none, it stays
     rejected whole.
+    `on_lineage_moved`: what a night does whose lineage was moved by somebody else before it could move it. stop: it
+    ends, and can be run again; rebase: it is edited, evaluated and gated again on what is served now.
     """
 
     name: str
@@ -187,6 +189,8 @@ class GatePolicy(Record):
     rules: tuple[GateRule, ...]
     allow_unsigned: bool = False
     isolate_evaluations: int = Field(default=0, ge=0)
+    # Left out at its default: policies that were signed off before it existed keep their digest.
+    on_lineage_moved: Literal["stop", "rebase"] = Field(default="stop", exclude_if=lambda value: value == "stop")
 
 
 class RuleResult(Record):

@@ -110,6 +110,8 @@ def state_of(home: Home) -> dict[str, Any]:
         raise Wrong(f"the audit finds: {breaks[0]}")
     if findings := home.findings():
         raise Wrong(f"the warehouse's check finds: {findings[0]}")
+    if left := [p.name for p in home.path.rglob("*") if p.name.endswith(".new") or p.parent.match("*/.store/tmp")]:
+        raise Wrong(f"left over: {left}")
     # Reports hold the seconds that editing took; decisions, manifests and entries of the trail bear the time.
     timed = ("reports/", "decisions/", "manifests/", "channels/", "audit/")
     objects = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 #: Steps of the flow, for saying where a random kill fell.
-FLOW = ("begin", "ingest", "validate", "edit", "evaluate", "gate", "promote", "publish_report", "finish")
+FLOW = ("begin", "reconcile", "ingest", "validate", "edit", "evaluate", "gate", "promote", "publish_report", "finish")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ STEPS = (
     Step("pointer written beside its name", "pathlib:Path.replace", "before", "/.store/tmp/"),
     Step("channel moved, warehouse not settled", "warehouse.artifacts_directory:DirectoryStore.compare_and_swap", "after"),
     Step("settling in a transaction", "tasks.promote:settle_edits", "after"),
-    Step("settled, trail not mirrored", "tasks.promote:mirror_audit", "before"),
+    Step("settled, trail not mirrored", "tasks.notes:mirror", "before"),
     Step("trail half mirrored", "warehouse.artifacts_directory:DirectoryStore.create", "after", "audit/"),
     Step("summary not written", "tasks.publish_report:night_markdown", "after"),
     Step("run's line in a transaction", "warehouse.runs:advance_run", "after", "published"),

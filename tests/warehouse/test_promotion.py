@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -280,13 +281,36 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(store: DirectoryStore
         publish(store, manifest, files, channel="production", expected_parent=None, moved_at=NOON)
 
 
-def test_a_second_decision_on_one_checkpoint_conflicts(store: DirectoryStore, make: Any) -> None:
+def test_another_decision_on_one_checkpoint_conflicts(store: DirectoryStore, make: Any) -> None:
     manifest, files = make("c1")
     publish(store, manifest, files, channel="production", expected_parent=None, moved_at=NOON)
-    again = manifest.decision.model_copy(update={"decided_at": NOON + timedelta(days=1)})
-    other = manifest.model_copy(update={"decision": again})
-    with pytest.raises(Conflict, match=r"decisions/d-c1\.json"):
+    other = manifest.model_copy(update={"decision": manifest.decision.model_copy(update={"decision_id": "d-other"})})
+    with pytest.raises(Conflict, match=r"manifests/c1\.json"):
         publish(store, other, files, channel="candidate", expected_parent=None, moved_at=NOON)
+
+
+def decided_later(manifest: Manifest) -> Manifest:
+    """The same night on another machine: other times, other seconds."""
+    later = NOON + timedelta(minutes=1)
+    return manifest.model_copy(update={
+        "checkpoint": manifest.checkpoint.model_copy(update={"created_at": later}),
+        "decision": manifest.decision.model_copy(update={"decided_at": later}),
+        "report": manifest.report.model_copy(update={"environment": {"seconds": "2"}}),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("step", range(1, 16))
+def test_two_writers_of_one_checkpoint_do_not_leave_half_of_each(tmp_path: Path, make: Any, step: int) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    manifest, files = make("c1")
+    other = decided_later(manifest)
+    with suppress(Killed):
+        publish(DyingStore(store, step, after=True), manifest, files, channel="production", expected_parent=None, moved_at=NOON)
+    second = publish(store, other, files, channel="production", expected_parent=None, moved_at=NOON)
+    assert publish(store, manifest, files, channel="production", expected_parent=None, moved_at=NOON) == second
+    held = read_manifest(store, "c1", expected_digest=second.manifest_digest)
+    verify(store, held)
+    assert held in (manifest, other)
 
 
 @pytest.mark.parametrize("verdict", ["reject", "hold"])
