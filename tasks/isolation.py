@@ -14,14 +14,13 @@ from checks.gates import decide, load_policy
 from editors.base import Editor, Prepared
 from editors.direct.ledger import Ledger
 from editors.model import EditableModel
-from editors.patches.files import load_patch
 from editors.session import run_edits
 from editors.views import AtDepth
 from tasks.culprits import Isolation, isolate
 from tasks.edit import EditedNight, batch_size, make_edits, record_made
 from tasks.evaluate import in_force
 from tasks.ingest import STEP
-from tasks.models import at_checkpoint, base_model, has_patch
+from tasks.models import at_checkpoint, base_model, has_patch, stored_patch
 from tasks.notes import note
 from tasks.prepare import editor_of, preparation_of
 from tasks.settings import Settings
@@ -146,7 +145,7 @@ class _Trial:
         self._depth = len(self._model.patches)
         if isinstance(self._editor, Ledger) and self._editor.config.digest == done.config_digest:
             for digest in done.new_patches:
-                self._editor.remember(self._model, load_patch(patch_folder(settings, digest)), self._prepared)
+                self._editor.remember(self._model, stored_patch(settings, store_of(settings), digest), self._prepared)
         self._right: dict[frozenset[str], dict[str, bool]] = {}
 
     def passes(self, subset: frozenset[str]) -> bool:
