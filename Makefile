@@ -7,7 +7,7 @@ export GX_ANALYTICS_ENABLED := False
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check quality tamper clean setup
+.PHONY: demo test check quality tamper clean setup kill
 
 setup: $(STAMP)
 
@@ -34,6 +34,11 @@ check: setup
 TAMPERS ?= 500
 tamper: setup
 	PREFECT_LOGGING_LEVEL=CRITICAL $(BIN)/python -m tests.flows.tamper --count $(TAMPERS)
+
+## Nights killed at 200 random instants and at every named step; each must end as the undisturbed one.
+KILLS ?= 200
+kill: setup
+	$(BIN)/python -m tests.flows.kill --kills $(KILLS)
 
 quality: setup
 	$(BIN)/python -m pytest -q -m quality

@@ -147,7 +147,9 @@ def edit(settings: Settings, night: str) -> EditedNight:
         edited=tuple(r.request_id for r in chosen), skipped=tuple(skipped), right_after=made.right_after,
         edit_seconds=round(made.seconds, 3), patch_bytes=sum(r.bytes for r in made.rows), joined=joined,
     )  # fmt: skip
-    skipped_batch = EditBatch(batch_id=f"skipped-{night}", requests=tuple(r for r in requests if r not in chosen))
+    # By head: what a model says already depends on the model, and a night that was overtaken begins again on another.
+    skipped_id = f"skipped-{night}" if head is None else f"skipped-{night}-{head.checkpoint_id[:12]}"
+    skipped_batch = EditBatch(batch_id=skipped_id, requests=tuple(r for r in requests if r not in chosen))
     with warehouse(settings) as wh, wh.transaction():
         record_made(settings, wh, night, made, [skipped_batch])
         why = dict(skipped)
@@ -239,7 +241,7 @@ def _ledger_row(
     request: EditRequest, batch: EditBatch, editor: str, config_digest: str, patch_digest: str, again: str = ""
 ) -> Edit:  # fmt: skip
     """`again`: the night, where an earlier one may have made and rejected the very same patch."""
-    named = (request.request_id, config_digest, patch_digest, *([again] if again else []))
+    named = (request.request_id, config_digest, patch_digest or batch.batch_id, *([again] if again else []))
     return Edit(
         edit_id=digest_of(*named)[:24], request_id=request.request_id,
         batch_id=batch.batch_id, editor=editor, config_digest=config_digest, patch_digest=patch_digest,

@@ -238,6 +238,7 @@ def _from_ledger(settings: Settings, wh: Warehouse, manifest: Manifest) -> Edite
     lines = edits_of(wh, settings.lineage, manifest.night)
     own = [line for line in lines if line.edit.patch_digest in new]
     edited = tuple(dict.fromkeys(line.edit.request_id for line in own))
+    # Of a night that began again on another head the last reason counts.
     rest = {line.edit.request_id: line.reason for line in lines if line.edit.request_id not in edited}
     base = digest_of(manifest.checkpoint.base_digest, [])
     run = run_of(wh, manifest.night, settings.lineage)

@@ -29,7 +29,7 @@ from warehouse.artifacts import (
     validate_key,
 )
 from warehouse.digests import canonical_json, sha256_bytes
-from warehouse.errors import Conflict, IntegrityError, NotFound
+from warehouse.errors import Conflict, IntegrityError, LineageMoved, NotFound
 from warehouse.limits import refuse_names
 from warehouse.records import ChannelPointer, Manifest, Record
 
@@ -243,7 +243,14 @@ def move_channel(
         parent=expected_parent,
         moved_at=moved_at,
     )
-    store.compare_and_swap(channel_key(channel), there[1] if there else None, canonical_json(pointer))
+    try:
+        store.compare_and_swap(channel_key(channel), there[1] if there else None, canonical_json(pointer))
+    except LineageMoved:
+        # Two writers of one checkpoint: the other one's pointer, of another second, says the same.
+        now = pointer_of(store, channel)
+        if now is None or (now[0].checkpoint_id, now[0].manifest_digest) != (checkpoint_id, wanted):
+            raise
+        return now[0]
     return pointer
 
 

@@ -21,7 +21,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,34 +153,53 @@ class Child:
         return f"{states[-1] if states else 'nothing'} reached, in {steps[-1] if steps else 'the lock'}"
 
 
-def fork(scratch: Path, work: Callable[[], dict[str, Any]], *, after_s: float | None = None, step: Step | None = None) -> Child:
-    """Run `work` in a fork and kill it after that time, or at that step, if it is not done before.
+@dataclass(frozen=True)
+class Fork:
+    """A fork under way; `scratch` holds its answer and its log, so that two at once need two folders."""
 
-    Raises:
-        Wrong: it raised; the message has its traceback.
-    """
-    reader, writer = os.pipe()
-    answer = scratch / "answer.json"
-    answer.unlink(missing_ok=True)
-    start = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        _child(writer, scratch / "child.log", answer, work, step)
-    os.close(writer)
-    if after_s is not None:
-        time.sleep(after_s)
-        os.kill(pid, signal.SIGKILL)
-    with os.fdopen(reader, "rb") as trace:
-        lines = trace.read().decode().split()
-    _, status = os.waitpid(pid, 0)
-    seconds = time.monotonic() - start
-    killed = os.WIFSIGNALED(status)
-    if killed and os.WTERMSIG(status) != signal.SIGKILL:
-        raise Wrong(f"signal {os.WTERMSIG(status)} after {lines}")
-    result = {} if killed else json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in result:
-        raise Wrong(result["error"])
-    return Child(killed, tuple(lines), seconds, result)
+    scratch: Path
+    pid: int
+    reader: int
+    start: float
+
+    @classmethod
+    def of(cls, scratch: Path, work: Callable[[], dict[str, Any]], step: Step | None = None) -> Fork:
+        """Begin `work` in a fork, which kills itself where it reaches that step."""
+        scratch.mkdir(exist_ok=True)
+        (scratch / "answer.json").unlink(missing_ok=True)
+        reader, writer = os.pipe()
+        start = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            _child(writer, scratch / "child.log", scratch / "answer.json", work, step)
+        os.close(writer)
+        return cls(scratch, pid, reader, start)
+
+    def end(self, after_s: float | None = None) -> Child:
+        """Wait for it, or kill it after that time.
+
+        Raises:
+            Wrong: its work raised; the message has the traceback.
+        """
+        if after_s is not None:
+            time.sleep(after_s)
+            os.kill(self.pid, signal.SIGKILL)
+        with os.fdopen(self.reader, "rb") as trace:
+            lines = trace.read().decode().split()
+        _, status = os.waitpid(self.pid, 0)
+        seconds = time.monotonic() - self.start
+        killed = os.WIFSIGNALED(status)
+        if killed and os.WTERMSIG(status) != signal.SIGKILL:
+            raise Wrong(f"signal {os.WTERMSIG(status)} after {lines}")
+        result = {} if killed else json.loads((self.scratch / "answer.json").read_text(encoding="utf-8"))
+        if "error" in result:
+            raise Wrong(result["error"])
+        return Child(killed, tuple(lines), seconds, result)
+
+
+def fork(scratch: Path, work: Callable[[], dict[str, Any]], *, after_s: float | None = None, step: Step | None = None) -> Child:
+    """Run `work` in a fork to its end, or to its death at that time or step. Raises as `Fork.end`."""
+    return Fork.of(scratch, work, step).end(after_s)
 
 
 def _child(writer: int, log: Path, answer: Path, work: Callable[[], dict[str, Any]], step: Step | None) -> None:
@@ -297,6 +317,18 @@ def prepare(scratch: Path, only: str | None = None) -> tuple[Scene, ...]:
     return tuple(scenes)
 
 
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A scratch folder, and this process made fit to fork: one thread, no Prefect."""
+    torch.set_num_threads(1)
+    without_prefect()
+    with tempfile.TemporaryDirectory() as folder:
+        # Libraries that a kill leaves no time to tidy up after themselves put their folders here.
+        os.environ["TMPDIR"] = tempfile.tempdir = str(Path(folder) / "tmp")
+        Path(tempfile.tempdir).mkdir()
+        yield Path(folder)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=int(os.environ.get("ERRATA_KILLS", "200")), help="random instants")
@@ -304,14 +336,8 @@ def main() -> int:
     parser.add_argument("--chain", action="store_true", help="all named steps in one night, instead of a night each")
     parser.add_argument("--night", choices=("night-01", "night-02"), help="only this night")
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    without_prefect()
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        # Libraries that a kill leaves no time to tidy up after themselves put their folders here.
-        os.environ["TMPDIR"] = tempfile.tempdir = str(scratch / "tmp")
-        Path(tempfile.tempdir).mkdir()
+    with own_folder() as scratch:
         yard = Yard(scratch, prepare(scratch, asked.night), random.Random(asked.seed))
         for scene in yard.scenes:
             print(f"{scene.night}: {scene.seconds:.1f} s undisturbed", flush=True)
