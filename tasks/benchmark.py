@@ -376,7 +376,11 @@ class _Run:
             found.append(perplexity_ratio(q.likelihoods, self.model.log_likelihoods(q.texts), self.seed))
         found += false_firing(self.model, q.texts, self.seed)
         found.append(Score(metric="seconds_per_edit", value=self.seconds / len(asked), low=None, high=None, n=len(asked)))
-        return CurvePoint(edits=len(asked), scores=named(found))
+        point = CurvePoint(edits=len(asked), scores=named(found))
+        # A row is kept only at the end of its sequence; what a long one has found by now should outlive its process.
+        values = ", ".join(f"{name} {score.value:.3f}" for name, score in point.scores.items())
+        log.info("%s, %s, after %d edits: %s", self.editor.card.name, self.mode, point.edits, values)
+        return point
 
     def _note_refusal(self, requests: Sequence[EditRequest], error: Exception) -> None:
         self.refused += len(requests)
