@@ -25,5 +25,9 @@ class PatchError(EditorError):
     """A patch file is damaged, of an unknown kind, or made for another model."""
 
 
+class NotWritten(EditorError):
+    """A file could not be written: the disk is full, or the folder may not be written to."""
+
+
 class EditRefused(EditorError):
     """A guard stopped an update that would have destroyed the model; the model is unchanged."""

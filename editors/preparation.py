@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from editors.base import NOTHING, Corpus, Editor, Prepared, Workbench
 from editors.model import EditableModel
+from editors.writing import writing
 from warehouse.digests import canonical_json, digest_of
 
 log = logging.getLogger(__name__)
@@ -49,16 +51,20 @@ def prepared_for(
     card_path, tensor_path = home / "card.json", home / "prepared.safetensors"
     if card_path.exists():
         card = json.loads(card_path.read_bytes())
-        prepared = Prepared(load_file(tensor_path), card["meta"])
-        if prepared.digest == card["digest"]:
+        try:
+            prepared = Prepared(load_file(tensor_path), card["meta"])
+        except (OSError, SafetensorError):
+            prepared = None
+        if prepared is not None and prepared.digest == card["digest"]:
             return prepared
         log.warning("preparation %s does not match its digest; making it again", home)
     start = time.perf_counter()
     unfinished = home.with_name(f"{home.name}.unfinished")
     prepared = editor.prepare(model, corpus, Workbench(unfinished, report))
     fresh = home.with_name(f"{home.name}.{os.getpid()}.new")
-    fresh.mkdir(parents=True, exist_ok=True)
-    save_file({k: t.contiguous() for k, t in prepared.tensors.items()}, fresh / tensor_path.name)
+    with writing(fresh):
+        fresh.mkdir(parents=True, exist_ok=True)
+        save_file({k: t.contiguous() for k, t in prepared.tensors.items()}, fresh / tensor_path.name)
     seconds = round(time.perf_counter() - start, 2)
     card = {"editor": editor.card.name, "base_digest": model.base_digest, "corpus_digest": corpus.digest,
             "config": editor.config.model_dump(mode="json"), "digest": prepared.digest, "meta": dict(prepared.meta),

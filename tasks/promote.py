@@ -17,6 +17,7 @@ from editors.model import EditableModel
 from editors.patches.slots import SlotPatch
 from editors.patches.widen import widened
 from editors.patches.widen_slots import export_plain
+from editors.writing import writing
 from tasks.edit import EditedNight, candidate_model
 from tasks.gate import judged
 from tasks.ingest import STEP
@@ -85,7 +86,9 @@ def promote(settings: Settings, done: EditedNight, report: EvaluationReport, dec
     """
     model = candidate_model(settings, done)
     checkpoint = done.checkpoint(settings, base_revision(settings, model), decision.decided_at)
-    folder = materialise(model, checkpoint, night_folder(settings, done.night) / "model")
+    folder = night_folder(settings, done.night) / "model"
+    with writing(folder):
+        materialise(model, checkpoint, folder)
     files = checkpoint_files(checkpoint.checkpoint_id, folder)
     for digest in done.patch_digests:
         files |= patch_files(digest, patch_folder(settings, digest))

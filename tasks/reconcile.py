@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,9 @@ def sweep(settings: Settings, store: ObjectStore, night: str | None) -> int:
     shared = [p for p in (settings.home / "patches").glob("*/*.new") if not _is_alive(p)]
     for path in (*mine, *shared):
         path.unlink(missing_ok=True)
+        removed += 1
+    for folder in (p for p in settings.preparations.glob("*/*.new") if not _is_alive(p)):
+        shutil.rmtree(folder)
         removed += 1
     if removed:
         log.warning("%d half-written files of a killed run removed", removed)

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from editors.base import Patch
-from editors.errors import PatchError
+from editors.errors import NotWritten, PatchError
+from editors.writing import writing
 from warehouse.digests import canonical_json
 from warehouse.errors import IntegrityError
 from warehouse.limits import DEFAULT, Limits, check_folder
@@ -53,21 +54,22 @@ def save_patch(patch: Patch, folder: Path) -> None:
     """Write a patch; `load_patch` of the folder gives a patch of equal digest.
 
     Raises:
-        PatchError: the disk is full, or the folder may not be written to.
+        NotWritten: the disk is full, or the folder may not be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     header = {"kind": patch.kind, "meta": dict(patch.meta), "digest": patch.digest}
     # By process: two lineages of one machine may write the same patch at once.
     tensors, fresh = (folder / f"{name}.{os.getpid()}.new" for name in (TENSORS, HEADER))
     try:
-        save_file(dict(patch.tensors), tensors)
-        fresh.write_bytes(canonical_json(header))
-        tensors.replace(folder / TENSORS)
-        fresh.replace(folder / HEADER)
-    except (OSError, SafetensorError) as error:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(dict(patch.tensors), tensors)
+            fresh.write_bytes(canonical_json(header))
+            tensors.replace(folder / TENSORS)
+            fresh.replace(folder / HEADER)
+    except NotWritten:
         for half in (tensors, fresh):
             half.unlink(missing_ok=True)
-        raise PatchError(f"patch {folder} could not be written: {error}; check space and rights, then run again") from error
+        raise
 
 
 def load_patch(folder: Path, expected: str | None = None, limits: Limits = DEFAULT) -> Patch:
