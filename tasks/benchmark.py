@@ -378,7 +378,7 @@ class _Run:
         found.append(Score(metric="seconds_per_edit", value=self.seconds / len(asked), low=None, high=None, n=len(asked)))
         point = CurvePoint(edits=len(asked), scores=named(found))
         # A row is kept only at the end of its sequence; what a long one has found by now should outlive its process.
-        values = ", ".join(f"{name} {score.value:.3f}" for name, score in point.scores.items())
+        values = ", ".join(f"{name} {s.value:.3f}" for name, s in point.scores.items() if s.value is not None)
         log.info("%s, %s, after %d edits: %s", self.editor.card.name, self.mode, point.edits, values)
         return point
 
