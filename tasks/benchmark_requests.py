@@ -22,6 +22,7 @@ from warehouse.records import EditKind, EditRequest
 from warehouse.reference.world import UNKNOWN, Template
 from warehouse.store import MEMORY, Warehouse
 from warehouse.verbalise import state
+from warehouse.world_store import with_other_relations
 
 Task = Literal["modification", "insertion", "erasure"]
 TASKS: tuple[Task, ...] = ("modification", "insertion", "erasure")
@@ -119,7 +120,7 @@ def benchmark_requests(
             f"task {task}, split {split}: {count} edits asked, but only {len(found)} subjects qualify "
             f"(of {len(candidates)} slots); ask for fewer, or add facts to the warehouse"
         )
-    return found[:count]
+    return with_other_relations(world, found[:count])
 
 
 @dataclass(frozen=True)

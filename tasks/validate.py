@@ -31,7 +31,7 @@ from warehouse.reference.world import Template
 from warehouse.sources import knowedit
 from warehouse.templates import templates_of
 from warehouse.verbalise import Unverbalised, verbalise
-from warehouse.world_store import apply_fact_changes
+from warehouse.world_store import apply_fact_changes, with_other_relations
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ def validate(settings: Settings, night: str) -> dict[str, int]:
                 waived=waivers(wh, night),
             )  # fmt: skip
             requests, of_record = requests_from(result, templates_of(wh))
+            requests = with_other_relations(wh, requests)
             judged = [v.model_copy(update={"request_id": of_record.get(v.record_id)}) for v in result.verdicts]
             source_of = {r.record_id: r.source for r in records}
             with wh.transaction():

@@ -20,8 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 def request_digest(request: EditRequest) -> str:
-    """Content digest of a request; the zone in which `received_at` was written does not count."""
-    return digest_of(request.model_copy(update={"received_at": utc(request.received_at)}))
+    """Content digest of a request; the zone in which `received_at` was written does not count.
+
+    A request without other relations keeps the digest that it had before requests could name them.
+    """
+    content = request.model_copy(update={"received_at": utc(request.received_at)}).model_dump(mode="json")
+    if not request.other_relations:
+        del content["other_relations"]
+    return digest_of(content)
 
 
 def receive(wh: Warehouse, records: Iterable[UpdateRecord]) -> int:

@@ -51,7 +51,11 @@ EditKind = Literal["insert", "modify", "erase"]
 
 
 class EditRequest(Record):
-    """What an editor is asked to do. `prompt` contains `subject` and ends where `target_new` begins (no space)."""
+    """What an editor is asked to do. `prompt` contains `subject` and ends where `target_new` begins (no space).
+
+    `other_relations`: in which the warehouse has a value for the subject, of before the update; an editor may protect them.
+    It is not told the values.
+    """
 
     request_id: str
     prompt: str
@@ -65,6 +69,7 @@ class EditRequest(Record):
     subject_id: str = ""
     target_new_id: str = ""
     kind: EditKind = "modify"
+    other_relations: tuple[str, ...] = ()
 
 
 VerdictName = Literal["accept", "supersede", "merge_duplicate", "reject", "quarantine"]

@@ -27,7 +27,7 @@ from warehouse.intake import (
     updates_of,
     verdicts_of,
 )
-from warehouse.records import Fact
+from warehouse.records import EditRequest, Fact
 from warehouse.reference import world
 from warehouse.store import Warehouse
 
@@ -47,6 +47,7 @@ __all__ = [
     "seed_world",
     "updates_of",
     "verdicts_of",
+    "with_other_relations",
 ]
 
 logger = logging.getLogger(__name__)
@@ -235,3 +236,24 @@ def facts_as_of(wh: Warehouse, night: str, valid_at: datetime | None = None) -> 
             ORDER BY subject_id, relation, object_id, fact_id""",
         {"night": night, "at": utc(valid_at)},
     )
+
+
+def with_other_relations(wh: Warehouse, requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """The requests, each naming the other relations in which the warehouse believes something of its subject now.
+
+    A request without an id of its subject goes by the label.
+    """
+    asked = pd.DataFrame([(r.request_id, r.subject_id, r.subject, r.relation) for r in requests],
+                         columns=["request_id", "subject_id", "subject", "relation"], dtype="str")  # fmt: skip
+    rows = wh.rows(
+        """WITH held AS (
+               SELECT a.request_id, f.relation FROM asked AS a JOIN facts AS f USING (subject_id)
+               WHERE a.subject_id <> '' AND f.relation <> a.relation AND f.known_to_night IS NULL AND f."rank" <> 'deprecated'
+               UNION
+               SELECT a.request_id, f.relation FROM asked AS a JOIN facts AS f USING (subject)
+               WHERE a.subject_id = '' AND f.relation <> a.relation AND f.known_to_night IS NULL AND f."rank" <> 'deprecated')
+           SELECT request_id, list(relation ORDER BY relation) AS relations FROM held GROUP BY request_id""",
+        asked=asked,
+    )
+    held = {row["request_id"]: tuple(row["relations"]) for row in rows}
+    return [r.model_copy(update={"other_relations": held.get(r.request_id, ())}) for r in requests]

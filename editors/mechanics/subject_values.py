@@ -34,13 +34,13 @@ class SubjectValueConfig(LocateEditConfig):
         value's loss.
     kept_wordings: how many wordings of each of the subject's other relations are offered to the term of kept relations;
         it takes the `kept_count` that the base answers with most confidence.
-    spare_old: of relations that the base does not know of the subject, offer only prompts that it answers otherwise than
+    spare_old: of relations that are not known of the subject, offer only prompts that the base answers otherwise than
         the edited ones. Relations overlap (seat and place of founding, citizenship and country of origin): holding a
         guessed old answer in one wording while changing it in another teaches the value to tell wordings apart, and the
         edit no longer carries over to a new one.
-    known_confidence: the base knows a fact where all wordings asked (`KNOWN_WORDINGS`) get one first token, each with at
-        least this probability. Its prompts are kept whatever they answer. On 147 development subjects, 95% of the wordings
-        of known facts had more than .99, and 15% of those of other relations that gave the old answer.
+    known_confidence: a relation is known where the request names it (`other_relations`) and the base gives one first
+        token in all wordings asked (`KNOWN_WORDINGS`), each with at least this probability. Its prompts are kept whatever
+        they answer. Confidence alone does not do: a base is as sure of many a guess.
     known_kept: how many wordings of a known relation are offered.
     """
 
@@ -111,7 +111,7 @@ def without(active: Mapping[str, Sequence[EditRequest]], request_ids: Sequence[s
 
 def facts_of(requests: Sequence[EditRequest]) -> list[object]:
     """What a value depends on, for a digest; identifiers are no part of it."""
-    return [(r.subject, r.relation, r.prompt, r.target_new, list(r.rephrases)) for r in requests]
+    return [(r.subject, r.relation, r.prompt, r.target_new, list(r.rephrases), list(r.other_relations)) for r in requests]
 
 
 def _encode(
@@ -141,23 +141,26 @@ def kept_prompts(
 ) -> list[str]:
     """Prompts that ask the subject's other relations; none of a request's rephrases, whatever relation they look like."""
     subject, edited, barred = requests[0].subject, {r.relation for r in requests}, {p for r in requests for p in r.rephrases}
+    held = {relation for r in requests for relation in r.other_relations}
     asked: dict[str, list[str]] = {}
-    for relation, known in sorted(templates.items()):
+    for relation, wordings in sorted(templates.items()):
         if relation not in edited:
-            chosen = sorted(known, key=lambda t: digest_of("kept", t))[: max(config.kept_wordings, KNOWN_WORDINGS)]
+            count = max(config.kept_wordings, KNOWN_WORDINGS) if relation in held else config.kept_wordings
+            chosen = sorted(wordings, key=lambda t: digest_of("kept", t))[:count]
             asked[relation] = [p for t in chosen if (p := t.replace(SLOT, subject)) not in barred]
-    if not config.spare_old or not asked:
-        return list(dict.fromkeys(p for prompts in asked.values() for p in prompts[: config.kept_wordings]))
     edits = [r.prompt for r in requests]
     log_probs = model.next_token_log_probs([*edits, *(p for prompts in asked.values() for p in prompts)])
     first, sure = log_probs.argmax(-1), np.exp(log_probs.max(-1))
     old, at, offered = set(first[: len(edits)].tolist()), len(edits), list[str]()
-    for prompts in asked.values():
+    for relation, prompts in asked.items():
         own = slice(at, at + len(prompts))
         at += len(prompts)
         if not prompts:
             continue
-        known = len(set(first[own].tolist())) == 1 and float(sure[own].min()) >= config.known_confidence
+        is_one = len(set(first[own].tolist())) == 1 and float(sure[own].min()) >= config.known_confidence
+        known = relation in held and is_one
         few = prompts[: config.known_kept if known else config.kept_wordings]
-        offered += [p for p, token in zip(few, first[own].tolist(), strict=False) if known or token not in old]
+        offered += [
+            p for p, token in zip(few, first[own].tolist(), strict=False) if known or not config.spare_old or token not in old
+        ]
     return list(dict.fromkeys(offered))

@@ -10,7 +10,7 @@ import typer
 from rich.progress import Progress
 
 from flows.commands.shared import Json, console, emit_json, errors, reported, table
-from tasks.settings import configure
+from tasks.settings import Settings, configure
 
 if TYPE_CHECKING:
     # torch is loaded by the commands that need it.
@@ -21,19 +21,30 @@ Checkpoint = Annotated[str, typer.Argument(help="base, production, a channel, or
 
 @reported
 def locate(
-    subject: Annotated[str, typer.Argument(help="Subject, as the warehouse labels it.")],
-    relation: Annotated[str, typer.Argument(help="Property, such as P19.")],
+    subject: Annotated[str | None, typer.Argument(help="Subject, as the warehouse labels it.")] = None,
+    relation: Annotated[str | None, typer.Argument(help="Property, such as P19.")] = None,
     checkpoint: Annotated[str, typer.Option(help="base, production, a channel, or the start of an id.")] = "base",
     answer: Annotated[str | None, typer.Option(help="Answer to trace; default: what the model says.")] = None,
     samples: Annotated[int, typer.Option(help="Draws of the noise.")] = 10,
     out: Annotated[Path | None, typer.Option(help="Folder for locate.md, locate.svg and locate.json.")] = None,
+    separability: Annotated[
+        bool, typer.Option("--separability", help="Instead: layer by layer, can subjects be told apart (for the ledger)?")
+    ] = False,
+    subjects: Annotated[int, typer.Option(help="With --separability: subjects of the warehouse that are asked.")] = 200,
+    layers: Annotated[str | None, typer.Option(help="With --separability: 0,1,2; default: all.")] = None,
     as_json: Json = False,
 ) -> None:
     """Where a fact is recalled: causal tracing as a heat map, integrated-gradient neurons, Hit@k of entity and fact.
 
-    It does not tell where to edit (Hase et al. 2023): choose layers by benchmark.
+    It does not tell where to edit (Hase et al. 2023): choose layers by benchmark. With --separability no fact is needed:
+    for each layer of the base model, the share of subjects whose last token a slot could tell from everything else.
     """
     settings = configure()
+    if separability:
+        _separability(settings, subjects, [int(layer) for layer in layers.split(",")] if layers else [], as_json)
+        return
+    if subject is None or relation is None:
+        raise ValueError("locate needs SUBJECT and RELATION, or --separability")
     from tasks.looking import locate, write_located
 
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -54,6 +65,30 @@ def locate(
     table("Layers", ("layer", "neurons", *keys),
           [(i, total, *(found.hits[k][i] for k in keys)) for i, total in enumerate(found.neurons_by_layer)])  # fmt: skip
     console.print(f"figure and page: {page}", highlight=False)
+
+
+def _separability(settings: Settings, subjects: int, layers: list[int], as_json: bool) -> None:
+    from tasks.separability import measure_separability
+
+    with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
+        job = bar.add_task("layers", total=1)
+        found = measure_separability(
+            settings, subjects=subjects, layers=layers,
+            progress=lambda done, total: bar.update(job, completed=done, total=total),
+        )  # fmt: skip
+    if as_json:
+        emit_json(found.model_dump(mode="json"))
+        return
+    title = f"{found.subjects} subjects of {found.model}, {found.wordings} wordings each, half of them unseen"
+    columns = ("layer", "detector", "separable", "own", "own, worst tenth", "foreign", "foreign, worst tenth")
+    table(title, columns, [
+        (row.layer, name, d.separable, d.own, d.own_low, d.foreign, d.foreign_high)
+        for row in found.layers for name, d in (("key", row.key), ("filter", row.filter))
+    ])  # fmt: skip
+    best = found.best
+    console.print(f"Filters separate most at layer {best.layer} ({best.filter.separable:.1%}). An earlier layer leaves a slot's "
+                  "value more layers to work through: of layers that separate alike, benchmark the earlier first.",
+                  highlight=False)  # fmt: skip
 
 
 @reported

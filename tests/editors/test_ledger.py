@@ -327,8 +327,9 @@ def test_kept_prompts_are_other_relations_that_the_base_answers_otherwise(kind: 
     assert spared == [p for p in offered if next_token(model, p) != old]
 
 
-def test_a_relation_that_the_base_knows_is_kept_even_with_the_old_answer() -> None:
-    asked, template = SIX_REQUESTS[0], "The old town of {} is"
+def test_a_relation_of_the_warehouse_that_the_base_knows_is_kept_even_with_the_old_answer() -> None:
+    plain, template = SIX_REQUESTS[0], "The old town of {} is"
+    asked = plain.model_copy(update={"other_relations": ("P20",)})
     prompt, repeated = template.replace("{}", asked.subject), {"P20": [template, template + " and"]}
     config = world("gpt2")[0].config.model_copy(update={"spare_old": True, "known_confidence": 0.9})
 
@@ -339,6 +340,9 @@ def test_a_relation_that_the_base_knows_is_kept_even_with_the_old_answer() -> No
 
     assert sorted(kept_prompts(sure_of(0.95), [asked], repeated, config)) == [prompt, prompt + " and"]
     assert kept_prompts(sure_of(0.85), [asked], repeated, config) == []
+    assert kept_prompts(sure_of(0.95), [plain], repeated, config) == []
+    edited = request(9, asked.subject, "Rome", prompt="{} died in", relation="P20")
+    assert kept_prompts(sure_of(0.95), [asked, edited], repeated, config) == []
 
 
 def next_token(model: EditableModel, prompt: str) -> int:

@@ -26,6 +26,7 @@ from warehouse.world_store import (
     seed_world,
     updates_of,
     verdicts_of,
+    with_other_relations,
 )
 
 
@@ -266,3 +267,27 @@ def test_the_digest_of_a_request_does_not_depend_on_the_zone_of_its_time() -> No
     naive = request("a").model_copy(update={"received_at": datetime(2026, 10, 1, 12)})
     later = request("a").model_copy(update={"received_at": datetime(2026, 10, 1, 13, tzinfo=UTC)})
     assert request_digest(there) == request_digest(naive) == request_digest(request("a")) != request_digest(later)
+
+
+# ---------------------------------------------------------------- what else is known of a subject
+
+
+def test_a_request_names_the_other_relations_that_are_believed_of_its_subject(wh: Warehouse) -> None:
+    rows = [fact("Q10"), fact("Q11", relation="P27"), fact("Q12", relation="P20"), fact("Q13", relation="P20"),
+            fact("Q14", relation="P26"), fact("Q15", relation="P22"),
+            fact("Q16", subject="Q2", relation="P103")]  # fmt: skip
+    ranks = ["deprecated" if row.relation == "P26" else "normal" for row in rows]
+    apply_fact_changes(wh, "night-00", pd.DataFrame([row.model_dump() for row in rows]).assign(rank=ranks))
+    apply_fact_changes(wh, NIGHT, [], [("Q1", "P22", "Q15")])
+    (by_id,) = with_other_relations(wh, [request("a")])
+    assert by_id.other_relations == ("P20", "P27")
+    (by_label,) = with_other_relations(wh, [request("a").model_copy(update={"subject_id": ""})])
+    assert by_label.other_relations == ("P103", "P20", "P27")
+    (unheard,) = with_other_relations(wh, [request("a").model_copy(update={"subject_id": "Q99"})])
+    assert unheard.other_relations == ()
+    assert with_other_relations(wh, []) == []
+
+
+def test_a_request_without_other_relations_keeps_its_old_digest() -> None:
+    assert request_digest(request("a")) == "b1da32d118f310374408b763d8af0588507018a11cfca20016dd79fdf6dd8f3b"
+    assert request_digest(request("a").model_copy(update={"other_relations": ("P20",)})) != request_digest(request("a"))
