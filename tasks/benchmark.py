@@ -27,6 +27,7 @@ from editors.preparation import prepared_for
 from editors.presets import load_editor
 from editors.session import run_edits, slices
 from tasks.benchmark_firing import false_firing
+from tasks.benchmark_latency import latency_ratio
 from tasks.benchmark_requests import Split, Task, base_world, benchmark_requests
 from tasks.benchmark_rows import BenchmarkRow, CurvePoint, named, save_row
 from tasks.corpus import calibration
@@ -42,8 +43,6 @@ log = logging.getLogger(__name__)
 #: (what is being done, edits done, edits in all)
 Progress = Callable[[str, int, int], None]
 Likelihoods = list[tuple[float, int]]
-#: Generation of so many tokens after so many prompts, base and edited turn by turn.
-LATENCY_PROMPTS, LATENCY_TOKENS, LATENCY_TURNS = 16, 16, 5
 
 
 class BenchmarkOptions(Record):
@@ -209,7 +208,7 @@ class _Run:
         self.written: tuple[list[str], list[str]] = ([], [])
         self.curve: list[CurvePoint] = []
         self.seconds, self.bytes, self.refused, self.done = 0.0, 0, 0, 0
-        self.latencies: list[float] = []
+        self.latency: list[Score] = []
         self.firing: list[Score] = []
 
     def measure(self) -> None:
@@ -221,28 +220,7 @@ class _Run:
         first, last = (np.concatenate(part) if part else np.empty((0, 0)) for part in self.kl)
         found.append(kl_divergence(first, last, self.seed))
         found += self.firing
-        if self.latencies:
-            low, middle, high = np.quantile(self.latencies, (0.025, 0.5, 0.975))
-            n = len(self.latencies)
-            found.append(Score(metric="latency_ratio", value=float(middle), low=float(low), high=float(high), n=n))
-        return found + fluency(*self.written, self.seed)
-
-    def _time(self) -> None:
-        """Generation with the patches as they are against the bare base, turn by turn, so that both share the weather."""
-        prompts, patches = self.questions.kl_prompts[:LATENCY_PROMPTS], list(self.model.patches)
-        if not prompts or not patches or self.latencies:
-            return
-        for _ in range(LATENCY_TURNS):
-            self.model.rollback(0)
-            bare = self._seconds(prompts)
-            for patch in patches:
-                self.model.push(patch)
-            self.latencies.append(self._seconds(prompts) / bare)
-
-    def _seconds(self, prompts: Sequence[str]) -> float:
-        start = time.perf_counter()
-        self.model.generate(prompts, LATENCY_TOKENS)
-        return time.perf_counter() - start
+        return found + self.latency + fluency(*self.written, self.seed)
 
     # ------------------------------------------------------------ modes
 
@@ -254,7 +232,7 @@ class _Run:
                     self.bytes += patch.num_bytes
                 self._ask_single(request)
                 if request is self.questions.requests[-1]:
-                    self._time()
+                    self.latency = self.latency or latency_ratio(self.model, self.questions.texts)
                 self.model.rollback(0)
                 self._tick(1)
 
@@ -344,7 +322,7 @@ class _Run:
         self._ask_kl(range(len(q.kl_log_probs)))
         self._ask_written(range(len(q.written)))
         self.firing = false_firing(self.model, q.texts, self.seed)
-        self._time()
+        self.latency = self.latency or latency_ratio(self.model, self.questions.texts)
 
     def _ask_texts(self, chosen: Sequence[int]) -> None:
         q = self.questions
@@ -377,7 +355,7 @@ class _Run:
         found += false_firing(self.model, q.texts, self.seed)
         found.append(Score(metric="seconds_per_edit", value=self.seconds / len(asked), low=None, high=None, n=len(asked)))
         point = CurvePoint(edits=len(asked), scores=named(found))
-        # A row is kept only at the end of its sequence; what a long one has found by now should outlive its process.
+        # A row is kept at the end of its sequence; what a long one has found by now should outlive its process.
         values = ", ".join(f"{name} {s.value:.3f}" for name, s in point.scores.items() if s.value is not None)
         log.info("%s, %s, after %d edits: %s", self.editor.card.name, self.mode, point.edits, values)
         return point

@@ -86,7 +86,7 @@ def _separability(settings: Settings, subjects: int, layers: list[int], as_json:
         for row in found.layers for name, d in (("key", row.key), ("filter", row.filter))
     ])  # fmt: skip
     best = found.best
-    console.print(f"Filters separate most at layer {best.layer} ({best.filter.separable:.1%}). An earlier layer leaves a slot's "
+    console.print(f"Filters separate most at layer {best.layer} ({best.filter.separable:.1%}). An earlier layer leaves its "
                   "value more layers to work through: of layers that separate alike, benchmark the earlier first.",
                   highlight=False)  # fmt: skip
 

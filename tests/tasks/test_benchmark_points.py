@@ -11,11 +11,13 @@ import torch
 from editors.model import EditableModel
 from editors.patches.slots import Slot, SlotPatch
 from editors.presets import load_editor
+from editors.session import batch_of
 from tasks.benchmark import BenchmarkOptions, Questions, ask_base, benchmark_one, run_benchmark
 from tasks.benchmark_firing import false_firing
+from tasks.benchmark_latency import latency_ratio
 from tasks.benchmark_rows import BenchmarkRow
 from tasks.settings import Settings
-from tests.support import TEXTS
+from tests.support import CORPUS, SIX_REQUESTS, TEXTS
 from tests.tasks.small_world import knowing_model, small_world
 
 OPTIONS = BenchmarkOptions(drawdown=4, drawdown_each=2, held_texts=2, kl_prompts=2, fluency_prompts=0, together=2)
@@ -43,6 +45,35 @@ def test_a_point_comes_at_each_checkpoint_or_after_the_batch_that_reaches_it(tmp
     assert row.curve[-1].scores["SRR"] == row.scores["SRR"]
     seconds = [p.scores["seconds_per_edit"].value for p in row.curve]
     assert seconds[-1] == row.seconds_per_edit and all(s is not None and s > 0 for s in seconds)
+
+
+def test_a_point_is_logged_as_soon_as_it_is_measured(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="tasks.benchmark"):
+        row = measured(tmp_path, 1, (1, 3))
+    (first, _) = (r.getMessage() for r in caplog.records if "after" in r.getMessage())
+    assert first.startswith("ft_m, sequential-batch, after 1 edits: ") and f"SR {row.curve[0].scores['SR'].value:.3f}" in first
+
+
+def test_latency_is_of_one_step_and_leaves_the_patches_on(tiny: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = load_editor("ft_m", tiny, {"num_steps": 2})
+    assert latency_ratio(tiny, TEXTS) == []
+    tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), editor.prepare(tiny, CORPUS)))
+    digest, asked = tiny.digest, []
+
+    def slow(prompts: list[str], count: int) -> list[str]:
+        """A second for each token and the end: a short answer from the base, a long one from the edited model."""
+        asked.append(prompts)
+        said = "Paris lies in Texas" if tiny.patches else "Paris"
+        clock[0] += len(tiny.tokenizer(said)["input_ids"]) + 1
+        return ["", *[said] * (len(prompts) - 1)]
+
+    clock = [0.0]
+    monkeypatch.setattr(tiny, "generate", slow)
+    monkeypatch.setattr("tasks.benchmark_latency.time.perf_counter", lambda: clock[0])
+    (score,) = latency_ratio(tiny, TEXTS)
+    assert score.value == pytest.approx(1.0) and tiny.digest == digest
+    assert all(len(prompt.split()) <= 8 for prompt in asked[0])
+    assert latency_ratio(tiny, ()) == []
 
 
 def test_checkpoints_and_regular_points_that_meet_are_one_point(tmp_path: Path) -> None:
