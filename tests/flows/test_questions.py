@@ -69,3 +69,20 @@ def test_locate_writes_a_page_with_its_figure(ask: Any, tmp_path: Path) -> None:
 
 def test_the_audit_of_the_night_holds(ask: Any) -> None:
     assert ask("audit", "--deep")["breaks"] == []
+
+
+def test_separability_needs_no_fact_and_tells_every_layer_that_was_asked(ask: Any) -> None:
+    found = ask("locate", "--separability", "--subjects", "8", "--layers", "0,1")
+    assert [layer["layer"] for layer in found["layers"]] == [0, 1] and found["subjects"] == 8
+    shares = [layer[kind]["separable"] for layer in found["layers"] for kind in ("key", "filter")]
+    assert all(0 <= share <= 1 and share * 8 == round(share * 8) for share in shares)
+
+
+def test_locate_without_a_fact_says_what_it_needs(ask: Any) -> None:
+    refused = CliRunner().invoke(app, ["locate", "DirectX"])
+    assert refused.exit_code == 1 and "SUBJECT and RELATION, or --separability" in " ".join(refused.output.split())
+
+
+def test_more_subjects_than_the_warehouse_has_are_refused(ask: Any) -> None:
+    refused = CliRunner().invoke(app, ["locate", "--separability", "--subjects", "99999"])
+    assert refused.exit_code == 1 and "99999 were asked for" in " ".join(refused.output.split())
