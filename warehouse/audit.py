@@ -185,10 +185,11 @@ def verdicts_payload(wh: Warehouse, night: str) -> dict[str, Any]:
     return {
         "records": _digest_of_rows(wh, "SELECT record_id, source, raw FROM updates WHERE night = ?", night),
         "verdicts": _digest_of_rows(wh, "SELECT * FROM verdicts WHERE night = ?", night),
-        # Younger than the first entries; `content_digest` vouches for it.
         "requests": _digest_of_rows(
             wh, "SELECT * EXCLUDE (received_at, other_relations) FROM edit_requests WHERE night = ?", night
         ),
+        # Apart: entries from before there was such a column vouch for the rest of the row.
+        "other_relations": _digest_of_rows(wh, "SELECT request_id, other_relations FROM edit_requests WHERE night = ?", night),
     }
 
 

@@ -80,6 +80,7 @@ def test_a_damaged_object_of_the_store_is_found(copied: Home, damage: Callable[[
     [
         "UPDATE verdicts SET sentence = sentence || ' ' WHERE record_id = (SELECT min(record_id) FROM verdicts)",
         "DELETE FROM edits WHERE edit_id = (SELECT min(edit_id) FROM edits)",
+        "UPDATE edit_requests SET other_relations = ['P1'] WHERE request_id = (SELECT min(request_id) FROM edit_requests)",
         "UPDATE edits SET patch_digest = 'x'",
         "UPDATE scores SET value = value + 1e-9 WHERE metric = 'SR'",
         "UPDATE decisions SET verdict = 'reject'",
