@@ -106,7 +106,8 @@ def _read(paths: Sequence[Path]) -> list[BenchmarkRow]:
 
 
 def _write(out: Path, rows: Sequence[BenchmarkRow]) -> None:
-    from tasks.leaderboard import curves_svg, leaderboard_markdown, scores_svg
+    from tasks.leaderboard import leaderboard_markdown
+    from tasks.leaderboard_figures import curves_svg, scores_svg
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "leaderboard.md").write_text(leaderboard_markdown(rows), encoding="utf-8")

@@ -17,7 +17,8 @@ from tasks.benchmark import BenchmarkOptions, Questions, ask_base, benchmark_one
 from tasks.benchmark_requests import NotEnoughFacts, Split, Task, benchmark_requests, split_of
 from tasks.benchmark_rows import BenchmarkRow, load_rows, save_row
 from tasks.corpus import is_calibration_subject
-from tasks.leaderboard import curves_svg, leaderboard_markdown, scores_svg
+from tasks.leaderboard import leaderboard_markdown
+from tasks.leaderboard_figures import curves_svg, scores_svg
 from tasks.settings import Settings
 from tests.tasks.small_world import FATHERS, PLACES, free_subjects, knowing_model, small_world, subject_id
 from warehouse.reference.world import UNKNOWN
@@ -275,7 +276,7 @@ def test_the_figures_are_well_formed_and_show_every_editor(rows: list[BenchmarkR
         texts = " ".join(node.text or "" for node in root.iter())
         assert "ft_m" in texts and "grace" in texts
     lines = [node for node in ET.fromstring(curves_svg(rows)).iter() if node.tag.endswith("polyline")]
-    assert len(lines) == 2 * 4
+    assert len(lines) == 2 * 6
 
 
 def test_an_empty_leaderboard_says_so() -> None:

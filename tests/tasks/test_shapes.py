@@ -41,6 +41,21 @@ def test_the_longest_run_counts() -> None:
     assert Measurements(rows).value("memit", "sequential", "SRR") == 0.4
 
 
+def test_the_longest_sequence_that_both_went_through_is_compared() -> None:
+    rows = [row("memit", "sequential", 100, SRR=0.9, DD=0.0), row("memit", "sequential-batch", 2000, SRR=0.3, DD=0.8),
+            row("alphaedit", "sequential", 100, SRR=0.8, DD=0.0)]  # fmt: skip
+    assert verdict_of("AlphaEdit lasts longer than MEMIT", rows) == "no"
+    rows.append(row("alphaedit", "sequential-batch", 2000, SRR=0.6, DD=0.3))
+    assert verdict_of("AlphaEdit lasts longer than MEMIT", rows) == "yes"
+    assert "memit DD after 2000 in sequence 0.800" in shapes_markdown(rows)
+
+
+def test_decay_is_judged_at_the_longest_sequence() -> None:
+    rows = [row("memit", "single", SR=0.98), row("memit", "sequential", 100, SRR=1.0, DD=0.0)]
+    assert verdict_of("MEMIT decays in sequence", rows) == "no"
+    assert verdict_of("MEMIT decays in sequence", [*rows, row("memit", "sequential-batch", 300, SRR=0.9, DD=0.0)]) == "yes"
+
+
 def test_the_worst_drawdown_is_fine_tunings_or_not() -> None:
     rows = [row("ft", "batch", DD=0.5), row("memit", "batch", DD=0.1)]
     claim = "Fine-tuning without constraint has the worst drawdown"
