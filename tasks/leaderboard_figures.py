@@ -38,9 +38,9 @@ def curves_svg(rows: Sequence[BenchmarkRow]) -> str:
     svg.text(20, 26, "Along a sequence of edits", size=18)
     if not settings:
         svg.text(20, 50, "No sequence with points was measured.")
-    colours = _colours([row for drawn in settings.values() for row in drawn])
     for place, (setting, drawn) in enumerate(settings.items()):
-        top = 40 + place * section
+        # Colours of the setting's own: eight are enough for it, if not for all.
+        top, colours = 40 + place * section, _colours(drawn)
         svg.text(20, top + 16, setting, size=13)
         for number, name in enumerate(dict.fromkeys(row.editor for row in drawn)):
             svg.dot(26 + 110 * number, top + 34, colours[name], name)
