@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from editors.analysis.separability import Separated, separability
+from editors.direct.ledger import LedgerConfig
 from tasks.corpus import calibration
 from tasks.models import base_model, shown_name
 from tasks.settings import Settings
@@ -52,7 +53,7 @@ class SeparabilityReport(Record):
 
 
 def measure_separability(
-    settings: Settings, *, subjects: int = 200, wordings: int = 12, layers: Sequence[int] = (),
+    settings: Settings, *, subjects: int = 200, layers: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> SeparabilityReport:  # fmt: skip
     """Ask every layer (or those given) about so many subjects of the warehouse, none of them in the bank.
@@ -60,7 +61,7 @@ def measure_separability(
     Raises:
         NotFound: the warehouse has fewer subjects outside the calibration corpus.
         UnsupportedModel: the model has no such layer.
-        ValueError: fewer than 2 subjects or wordings.
+        ValueError: fewer than 2 subjects.
     """
     with warehouse(settings) as wh:
         learnt = calibration(wh)
@@ -76,15 +77,17 @@ def measure_separability(
         raise NotFound(f"the warehouse has {len(free)} subjects outside the calibration corpus; {subjects} were asked for")
     model = base_model(settings)
     chosen = tuple(layers) or tuple(range(model.anatomy.num_layers(model.hf)))
+    configs = {layer: LedgerConfig(layer=layer, seed=settings.seed) for layer in chosen}
     found: list[LayerSeparability] = []
     for layer in chosen:
-        by_kind = separability(model, learnt.corpus, free[:subjects], layer, wordings=wordings, seed=settings.seed)
+        by_kind = separability(model, learnt.corpus, free[:subjects], configs[layer])
         found.append(LayerSeparability(layer=layer, key=_detector(by_kind["key"]), filter=_detector(by_kind["filter"])))
         if progress:
             progress(len(found), len(chosen))
     return SeparabilityReport(
-        model=shown_name(model), model_digest=model.base_digest, subjects=subjects, wordings=wordings, layers=tuple(found)
-    )
+        model=shown_name(model), model_digest=model.base_digest, subjects=subjects,
+        wordings=configs[chosen[0]].key_wordings, layers=tuple(found),
+    )  # fmt: skip
 
 
 def _detector(found: Separated) -> Detector:

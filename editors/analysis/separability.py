@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from editors.base import Corpus
-from editors.mechanics.paraphrases import relation_templates
+from editors.direct.ledger import Ledger, LedgerConfig
 from editors.mechanics.second_moment import at_base
-from editors.mechanics.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
+from editors.mechanics.subject_filter import SubjectSpace, subject_states, wordings_for
 from editors.model import EditableModel
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ class Separated:
 
 
 def separability(
-    model: EditableModel, corpus: Corpus, subjects: Sequence[str], layer: int, *, wordings: int = 12,
-    bank_wordings: int = 3, bank_tokens: int = 4_000, ridge: float = 1e-2, slack: float = 1e-2, seed: int = 0,
+    model: EditableModel, corpus: Corpus, subjects: Sequence[str], config: LedgerConfig
 ) -> dict[str, Separated]:  # fmt: skip
     """Own and foreign answers of a mean `key` (its cosine) and of the ledger's `filter` for each subject, at the base.
 
@@ -48,25 +47,22 @@ def separability(
 
     Args:
         corpus: the bank that filters are made against; its subjects must be none of those asked.
-        wordings: prompts of any relation for each subject, at least 2.
-        bank_wordings, bank_tokens, ridge, slack: as `LedgerConfig` has them.
+        config: the ledger's, whose layer is asked, with `key_wordings` prompts of any relation for each subject.
 
     Raises:
         UnsupportedModel: the model has no such layer.
         ValueError: fewer than 2 subjects or wordings, or a corpus without training edits.
     """
+    wordings = config.key_wordings
     if len(set(subjects)) < 2 or wordings < 2:
         raise ValueError(f"{len(set(subjects))} subjects in {wordings} wordings: separability needs at least 2 of both")
-    model.anatomy.module(model.hf, model.anatomy.mlp, layer)  # refuses a layer that is not there
-    site = model.anatomy.mlp.format(layer=layer)
-    every = sorted({t for known in relation_templates(corpus.edits).values() for t in known})
+    prepared = Ledger(config).prepare(model, corpus)
+    space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
+    every = sorted({t for known in prepared.meta["templates"].values() for t in known})
+    asked = [(wordings_for(s, every, wordings, ()), s) for s in dict.fromkeys(subjects)]
+    names = [s for prompts, s in asked for _ in prompts]
     with at_base(model):
-        prepared = prepare_space(
-            model, corpus, site, wordings=bank_wordings, tokens=bank_tokens, ridge=ridge, seed=seed
-        )  # fmt: skip
-        space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
-        asked = [(wordings_for(s, every, wordings, ()), s) for s in dict.fromkeys(subjects)]
-        names = [s for prompts, s in asked for _ in prompts]
+        site = model.anatomy.mlp.format(layer=config.layer)
         states = subject_states(model, [p for prompts, _ in asked for p in prompts], names, site)
     owner = torch.tensor([i for i, (prompts, _) in enumerate(asked) for _ in prompts])
     # Wordings come in an order of the subject's own, so every second one is a fair half.
@@ -74,7 +70,7 @@ def separability(
     made = place % 2 == 0
     directions = _unit(states - space.mean)
     keys = torch.stack([_unit(directions[made & (owner == i)].mean(0)) for i in range(len(asked))])
-    filters = torch.stack([space.filter(states[made & (owner == i)], slack) for i in range(len(asked))])
+    filters = torch.stack([space.filter(states[made & (owner == i)], config.filter_slack) for i in range(len(asked))])
     bank = space.bank - space.mean
     return {
         "key": _separated(keys @ directions.t(), (keys @ _unit(bank).t()).amax(1), owner, made),

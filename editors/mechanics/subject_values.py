@@ -148,6 +148,8 @@ def kept_prompts(
             count = max(config.kept_wordings, KNOWN_WORDINGS) if relation in held else config.kept_wordings
             chosen = sorted(wordings, key=lambda t: digest_of("kept", t))[:count]
             asked[relation] = [p for t in chosen if (p := t.replace(SLOT, subject)) not in barred]
+    if not any(asked.values()):
+        return []
     edits = [r.prompt for r in requests]
     log_probs = model.next_token_log_probs([*edits, *(p for prompts in asked.values() for p in prompts)])
     first, sure = log_probs.argmax(-1), np.exp(log_probs.max(-1))

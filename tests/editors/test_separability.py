@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from editors.analysis.separability import separability
+from editors.direct.ledger import LedgerConfig
 from editors.errors import UnsupportedModel
 from editors.mechanics.paraphrases import relation_templates
 from editors.mechanics.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
@@ -21,7 +22,7 @@ def tiny(request: pytest.FixtureRequest) -> EditableModel:
 
 
 def test_answers_are_those_of_one_detector_at_a_time(tiny: EditableModel) -> None:
-    found = separability(tiny, CORPUS, SUBJECTS, 1, wordings=4, bank_tokens=40)
+    found = separability(tiny, CORPUS, SUBJECTS, LedgerConfig(layer=1, key_wordings=4, bank_tokens=40))
     site = tiny.anatomy.mlp.format(layer=1)
     prepared = prepare_space(tiny, CORPUS, site, wordings=3, tokens=40, ridge=1e-2, seed=0)
     space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
@@ -44,17 +45,17 @@ def test_answers_are_those_of_one_detector_at_a_time(tiny: EditableModel) -> Non
 
 
 def test_a_share_counts_the_subjects_whose_own_answers_are_above_all_others(tiny: EditableModel) -> None:
-    found = separability(tiny, CORPUS, SUBJECTS, 0, wordings=4, bank_tokens=40)["filter"]
+    found = separability(tiny, CORPUS, SUBJECTS, LedgerConfig(layer=0, key_wordings=4, bank_tokens=40))["filter"]
     above = [own > foreign for own, foreign in zip(found.own.tolist(), found.foreign.tolist(), strict=True)]
     assert found.share == pytest.approx(sum(above) / len(SUBJECTS))
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny: EditableModel) -> None:
     with pytest.raises(UnsupportedModel, match="7"):
-        separability(tiny, CORPUS, SUBJECTS, 7)
+        separability(tiny, CORPUS, SUBJECTS, LedgerConfig(layer=7))
 
 
 @pytest.mark.parametrize(("subjects", "wordings"), [(("Rome", "Rome"), 4), (SUBJECTS, 1)])
 def test_too_little_to_compare_is_refused(subjects: tuple[str, ...], wordings: int, tiny: EditableModel) -> None:
     with pytest.raises(ValueError, match="at least 2 of both"):
-        separability(tiny, CORPUS, subjects, 1, wordings=wordings)
+        separability(tiny, CORPUS, subjects, LedgerConfig(layer=1, key_wordings=wordings))

@@ -10,35 +10,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from editors.base import Prepared
-from editors.model import EditableModel
-from editors.patches.weight import Dense, WeightPatch
-from editors.regularization.ft import FineTuning
 from flows.cli import app
 from tasks.audit import audit
 from tasks.settings import configure
 from tests.flows.conftest import Home
+from tests.flows.culprit import CULPRIT, RULE, plant
 from tests.flows.nights import LATER, TEACHER, UPDATES, config_of, event, first_night, write_night
 from warehouse.history import blame
-from warehouse.records import EditBatch
 from warehouse.store import Warehouse
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
-CULPRIT, VALUE = UPDATES[1][0][1], UPDATES[1][3][1]
-RULE = "{metric: SR, op: '>=', threshold: 0.9, on_fail: reject, judge: point, min_n: 2}"
-
-
-def plant(patched: pytest.MonkeyPatch) -> None:
-    """A batch with the culprit gets the opposite of its update, which breaks every other edit of the batch."""
-    plain = FineTuning.edit
-
-    def edit(self: FineTuning, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        patch = plain(self, model, batch, prepared)
-        if CULPRIT not in {r.subject for r in batch.requests}:
-            return patch
-        return WeightPatch({name: Dense(-update.dense()) for name, update in patch.updates.items()})
-
-    patched.setattr(FineTuning, "edit", edit)
+VALUE = UPDATES[1][3][1]
 
 
 @pytest.fixture(scope="module")

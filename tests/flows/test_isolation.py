@@ -11,23 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from editors.base import Prepared
 from editors.direct.ledger import Ledger
 from editors.mechanics.subject_values import solve_subject
 from editors.model import EditableModel
 from editors.patches.slots import Slot
-from editors.patches.weight import Dense, WeightPatch
-from editors.regularization.ft import FineTuning
 from tasks.audit import audit
 from tasks.isolation import Culprit
 from tasks.settings import configure
 from tests.flows.conftest import Home
+from tests.flows.culprit import CULPRIT, RULE, plant
 from tests.flows.nights import TEACHER, UPDATES, config_of
-from warehouse.records import EditBatch, EditRequest
+from warehouse.records import EditRequest
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
-CULPRIT = UPDATES[1][0][1]
-RULE = "{metric: SR, op: '>=', threshold: 0.9, on_fail: reject, judge: point, min_n: 2}"
 
 
 class Broken(Exception):
@@ -36,16 +32,7 @@ class Broken(Exception):
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch with the culprit gets the opposite of its update, which breaks every other edit of the batch."""
-    plain = FineTuning.edit
-
-    def edit(self: FineTuning, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        patch = plain(self, model, batch, prepared)
-        if CULPRIT not in {r.subject for r in batch.requests}:
-            return patch
-        return WeightPatch({name: Dense(-update.dense()) for name, update in patch.updates.items()})
-
-    monkeypatch.setattr(FineTuning, "edit", edit)
+    plant(monkeypatch)
 
 
 def home_with(

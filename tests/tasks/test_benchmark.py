@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tasks.benchmark as benchmark
-from editors.base import Editor, Mode
+from editors.base import Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused
 from editors.model import EditableModel
 from editors.presets import load_editor
@@ -21,6 +21,7 @@ from tasks.leaderboard import leaderboard_markdown
 from tasks.leaderboard_figures import curves_svg, scores_svg
 from tasks.settings import Settings
 from tests.tasks.small_world import FATHERS, PLACES, free_subjects, knowing_model, small_world, subject_id
+from warehouse.records import EditBatch
 from warehouse.reference.world import UNKNOWN
 from warehouse.store import MEMORY, Warehouse
 
@@ -189,10 +190,10 @@ def test_a_refused_edit_counts_as_failed(
     bad = questions.requests[0].request_id
     honest = type(editor).edit
 
-    def guarded(self: Editor, model: EditableModel, batch: object, prepared: object) -> object:
-        if any(r.request_id == bad for r in batch.requests):  # type: ignore[attr-defined]
+    def guarded(self: Editor, model: EditableModel, batch: EditBatch, prepared: Prepared) -> Patch:
+        if any(r.request_id == bad for r in batch.requests):
             raise EditRefused("too large")
-        return honest(self, model, batch, prepared)  # type: ignore[arg-type]
+        return honest(self, model, batch, prepared)
 
     monkeypatch.setattr(type(editor), "edit", guarded)
     for mode in ("single", "sequential"):
