@@ -15,6 +15,8 @@ from warehouse.store import Warehouse
 
 #: How the warehouse's table tells these rows from those of `errata bench`.
 CASE = "quality"
+#: Lengths at which sequences of all lengths are compared; the first requests of a longer one are those of a shorter one.
+COMPARED = (100, 300, 1000)
 
 
 class Measured(Record):
@@ -40,6 +42,7 @@ class BenchmarkRow(Record):
         edits: edits asked for; `refused` of them were stopped by a guard and count as failed.
         patch_bytes: of one edit, on average.
         note: why there are no scores, where the editor does not grant the mode.
+        longer: where this is a point on the way of a longer sequence (see `with_points`), that sequence's edits.
     """
 
     editor: str
@@ -62,6 +65,7 @@ class BenchmarkRow(Record):
     created_at: datetime
     command: str
     note: str = ""
+    longer: int = 0
 
 
 def named(scores: Sequence[Score]) -> dict[str, Measured]:
@@ -86,6 +90,28 @@ def load_rows(wh: Warehouse, *, newest_only: bool = True) -> list[BenchmarkRow]:
 def newest(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     """Of equal measurements (all but time and command) the last one."""
     return list({_identity(row): row for row in sorted(rows, key=lambda r: r.created_at)}.values())
+
+
+def with_points(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """The rows and, from longer sequences, their points at the compared lengths that were not measured by themselves."""
+    known = {_place(row, row.edits) for row in rows}
+    points = [
+        row.model_copy(
+            update={
+                "edits": point.edits, "scores": point.scores, "curve": (), "longer": row.edits,
+                "seconds_per_edit": point.scores["seconds_per_edit"].value if "seconds_per_edit" in point.scores else None,
+            }
+        )
+        for row in rows
+        for point in row.curve
+        if point.edits in COMPARED and point.edits < row.edits and _place(row, point.edits) not in known
+    ]  # fmt: skip
+    return [*rows, *points]
+
+
+def _place(row: BenchmarkRow, edits: int) -> tuple[object, ...]:
+    # Not the probes: the standing ones keep away from the subjects of all edits that a run will make.
+    return (row.editor, row.mode, row.task, row.split, row.batch_size, row.seed, row.model_digest, row.config_digest, edits)
 
 
 def _identity(row: BenchmarkRow) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tasks.benchmark_rows import BenchmarkRow, Measured
+from tasks.benchmark_rows import BenchmarkRow, Measured, with_points
 from tasks.shapes import shapes_markdown
 
 #: (title, key in a row's scores)
@@ -27,10 +27,11 @@ def leaderboard_markdown(rows: Sequence[BenchmarkRow]) -> str:
     parts += [
         f"Generated from the warehouse; last measured {newest:%Y-%m-%d %H:%M} UTC. Each value stands with its 95% "
         "interval; `-` was not measured. METRICS.md defines the columns; the share of `one hop` and `logical` answers "
-        "is given as the gain over the base model, which gets some of them by itself.",
+        "is given as the gain over the base model, which gets some of them by itself. A line marked `of 500` is the point on "
+        "the way of a sequence of 500 edits; what is only measured at an end is `-` there.",
         "",
     ]
-    for title, group in by_setting(rows).items():
+    for title, group in by_setting(with_points(rows)).items():
         parts += [f"## {title}", "", *_table(group), *_notes(group), ""]
     parts += [shapes_markdown(rows)]
     commands = sorted({row.command for row in rows if row.command})
@@ -59,9 +60,11 @@ def _table(rows: Sequence[BenchmarkRow]) -> list[str]:
     head = ["editor", *(title for title, _ in keyed), "s/edit", "bytes/edit", "refused"]
     lines = [_row(head), _row(["---"] * len(head))]
     for row in sorted(measured, key=lambda r: (-(_value(r, "GR") or 0.0), r.editor)):
-        cells = [f"`{row.editor}`", *(describe(row.scores.get(key)) for _, key in keyed)]
+        name = f"`{row.editor}` of {row.longer}" if row.longer else f"`{row.editor}`"
+        cells = [name, *(describe(row.scores.get(key)) for _, key in keyed)]
         seconds = "-" if row.seconds_per_edit is None else f"{row.seconds_per_edit:.3g}"
-        lines.append(_row([*cells, seconds, f"{row.patch_bytes:,}", str(row.refused)]))
+        # How many of a longer sequence's refusals came before a point is not kept.
+        lines.append(_row([*cells, seconds, f"{row.patch_bytes:,}", "-" if row.longer else str(row.refused)]))
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from editors.catalogue import editor_class, names
 from tasks.benchmark_rows import BenchmarkRow, Measured
 from tasks.figures import Svg
 from tasks.leaderboard import by_setting, describe
@@ -19,8 +20,11 @@ _BARS = (
     ("SR", "SR"), ("GR", "GR"), ("locality, neighbourhood", "locality/neighbourhood"),
     ("locality, same subject", "locality/relation_specificity"), ("DD", "DD/known"), ("obsolete", "obsolete"),
 )  # fmt: skip
-# Okabe and Ito's colours: told apart also without red or green.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+# Okabe and Ito's colours, told apart also without red or green; then some of Tol's, for the largest family.
+_COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F",
+    "#882255", "#999933", "#332288", "#DDCC77", "#AA4499", "#777777",
+)  # fmt: skip
 #: Size of a curves' panel with its margins, how many stand in a row, and the head of each setting.
 _WIDTH, _HEIGHT, _ACROSS, _HEAD = 360, 230, 3, 62
 
@@ -30,9 +34,21 @@ def _colours(rows: Sequence[BenchmarkRow]) -> dict[str, str]:
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
 
 
+def _by_family(rows: Sequence[BenchmarkRow]) -> dict[str, list[BenchmarkRow]]:
+    """Rows that may be compared, by setting and family: more lines than that nobody tells apart."""
+    known = set(names())
+    groups: dict[str, list[BenchmarkRow]] = {}
+    for setting, drawn in by_setting(rows).items():
+        # Rows of a package that is not installed here have no card.
+        families = [(editor_class(r.editor).card.family if r.editor in known else "other", r.editor, r) for r in drawn]
+        for family, _, row in sorted(families, key=lambda found: found[:2]):
+            groups.setdefault(f"{setting}: {family}", []).append(row)
+    return groups
+
+
 def curves_svg(rows: Sequence[BenchmarkRow]) -> str:
-    """What is left along sequences: for each setting with points six panels, one line an editor in each."""
-    settings = by_setting([row for row in rows if row.curve])
+    """What is left along sequences: for each setting and family with points six panels, one line an editor in each."""
+    settings = _by_family([row for row in rows if row.curve])
     section = _HEAD + -(-len(_PANELS) // _ACROSS) * _HEIGHT
     svg = Svg(_ACROSS * _WIDTH + 20, 40 + section * max(1, len(settings)))
     svg.text(20, 26, "Along a sequence of edits", size=18)
@@ -42,9 +58,11 @@ def curves_svg(rows: Sequence[BenchmarkRow]) -> str:
         # Colours of the setting's own: eight are enough for it, if not for all.
         top, colours = 40 + place * section, _colours(drawn)
         svg.text(20, top + 16, setting, size=13)
-        for number, name in enumerate(dict.fromkeys(row.editor for row in drawn)):
-            svg.dot(26 + 110 * number, top + 34, colours[name], name)
-            svg.text(36 + 110 * number, top + 38, name)
+        shown = list(dict.fromkeys(row.editor for row in drawn))
+        apart = min(120, (_ACROSS * _WIDTH - 40) // len(shown))
+        for number, name in enumerate(shown):
+            svg.dot(26 + apart * number, top + 34, colours[name], name)
+            svg.text(34 + apart * number, top + 38, name, size=12 if apart > 90 else 10)
         for number, panel in enumerate(_PANELS):
             corner = (number % _ACROSS * _WIDTH + 56.0, number // _ACROSS * _HEIGHT + top + _HEAD + 8.0)
             _draw_panel(svg, panel, drawn, colours, corner)
@@ -79,33 +97,39 @@ def _draw_panel(
 
 
 def scores_svg(rows: Sequence[BenchmarkRow]) -> str:
-    """Values with their intervals at the end of each run: one panel a metric, one line a run."""
-    drawn = [row for row in rows if row.scores]
-    line, label, width = 20, 210, 190
-    height = 70 + line * len(drawn)
+    """Values with their intervals at the end of each run: one panel a metric, one line a run, by setting and family."""
+    groups = _by_family([row for row in rows if row.scores])
+    line, label, width = 20, 150, 190
+    height = 60 + line * sum(len(drawn) + 2 for drawn in groups.values())
     svg = Svg(label + (width + 24) * len(_BARS), height + 20)
     svg.text(20, 26, "Editors and modes, with 95% intervals", size=18)
+    y = 50
+    for setting, drawn in groups.items():
+        svg.text(20, y, setting, size=12)
+        _draw_scores(svg, drawn, y + line, label, width)
+        y += line * (len(drawn) + 2)
+    return svg.render("Success, generalization, locality, drawdown and old answers of each editor and mode")
+
+
+def _draw_scores(svg: Svg, drawn: Sequence[BenchmarkRow], top: int, label: int, width: int) -> None:
+    """The lines of one setting and family, from `top` down: the metrics' names, then 20 pixels a run."""
     colours = _colours(drawn)
     for number, row in enumerate(drawn):
-        y = 74 + line * number
-        svg.text(20, y + 4, f"{row.editor}, {row.mode}, {row.edits} ({row.task})", size=11)
+        svg.text(30, top + 20 * number + 18, row.editor, size=11)
     for panel, (title, key) in enumerate(_BARS):
-        x0 = label + 40 + (width + 18) * panel
-        svg.text(x0, 50, title, size=12)
-        found = [s for row in drawn if (s := row.scores.get(key)) is not None]
-        low = min([0.0, *(s.low for s in found if s.low is not None)])
-        to_x = _scale(low, 1.0, x0, x0 + width - 50)
+        x0 = label + (width + 18) * panel
+        svg.text(x0, top, title, size=10, colour="#555")
+        found = [(number, row, s) for number, row in enumerate(drawn) if (s := row.scores.get(key)) is not None]
+        to_x = _scale(min([0.0, *(s.low for *_, s in found if s.low is not None)]), 1.0, x0, x0 + width - 50)
         for value in (0.0, 0.5, 1.0):
-            svg.line(to_x(value), 58, to_x(value), height - 6)
-            svg.text(to_x(value), height + 8, f"{value:g}", size=10, anchor="middle", colour="#555")
-        for number, row in enumerate(drawn):
-            y, score = 74 + line * number, row.scores.get(key)
-            if score is None or score.value is None:
+            svg.line(to_x(value), top + 4, to_x(value), top + 20 * len(drawn) + 4)
+        for number, row, score in found:
+            if score.value is None:
                 continue
+            y, tip = top + 20 * number + 14, f"{row.editor}: {title} {describe(score)}"
             if score.low is not None and score.high is not None:
                 svg.line(to_x(score.low), y, to_x(min(score.high, 1.0)), y, colours[row.editor], 2)
-            svg.dot(to_x(score.value), y, colours[row.editor], f"{row.editor}: {title} {describe(score)}")
-    return svg.render("Success, generalization, locality, drawdown and old answers of each editor and mode")
+            svg.dot(to_x(score.value), y, colours[row.editor], tip)
 
 
 def _of(scores: Mapping[str, Measured], key: str) -> float | None:

@@ -15,7 +15,7 @@ from editors.model import EditableModel
 from editors.presets import load_editor
 from tasks.benchmark import BenchmarkOptions, Questions, ask_base, benchmark_one, run_benchmark
 from tasks.benchmark_requests import NotEnoughFacts, Split, Task, benchmark_requests, split_of
-from tasks.benchmark_rows import BenchmarkRow, load_rows, save_row
+from tasks.benchmark_rows import BenchmarkRow, CurvePoint, Measured, load_rows, save_row, with_points
 from tasks.corpus import is_calibration_subject
 from tasks.leaderboard import leaderboard_markdown
 from tasks.leaderboard_figures import curves_svg, scores_svg
@@ -278,6 +278,24 @@ def test_the_figures_are_well_formed_and_show_every_editor(rows: list[BenchmarkR
         assert "ft_m" in texts and "grace" in texts
     lines = [node for node in ET.fromstring(curves_svg(rows)).iter() if node.tag.endswith("polyline")]
     assert len(lines) == 2 * 6
+
+
+def test_a_longer_sequence_stands_in_for_a_shorter_one_that_nobody_measured(rows: list[BenchmarkRow]) -> None:
+    row = rows[0]
+    point = CurvePoint(edits=100, scores={"SR": Measured(value=0.25, low=None, high=None, n=100)})
+    long = row.model_copy(update={"edits": 500, "curve": (point,), "refused": 7})
+    (passed,) = [r for r in with_points([long]) if r.edits == 100]
+    assert (passed.longer, passed.scores, passed.curve) == (500, point.scores, ())
+    assert "| `ft_m` of 500 | 0.250 |" in leaderboard_markdown([long])
+    measured = row.model_copy(update={"edits": 100, "curve": ()})
+    assert with_points([long, measured]) == [long, measured]
+
+
+def test_figures_draw_families_apart_and_keep_rows_of_editors_that_are_not_installed(rows: list[BenchmarkRow]) -> None:
+    theirs = rows[0].model_copy(update={"editor": "somebody_elses"})
+    for svg in (curves_svg([*rows, theirs]), scores_svg([*rows, theirs])):
+        texts = " ".join(node.text or "" for node in ET.fromstring(svg).iter())
+        assert all(f"): {family}" in texts for family in ("architectural", "regularization", "other"))
 
 
 def test_an_empty_leaderboard_says_so() -> None:
