@@ -40,18 +40,25 @@ SURVEY = (
     Cell(name="sequential-500", mode="sequential", edits=500, every=100),
 )
 
+#: Batches of other sizes, for the survey's Figure 2 and the editors in it.
+SCALING = (
+    Cell(name="batches-of-10", mode="batch", edits=100, batch_size=10),
+    Cell(name="batch-1000", mode="batch", edits=1000),
+)
+GROUPS = {"survey": SURVEY, "scaling": SCALING}
+
 
 def cells_named(names: Sequence[str]) -> list[Cell]:
-    """The cells of those names; all of them for none.
+    """The cells of those names; `survey` and `scaling` stand for all of theirs.
 
     Raises:
         ValueError: an unknown name.
     """
-    known = {cell.name: cell for cell in SURVEY}
+    known = {cell.name: (cell,) for cells in GROUPS.values() for cell in cells} | GROUPS
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"no cell {', '.join(unknown)}; known are {', '.join(known)}")
-    return [known[name] for name in names] or list(SURVEY)
+        raise ValueError(f"no suite or setting {', '.join(unknown)}; known are {', '.join(known)}")
+    return [cell for name in names for cell in known[name]]
 
 
 def run_suite(

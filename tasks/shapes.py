@@ -1,11 +1,11 @@
-"""Do the shapes of the literature hold here? Each claim beside what was measured, and the survey's Table 4 beside ours."""
+"""Do the shapes of the literature hold here? Each claim beside what was measured, then the survey's Table 4 and Figure 2."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tasks.benchmark_rows import BenchmarkRow
+from tasks.benchmark_rows import BenchmarkRow, with_points
 
 #: SR, GR, DD in percent on zsRE, then on CounterFact: the survey's Table 4 (GPT-J, single batches, not in sequence).
 TABLE_4 = {
@@ -17,7 +17,13 @@ TABLE_4 = {
     "serac": ((90.16, 89.96, 0.1), (99.78, 99.41, 1.11)),
     "t_patcher": ((97.12, 94.95, 3.76), (100.0, 83.98, 91.63)),
 }
-
+#: What the survey's Figure 2 (CounterFact, GPT-J) shows of each editor as its batches grow to 10,000 edits. ROME edits one
+#: fact after the other there, so its sequences are beside it here.
+FIGURE_2 = {
+    "mend": ("batch", "well up to ten edits, then down; almost no SR before 1,000"),
+    "rome": ("sequential", "well up to ten edits, then down; almost no SR before 1,000"),
+    "memit": ("batch", "well in large batches"),
+}
 
 SEQUENCES = ("sequential", "sequential-batch")
 
@@ -45,12 +51,12 @@ class Measurements:
                 found[f"{editor} {name} after {longest[0]} in sequence"] = scores[key].value if key in scores else None
         return found
 
-    def value(self, editor: str, mode: str, score: str, edits: int | None = None) -> float | None:
+    def value(self, editor: str, mode: str, score: str, batch_size: int | None = None) -> float | None:
         """The score of the largest matching run; None where nobody measured it."""
         found = [
             r for r in self.rows
             if r.editor == editor and r.mode == mode and r.task == "modification" and r.scores
-            and (edits is None or r.edits == edits)
+            and batch_size in (None, r.batch_size)
         ]  # fmt: skip
         if not found:
             return None
@@ -92,21 +98,21 @@ def _lasts(found: dict[str, float]) -> bool:
 
 def _drawdowns(m: Measurements) -> dict[str, float | None]:
     editors = sorted({r.editor for r in m.rows if r.task == "modification"})
-    found = {f"{e} DD of a batch": m.value(e, "batch", "DD/known") for e in editors}
-    return {"ft DD of a batch": None, **{name: value for name, value in found.items() if value is not None}}
+    found = {f"{e} DD of a batch of 100": m.value(e, "batch", "DD/known", 100) for e in editors}
+    return {"ft DD of a batch of 100": None, **{name: value for name, value in found.items() if value is not None}}
 
 
 SHAPES = (
     Shape("ROME falls apart in sequence", _sequence("rome"), _falls),
     Shape("MEND falls apart in sequence", _sequence("mend"), _falls),
     Shape("MEMIT holds in batch", lambda m: {"memit SR single": m.value("memit", "single", "SR"),
-                                             "memit SR of a batch": m.value("memit", "batch", "SR")},
-          lambda f: f["memit SR of a batch"] >= f["memit SR single"] - 0.05),
+                                             "memit SR of a batch of 100": m.value("memit", "batch", "SR", 100)},
+          lambda f: f["memit SR of a batch of 100"] >= f["memit SR single"] - 0.05),
     Shape("MEMIT decays in sequence", _sequence("memit"), _decays),
     Shape("AlphaEdit lasts longer than MEMIT", _longer("alphaedit"), _lasts),
     Shape("UltraEdit lasts longer than MEMIT", _longer("ultraedit"), _lasts),
     Shape("Fine-tuning without constraint has the worst drawdown", _drawdowns,
-          lambda f: f["ft DD of a batch"] >= max(f.values())),
+          lambda f: f["ft DD of a batch of 100"] >= max(f.values())),
     Shape("GRACE keeps locality", lambda m: {"grace locality": m.value("grace", "single", "locality/neighbourhood")},
           lambda f: f["grace locality"] >= 0.98),
     Shape("GRACE does not generalise", lambda m: {"grace SR": m.value("grace", "single", "SR"),
@@ -117,7 +123,7 @@ SHAPES = (
 
 
 def shapes_markdown(rows: Sequence[BenchmarkRow]) -> str:
-    """Two tables: each claim with its numbers and whether it holds, and the survey's Table 4 beside single edits here."""
+    """Three tables: each claim with its numbers and whether it holds; the survey's Table 4; its Figure 2."""
     measured = Measurements([r for r in rows if r.split in ("report", "report-first")])
     lines = ["## Shapes of the literature", "", "| claim | measured here | holds |", "| --- | --- | --- |"]
     for shape in SHAPES:
@@ -136,4 +142,33 @@ def shapes_markdown(rows: Sequence[BenchmarkRow]) -> str:
         here = " / ".join("-" if v is None else f"{100 * v:.1f}" for v in own)
         cells = (" / ".join(f"{v:g}" for v in theirs) for theirs in (zsre, counterfact))
         lines.append(f"| `{editor}` | {here} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_figure_2(measured), ""])
+
+
+def _figure_2(measured: Measurements) -> list[str]:
+    """SR, GR and neighbourhood by the number of edits in the model, beside what the survey's figure shows."""
+    runs: dict[str, dict[int, BenchmarkRow]] = {}
+    for editor, (mode, _) in FIGURE_2.items():
+        rows = [r for r in with_points(measured.rows) if r.editor == editor and r.task == "modification" and r.scores]
+        runs[editor] = {_held(r): r for r in rows if r.mode in ("single", mode)}
+    sizes = sorted({size for found in runs.values() for size in found})
+    lines = [
+        "Edits held at once, beside the survey's Figure 2 (GPT-J, CounterFact): SRR / GRR / neighbourhood in percent. MEND and "
+        "MEMIT edit in one batch, ROME one fact after the other.", "",
+        f"| editor | {' | '.join(str(size) for size in sizes)} | the survey's figure |",
+        f"| --- | {'--- | ' * len(sizes)}--- |",
+    ]  # fmt: skip
+    for editor, found in runs.items():
+        cells = [_three(found[size]) if size in found else "-" for size in sizes]
+        lines.append(f"| `{editor}` | {' | '.join(cells)} | {FIGURE_2[editor][1]} |")
+    return lines
+
+
+def _three(row: BenchmarkRow) -> str:
+    found = [row.scores.get(key) for key in ("SRR", "GRR", "locality/neighbourhood")]
+    return " / ".join("-" if s is None or s.value is None else f"{100 * s.value:.1f}" for s in found)
+
+
+def _held(row: BenchmarkRow) -> int:
+    """Edits that the model holds at once."""
+    return row.edits if row.mode in SEQUENCES else row.batch_size

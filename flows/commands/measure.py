@@ -44,8 +44,8 @@ def benchmark(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="`survey`, or some of its settings by name, separated by commas: all of "
-            "the leaderboard; what is measured already is not measured again."
+            help="`survey`, all of the leaderboard, `scaling`, or some settings by name, separated by commas; "
+            "what is measured already is not measured again."
         ),
     ] = None,
     rows_in: Annotated[
@@ -79,7 +79,7 @@ def benchmark(
         if suite is not None:
             from tasks.benchmark_suite import cells_named, run_suite
 
-            cells = cells_named([] if suite == "survey" else suite.split(","))
+            cells = cells_named(suite.split(","))
             rows = run_suite(settings, names, cells, known=_read(rows_in or []), command=command, progress=advance)
         else:
             rows = run_benchmark(

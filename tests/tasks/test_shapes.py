@@ -15,7 +15,8 @@ def row(editor: str, mode: str, edits: int = 100, **scores: float) -> BenchmarkR
     names = {"DD": "DD/known", "locality": "locality/neighbourhood"}
     values: Any = {names.get(k, k): Measured(value=v, low=None, high=None, n=edits) for k, v in scores.items()}
     return BenchmarkRow(
-        editor=editor, mode=mode, task="modification", split="report", edits=edits, batch_size=1, scores=values,  # pyright: ignore[reportArgumentType]
+        editor=editor, mode=mode, task="modification", split="report", edits=edits,
+        batch_size=edits if mode == "batch" else 1, scores=values,  # pyright: ignore[reportArgumentType]
         seconds_per_edit=1.0, patch_bytes=1, model="m", model_digest="d", config={}, config_digest="c", probe_digest="p",
         seed=0, created_at=datetime(2026, 11, 21, tzinfo=UTC), command="",
     )  # fmt: skip
@@ -61,6 +62,20 @@ def test_the_worst_drawdown_is_fine_tunings_or_not() -> None:
     claim = "Fine-tuning without constraint has the worst drawdown"
     assert verdict_of(claim, rows) == "yes"
     assert verdict_of(claim, [*rows, row("mend", "batch", DD=0.9)]) == "no"
+
+
+def test_a_batch_of_another_size_is_no_rival_in_drawdown() -> None:
+    rows = [row("ft", "batch", DD=0.5), row("memit", "batch", DD=0.1), row("memit", "batch", 1000, DD=0.9)]
+    assert verdict_of("Fine-tuning without constraint has the worst drawdown", rows) == "yes"
+
+
+def test_figure_2_has_a_column_for_each_size_and_romes_sequences() -> None:
+    rows = [row("mend", "single", 200, SRR=0.9, GRR=0.8, locality=1.0), row("mend", "batch", 1000, SRR=0.1),
+            row("memit", "batch", 100, SRR=0.98, GRR=0.96, locality=1.0), row("rome", "sequential", 100, SRR=0.97)]  # fmt: skip
+    page = shapes_markdown(rows)
+    assert "| editor | 1 | 100 | 1000 | the survey's figure |" in page
+    assert "| `mend` | 90.0 / 80.0 / 100.0 | - | 10.0 / - / - |" in page
+    assert "| `rome` | - | 97.0 / - / - | - |" in page
 
 
 def test_table_4_stands_beside_what_was_measured_here() -> None:
