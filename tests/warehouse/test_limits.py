@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.warehouse.test_promotion import NOON, make_manifest, safetensors_text
+from tests.warehouse.small_checkpoint import NOON, make_manifest, safetensors_text
 from warehouse.artifacts import validate_key
 from warehouse.artifacts_directory import DirectoryStore
 from warehouse.digests import canonical_json, sha256_bytes

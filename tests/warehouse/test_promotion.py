@@ -1,29 +1,24 @@
-"""Promotion, rejection and pull: the channel is the commit point, and nothing unverified is handed out."""
+"""Promotion and rejection: the channel is the commit point, and nothing half-written is ever named by it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.warehouse.small_checkpoint import NOON, DyingStore, Killed, content
 from tests.warehouse.test_artifacts import bucket, s3_client  # noqa: F401 - fixtures
-from warehouse.artifacts import ObjectStore, Version
+from warehouse.artifacts import Version
 from warehouse.artifacts_directory import DirectoryStore
 from warehouse.artifacts_s3 import S3Store
-from warehouse.digests import canonical_json, sha256_bytes
-from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
-from warehouse.limits import Limits
+from warehouse.digests import canonical_json
+from warehouse.errors import Conflict, IntegrityError, NotFound
 from warehouse.promotion import (
-    checkpoint_files,
-    file_digests,
     manifest_digest,
     move_channel,
-    patch_files,
     publish,
     read_manifest,
     read_pointer,
@@ -31,125 +26,7 @@ from warehouse.promotion import (
     verify,
 )
 from warehouse.pulling import pull
-from warehouse.records import Checkpoint, EvaluationReport, GateDecision, GateOutcome, Manifest, Score
-
-NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
-
-
-def safetensors_text(note: str) -> str:
-    """A safetensors file without a tensor; its header's length is small enough to be text."""
-    header = json.dumps({"__metadata__": {"note": note}})
-    return chr(len(header)) + "\0" * 7 + header
-
-
-def make_manifest(
-    checkpoint_id: str, files: dict[str, str], parent: str | None = None, verdict: GateOutcome = "promote"
-) -> Manifest:
-    score = Score(metric="success", value=0.97, low=0.93, high=0.99, n=100)
-    return Manifest(
-        checkpoint=Checkpoint(
-            checkpoint_id=checkpoint_id,
-            parent=parent,
-            base_model="reference",
-            base_revision="1",
-            base_digest="0" * 64,
-            patch_digests=("p-" + checkpoint_id,),
-            created_at=NOON,
-        ),
-        lineage="memit",
-        night="night-01",
-        editor="memit",
-        verdict=verdict,
-        report=EvaluationReport(
-            report_id=f"r-{checkpoint_id}",
-            before=parent or "",
-            after=checkpoint_id,
-            probe_set_digest="d",
-            scores=(score,),
-        ),
-        decision=GateDecision(
-            decision_id=f"d-{checkpoint_id}",
-            report_id=f"r-{checkpoint_id}",
-            policy_digest="q",
-            verdict=verdict,
-            results=(),
-            decided_at=NOON,
-        ),
-        files=files,
-    )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> DirectoryStore:
-    return DirectoryStore(tmp_path / "store")
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., tuple[Manifest, dict[str, Path]]]:
-    """Manifest and local files of a small checkpoint."""
-
-    def build(
-        checkpoint_id: str, parent: str | None = None, verdict: GateOutcome = "promote"
-    ) -> tuple[Manifest, dict[str, Path]]:
-        model, patch = tmp_path / "work" / checkpoint_id / "hf", tmp_path / "work" / checkpoint_id / "patch"
-        for path, text in (
-            (model / "config.json", "{}"),
-            (model / "model.safetensors", safetensors_text(f"weights of {checkpoint_id}")),
-            (model / "tokenizer" / "vocab.json", "{}"),
-            (patch / "patch.safetensors", f"update of {checkpoint_id}"),
-            (patch / "patch.json", "{}"),
-        ):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        files = {**checkpoint_files(checkpoint_id, model), **patch_files(f"p-{checkpoint_id}", patch)}
-        return make_manifest(checkpoint_id, file_digests(files), parent, verdict), files
-
-    return build
-
-
-def content(store: ObjectStore) -> dict[str, str]:
-    return {key: store.digest(key) for key in store.list()}
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no `except Exception` may swallow it."""
-
-
-class DyingStore(ObjectStore):
-    """Another store whose n-th operation is the last thing this process does, cut off before or after its effect."""
-
-    def __init__(self, inner: ObjectStore, die_at: int | None = None, *, after: bool = False) -> None:
-        self.inner, self.url = inner, inner.url
-        self.die_at, self.after, self.count = die_at, after, 0
-
-    def _step(self, operation: Callable[[], Any]) -> Any:
-        self.count += 1
-        dies = self.count == self.die_at
-        if dies and not self.after:
-            raise Killed
-        value = operation()
-        if dies:
-            raise Killed
-        return value
-
-    def create(self, key: str, data: bytes | Path) -> None:
-        self._step(lambda: self.inner.create(key, data))
-
-    def stream(self, key: str) -> Iterator[bytes]:
-        yield from self._step(lambda: self.inner.stream(key))
-
-    def exists(self, key: str) -> bool:
-        return self._step(lambda: self.inner.exists(key))
-
-    def list(self, prefix: str = "") -> Iterator[str]:
-        return self._step(lambda: self.inner.list(prefix))
-
-    def read_versioned(self, key: str) -> tuple[bytes, Version]:
-        return self._step(lambda: self.inner.read_versioned(key))
-
-    def compare_and_swap(self, key: str, expected: Version | None, data: bytes) -> Version:
-        return self._step(lambda: self.inner.compare_and_swap(key, expected, data))
-
+from warehouse.records import GateOutcome, Manifest
 
 # ---------------------------------------------------------------- publish
 
@@ -409,98 +286,6 @@ def test_a_promoted_checkpoint_cannot_be_rejected_and_a_rejection_needs_a_reason
         reject(store, *make("c1"), ["why"])
     with pytest.raises(ValueError, match="without a reason"):
         reject(store, *make("c1", verdict="reject"), [])
-
-
-def test_a_rejected_checkpoint_cannot_be_pulled_and_says_where_the_reasons_are(
-    store: DirectoryStore, make: Any, tmp_path: Path
-) -> None:
-    reject(store, *make("c1", verdict="reject"), ["why"])
-    with pytest.raises(NotFound, match=r"rejected/c1/reasons\.json"):
-        pull(store, "c1", tmp_path / "out")
-
-
-# ---------------------------------------------------------------- pull
-
-
-@pytest.fixture
-def published(store: DirectoryStore, make: Any) -> Manifest:
-    manifest, files = make("c1")
-    publish(store, manifest, files, channel="production", expected_parent=None, moved_at=NOON)
-    return manifest
-
-
-@pytest.mark.parametrize("name", ["production", "c1"])
-def test_a_pulled_folder_is_the_published_one(store: DirectoryStore, published: Manifest, tmp_path: Path, name: str) -> None:
-    assert pull(store, name, tmp_path / "deep" / "out") == published
-    out = tmp_path / "deep" / "out"
-    assert file_digests(checkpoint_files("c1", out)) == {
-        key: digest for key, digest in published.files.items() if key.startswith("checkpoints/")
-    }
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-def test_pulling_onto_the_same_content_or_an_empty_folder_is_fine(
-    store: DirectoryStore, published: Manifest, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    pull(store, "production", out)
-    assert pull(store, "production", out) == published
-
-
-@pytest.mark.parametrize("change", ["another file", "other content", "a file", "a link"])
-def test_pulling_onto_something_else_is_refused(
-    store: DirectoryStore, published: Manifest, tmp_path: Path, change: str
-) -> None:
-    out = tmp_path / "out"
-    if change in ("another file", "other content"):
-        pull(store, "production", out)
-        (out / ("note.txt" if change == "another file" else "config.json")).write_text("mine")
-    elif change == "a file":
-        out.write_text("mine")
-    else:
-        (tmp_path / "elsewhere").mkdir()
-        out.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(Conflict, match="give an empty folder"):
-        pull(store, "production", out)
-
-
-@pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_a_damaged_object_is_not_handed_out(store: DirectoryStore, published: Manifest, tmp_path: Path, damage: str) -> None:
-    path = store.root / "checkpoints/c1/model.safetensors"
-    if damage == "changed":
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
-    else:
-        path.unlink()
-    with pytest.raises(IntegrityError, match=r"checkpoints/c1/model\.safetensors"):
-        pull(store, "production", tmp_path / "pulled" / "out")
-    assert list((tmp_path / "pulled").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "key", ["checkpoints/c1/../../../evil", "/etc/evil", "checkpoints/c1/a\\..\\evil", "checkpoints/c2/config.json"]
-)
-def test_a_manifest_that_names_a_path_elsewhere_is_not_followed(
-    store: DirectoryStore, published: Manifest, tmp_path: Path, key: str
-) -> None:
-    evil = published.model_copy(update={"files": {**published.files, key: sha256_bytes(b"evil")}})
-    (store.root / "manifests/c1.json").write_bytes(canonical_json(evil))
-    with pytest.raises(IntegrityError, match="not to be trusted"):
-        pull(store, "c1", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_checkpoint_larger_than_the_limit_is_not_pulled(store: DirectoryStore, published: Manifest, tmp_path: Path) -> None:
-    size = sum((store.root / key).stat().st_size for key in published.files if key.startswith("checkpoints/"))
-    with pytest.raises(WarehouseError, match="larger than the limit"):
-        pull(store, "production", tmp_path / "pulled" / "out", limits=Limits(total_bytes=size - 1))
-    assert list((tmp_path / "pulled").iterdir()) == []
-    pull(store, "production", tmp_path / "pulled" / "out", limits=Limits(total_bytes=size))
-
-
-def test_an_unknown_name_is_not_found(store: DirectoryStore, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="no checkpoint productoin"):
-        pull(store, "productoin", tmp_path / "out")
 
 
 # ---------------------------------------------------------------- both stores
