@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.warehouse.test_artifacts import bucket, s3_client  # noqa: F401 - fixtures
 from warehouse.artifacts import ObjectStore, Version
 from warehouse.records import Checkpoint, EvaluationReport, GateDecision, GateOutcome, Manifest, Score
 
