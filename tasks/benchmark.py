@@ -103,8 +103,8 @@ def run_benchmark(
     Args:
         batch_size: for the two batch modes; 0: all edits are one batch.
         overrides: editor -> numbers over its preset.
-        every: in sequences, a point of the curve after every so many edits; 0: only the end.
-        checkpoints: and after these numbers of edits, or after the batch that reaches them.
+        every: in sequences, a point of the curve after every so many edits; 0: none.
+        checkpoints: and after these numbers of edits, or after the batch that reaches them. A curve ends at the last edit.
 
     Raises:
         ValueError: a checkpoint that no sequence of `edits` reaches.
@@ -180,9 +180,13 @@ def benchmark_one(
     finally:
         model.rollback(0)
     log.info("%s, %s, %d edits: %.1f s in all", editor.card.name, mode, edits, time.perf_counter() - start)
+    scores = {} if note else named(run.scores())
+    if scores and (every or checkpoints) and mode not in ("single", "batch"):
+        # The end of a sequence was asked for the row already.
+        run.curve.append(CurvePoint(edits=edits, scores=scores | named([run.pace(edits)])))
     return BenchmarkRow(
         editor=editor.card.name, mode=mode, task=task, split=split, edits=edits, batch_size=min(size, edits),
-        scores={} if note else named(run.scores()), curve=tuple(run.curve), refused=run.refused,
+        scores=scores, curve=tuple(run.curve), refused=run.refused,
         seconds_per_edit=None if note else run.seconds / edits, patch_bytes=run.bytes // edits, model=shown_name(model),
         model_digest=model.base_digest, config=editor.config.model_dump(mode="json"),
         config_digest=editor.config.digest, probe_digest=questions.digest, seed=seed, created_at=datetime.now(UTC),
@@ -221,6 +225,10 @@ class _Run:
         found.append(kl_divergence(first, last, self.seed))
         found += self.firing
         return found + self.latency + fluency(*self.written, self.seed)
+
+    def pace(self, edits: int) -> Score:
+        """Seconds of editing for each of the edits so far."""
+        return Score(metric="seconds_per_edit", value=self.seconds / edits, low=None, high=None, n=edits)
 
     # ------------------------------------------------------------ modes
 
@@ -268,7 +276,7 @@ class _Run:
                 asked += chunk
                 self.outcomes += self._answers(self.questions.probes_of(chunk, EDIT_KINDS))
                 self._tick(len(chunk))
-                if self._reaches_point(len(asked) - len(chunk), len(asked)):
+                if len(asked) < len(self.questions.requests) and self._reaches_point(len(asked) - len(chunk), len(asked)):
                     self.curve.append(self._point(asked))
         everything = self.questions.probes_of(self.questions.requests)
         last = self._answers(everything)
@@ -353,7 +361,7 @@ class _Run:
         if q.texts:
             found.append(perplexity_ratio(q.likelihoods, self.model.log_likelihoods(q.texts), self.seed))
         found += false_firing(self.model, q.texts, self.seed)
-        found.append(Score(metric="seconds_per_edit", value=self.seconds / len(asked), low=None, high=None, n=len(asked)))
+        found.append(self.pace(len(asked)))
         point = CurvePoint(edits=len(asked), scores=named(found))
         # A row is kept at the end of its sequence; what a long one has found by now should outlive its process.
         values = ", ".join(f"{name} {s.value:.3f}" for name, s in point.scores.items() if s.value is not None)

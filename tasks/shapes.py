@@ -152,6 +152,8 @@ def _figure_2(measured: Measurements) -> list[str]:
         rows = [r for r in with_points(measured.rows) if r.editor == editor and r.task == "modification" and r.scores]
         runs[editor] = {_held(r): r for r in rows if r.mode in ("single", mode)}
     sizes = sorted({size for found in runs.values() for size in found})
+    if not sizes:
+        return []
     lines = [
         "Edits held at once, beside the survey's Figure 2 (GPT-J, CounterFact): SRR / GRR / neighbourhood in percent. MEND and "
         "MEMIT edit in one batch, ROME one fact after the other.", "",

@@ -38,8 +38,8 @@ def measured(home: Path, size: int, checkpoints: tuple[int, ...], every: int = 0
     )  # fmt: skip
 
 
-def test_a_point_comes_at_each_checkpoint_or_after_the_batch_that_reaches_it(tmp_path: Path) -> None:
-    assert [p.edits for p in measured(tmp_path, 1, (1, 3)).curve] == [1, 3]
+def test_a_point_comes_at_each_checkpoint_or_after_the_batch_that_reaches_it_and_at_the_end(tmp_path: Path) -> None:
+    assert [p.edits for p in measured(tmp_path, 1, (1, 3)).curve] == [1, 3, 4]
     row = measured(tmp_path, 2, (1, 4))
     assert [p.edits for p in row.curve] == [2, 4]
     assert row.curve[-1].scores["SRR"] == row.scores["SRR"]
