@@ -58,15 +58,17 @@ def test_decay_is_judged_at_the_longest_sequence() -> None:
 
 
 def test_the_worst_drawdown_is_fine_tunings_or_not() -> None:
-    rows = [row("ft", "batch", DD=0.5), row("memit", "batch", DD=0.1)]
-    claim = "Fine-tuning without constraint has the worst drawdown"
-    assert verdict_of(claim, rows) == "yes"
-    assert verdict_of(claim, [*rows, row("mend", "batch", DD=0.9)]) == "no"
+    for mode, where in (("batch", "of a batch"), ("sequential", "in sequence")):
+        rows = [row("ft", mode, DD=0.5), row("memit", mode, DD=0.1)]
+        claim = f"Fine-tuning without constraint has the worst drawdown {where}"
+        assert verdict_of(claim, rows) == "yes"
+        assert verdict_of(claim, [*rows, row("mend", mode, DD=0.9)]) == "no"
+        assert verdict_of(claim, rows[1:]) == "not measured"
 
 
 def test_a_batch_of_another_size_is_no_rival_in_drawdown() -> None:
     rows = [row("ft", "batch", DD=0.5), row("memit", "batch", DD=0.1), row("memit", "batch", 1000, DD=0.9)]
-    assert verdict_of("Fine-tuning without constraint has the worst drawdown", rows) == "yes"
+    assert verdict_of("Fine-tuning without constraint has the worst drawdown of a batch", rows) == "yes"
 
 
 def test_figure_2_has_a_column_for_each_size_and_romes_sequences() -> None:
