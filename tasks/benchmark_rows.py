@@ -68,6 +68,15 @@ class BenchmarkRow(Record):
     longer: int = 0
 
 
+def describe(score: Measured | None) -> str:
+    """`0.970 (0.915 to 0.990)`, or `-`."""
+    if score is None or score.value is None:
+        return "-"
+    if score.low is None or score.high is None:
+        return f"{score.value:.3f}"
+    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+
+
 def named(scores: Sequence[Score]) -> dict[str, Measured]:
     return {
         f"{s.metric}/{s.slice}" if s.slice else s.metric: Measured(value=s.value, low=s.low, high=s.high, n=s.n) for s in scores

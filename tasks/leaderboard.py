@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tasks.benchmark_rows import BenchmarkRow, Measured, with_points
+from tasks.bars import bars_markdown
+from tasks.benchmark_rows import BenchmarkRow, describe, with_points
 from tasks.shapes import shapes_markdown
 
 #: (title, key in a row's scores)
@@ -33,7 +34,7 @@ def leaderboard_markdown(rows: Sequence[BenchmarkRow]) -> str:
     ]
     for title, group in by_setting(with_points(rows)).items():
         parts += [f"## {title}", "", *_table(group), *_notes(group), ""]
-    parts += [shapes_markdown(rows)]
+    parts += [bars_markdown(rows), shapes_markdown(rows)]
     commands = sorted({row.command for row in rows if row.command})
     parts += ["Made by:", "", *(f"    {command}" for command in commands), ""] if commands else []
     return "\n".join(parts)
@@ -71,15 +72,6 @@ def _table(rows: Sequence[BenchmarkRow]) -> list[str]:
 def _notes(rows: Sequence[BenchmarkRow]) -> list[str]:
     notes = [f"- `{row.editor}`: {row.note}" for row in rows if row.note]
     return ["", *notes] if notes else []
-
-
-def describe(score: Measured | None) -> str:
-    """`0.970 (0.915 to 0.990)`, or `-`."""
-    if score is None or score.value is None:
-        return "-"
-    if score.low is None or score.high is None:
-        return f"{score.value:.3f}"
-    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
 def _value(row: BenchmarkRow, key: str) -> float | None:

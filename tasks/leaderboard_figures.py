@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from editors.catalogue import editor_class, names
-from tasks.benchmark_rows import BenchmarkRow, Measured
+from tasks.benchmark_rows import BenchmarkRow, Measured, describe
 from tasks.figures import Svg
-from tasks.leaderboard import by_setting, describe
+from tasks.leaderboard import by_setting
 
 #: (title, key in a row's scores, what it means)
 _PANELS = (
