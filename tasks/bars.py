@@ -42,7 +42,7 @@ def bars_markdown(rows: Sequence[BenchmarkRow]) -> str:
     }
     lines = [
         "## Bars", "",
-        "Single edits of the report split against what each editor must reach; the interval of what falls short is in brackets.",
+        "Single edits of the report split against what each editor must reach; what falls short stands with its interval.",
         "", "| score | at least | reached by | short | not measured |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for bar in BARS:
