@@ -90,7 +90,8 @@ class Ewc(Editor[EwcConfig]):
         if missing:
             raise ValueError(f"the preparation lacks {missing}; it holds {sorted(prepared.tensors)}: prepare again")
         fisher = {name: prepared.tensors[f"fisher.{name}"].to(model.hf.device) for name in names}
-        penalty = quadratic(fisher, anchors(model, names, self.config.anchor), self.config.fisher_weight)
+        # The descent takes the mean over the edits, the objective their sum: else a batch of 100 is held 100 times as hard.
+        penalty = quadratic(fisher, anchors(model, names, self.config.anchor), self.config.fisher_weight / len(batch.requests))
         return descend(model, batch.requests, names, self.config, penalty=penalty)
 
 

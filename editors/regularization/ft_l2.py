@@ -45,7 +45,8 @@ class FineTuningL2(Editor[FineTuningL2Config]):
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one loss over the whole batch."""
         names = site_parameters(model, self.config.layers, self.config.sites)
-        penalty = squared_distance(anchors(model, names, self.config.anchor), self.config.beta)
+        # The descent takes the mean over the edits, the objective their sum: else a batch of 100 is held 100 times as hard.
+        penalty = squared_distance(anchors(model, names, self.config.anchor), self.config.beta / len(batch.requests))
         return descend(model, batch.requests, names, self.config, penalty=penalty)
 
 

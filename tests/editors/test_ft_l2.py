@@ -60,7 +60,7 @@ def test_the_update_is_what_adam_on_the_whole_objective_gives(tiny: EditableMode
         optimizer.zero_grad()
         logits = tiny.hf(rows.ids, attention_mask=rows.mask).logits[labels.row, labels.at]
         distance = sum(((w - b) ** 2).sum() for w, b in zip(weights, before, strict=True))
-        (answers.row_losses(logits, labels).mean() + beta * distance).backward()
+        ((answers.row_losses(logits, labels).sum() + beta * distance) / 3).backward()
         optimizer.step()
     for name, weight, old in zip(patch.updates, weights, before, strict=True):
         change = weight.detach() - old
@@ -71,6 +71,17 @@ def test_the_update_is_what_adam_on_the_whole_objective_gives(tiny: EditableMode
 def test_a_larger_beta_moves_the_weights_less(tiny: EditableModel) -> None:
     free, held, fixed = (moved(edit(tiny, *SIX_REQUESTS, beta=beta)) for beta in (0.0, 0.3, 30.0))
     assert free > 1.2 * held > 1.2 * fixed
+
+
+def test_a_batch_is_held_no_harder_than_its_edits_are_alone(tiny: EditableModel) -> None:
+    def written(*requests: EditRequest) -> int:
+        tiny.push(edit(tiny, *requests, beta=0.1, num_steps=80, stop_margin=0.5))
+        found = sum(a.exact for a in tiny.score([Ask(r.prompt, r.target_new) for r in requests]))
+        tiny.rollback(0)
+        return found
+
+    assert sum(written(request) for request in SIX_REQUESTS) == 6
+    assert written(*SIX_REQUESTS) == 6
 
 
 def test_a_moderate_beta_still_writes_the_answers(tiny: EditableModel) -> None:
