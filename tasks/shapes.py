@@ -179,6 +179,8 @@ def _figure_2(measured: Measurements) -> list[str]:
 
 
 def _three(row: BenchmarkRow) -> str:
+    if row.refused == row.edits:
+        return "refused"
     found = [row.scores.get(key) for key in ("SRR", "GRR", "locality/neighbourhood")]
     return " / ".join("-" if s is None or s.value is None else f"{100 * s.value:.1f}" for s in found)
 

@@ -78,6 +78,8 @@ def test_figure_2_has_a_column_for_each_size_and_romes_sequences() -> None:
     assert "| editor | 1 | 100 | 1000 | the survey's figure |" in page
     assert "| `mend` | 90.0 / 80.0 / 100.0 | - | 10.0 / - / - |" in page
     assert "| `rome` | - | 97.0 / - / - | - |" in page
+    stopped = row("mend", "batch", 1000, SRR=0.0).model_copy(update={"refused": 1000})
+    assert "| `mend` | 90.0 / 80.0 / 100.0 | refused |" in shapes_markdown([rows[0], stopped])
 
 
 def test_table_4_stands_beside_what_was_measured_here() -> None:
