@@ -43,6 +43,7 @@ SURVEY = (
 #: Batches of other sizes, for the survey's Figure 2 and the editors in it.
 SCALING = (
     Cell(name="batches-of-10", mode="batch", edits=100, batch_size=10),
+    Cell(name="batch-500", mode="batch", edits=500),
     Cell(name="batch-1000", mode="batch", edits=1000),
 )
 GROUPS = {"survey": SURVEY, "scaling": SCALING}
