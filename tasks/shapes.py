@@ -35,10 +35,13 @@ class Measurements:
     rows: Sequence[BenchmarkRow]
 
     def in_sequence(self, *editors: str) -> dict[str, float | None]:
-        """SRR of each of the editors, then DD of each, after the longest sequence that all of them went through."""
+        """SRR of each of the editors, then DD of each, after the longest sequence that all of them went through.
+
+        A sequence of which a guard let nothing through is none.
+        """
         runs = [
             {(r.edits, r.mode): r.scores for r in self.rows
-             if r.editor == editor and r.mode in SEQUENCES and r.task == "modification" and r.scores}
+             if r.editor == editor and r.mode in SEQUENCES and r.task == "modification" and r.scores and r.refused < r.edits}
             for editor in editors
         ]  # fmt: skip
         common = set.intersection(*(set(found) for found in runs))

@@ -51,6 +51,12 @@ def test_the_longest_sequence_that_both_went_through_is_compared() -> None:
     assert "memit DD after 2000 in sequence 0.800" in shapes_markdown(rows)
 
 
+def test_a_sequence_that_a_guard_refused_whole_is_not_judged() -> None:
+    refused = row("mend", "sequential-batch", 500, SRR=0.0, DD=0.0).model_copy(update={"refused": 500})
+    page = shapes_markdown([row("mend", "single", SR=0.9), row("mend", "sequential", 500, SRR=0.1, DD=1.0), refused])
+    assert "mend SRR after 500 in sequence 0.100, mend DD after 500 in sequence 1.000" in page
+
+
 def test_decay_is_judged_at_the_longest_sequence() -> None:
     rows = [row("memit", "single", SR=0.98), row("memit", "sequential", 100, SRR=1.0, DD=0.0)]
     assert verdict_of("MEMIT decays in sequence", rows) == "no"
