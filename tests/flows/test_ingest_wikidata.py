@@ -169,7 +169,7 @@ def test_replay_serves_the_sample_as_a_process_of_its_own(tmp_path: Path) -> Non
     answer = httpx.get(about["url"] + "/wiki/Special:EntityData/Q1144330.json", headers={"User-Agent": "test"}, trust_env=False)
     assert answer.json()["entities"]["Q1144330"]["labels"]["en"]["value"] == "Bienvenue chez les Ch'tis"
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0 and about["frames"] == 55
+    assert process.wait(60) == 0 and about["frames"] == 55
 
 
 def sound(report: Any, kills: int) -> None:
