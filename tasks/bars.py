@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.benchmark_rows import BenchmarkRow, describe
+from tasks.shapes import Measurements
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,7 @@ BARS = (
 
 def bars_markdown(rows: Sequence[BenchmarkRow]) -> str:
     """A line for each bar: who is above it, who below and by what interval, who is unmeasured."""
-    newest = {
-        row.editor: row
-        for row in sorted(rows, key=lambda r: (r.edits, r.created_at))
-        if (row.mode, row.task, row.split) == ("single", "modification", "report") and row.scores
-    }
+    measured = Measurements([r for r in rows if r.task == "modification" and r.split == "report" and r.scores])
     lines = [
         "## Bars", "",
         "Single edits of the report split against what each editor must reach; what falls short stands with its interval.",
@@ -48,7 +45,7 @@ def bars_markdown(rows: Sequence[BenchmarkRow]) -> str:
     for bar in BARS:
         reached, short, unknown = [], [], []
         for editor in bar.editors:
-            score = newest[editor].scores.get(bar.key) if editor in newest else None
+            score = measured.score(editor, "single", bar.key)
             if score is None or score.value is None:
                 unknown.append(f"`{editor}`")
             elif score.value >= bar.least:

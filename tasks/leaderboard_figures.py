@@ -27,6 +27,8 @@ _COLOURS = (
 )  # fmt: skip
 #: Size of a curves' panel with its margins, how many stand in a row, and the head of each setting.
 _WIDTH, _HEIGHT, _ACROSS, _HEAD = 360, 230, 3, 62
+#: Of the scores: height of a run's line, width of the editors' names and of a metric's panel.
+_LINE, _LABEL, _PANEL = 20, 150, 190
 
 
 def _colours(rows: Sequence[BenchmarkRow]) -> dict[str, str]:
@@ -99,34 +101,33 @@ def _draw_panel(
 def scores_svg(rows: Sequence[BenchmarkRow]) -> str:
     """Values with their intervals at the end of each run: one panel a metric, one line a run, by setting and family."""
     groups = _by_family([row for row in rows if row.scores])
-    line, label, width = 20, 150, 190
-    height = 60 + line * sum(len(drawn) + 2 for drawn in groups.values())
-    svg = Svg(label + (width + 24) * len(_BARS), height + 20)
+    height = 60 + _LINE * sum(len(drawn) + 2 for drawn in groups.values())
+    svg = Svg(_LABEL + (_PANEL + 24) * len(_BARS), height + 20)
     svg.text(20, 26, "Editors and modes, with 95% intervals", size=18)
     y = 50
     for setting, drawn in groups.items():
         svg.text(20, y, setting, size=12)
-        _draw_scores(svg, drawn, y + line, label, width)
-        y += line * (len(drawn) + 2)
+        _draw_scores(svg, drawn, y + _LINE)
+        y += _LINE * (len(drawn) + 2)
     return svg.render("Success, generalization, locality, drawdown and old answers of each editor and mode")
 
 
-def _draw_scores(svg: Svg, drawn: Sequence[BenchmarkRow], top: int, label: int, width: int) -> None:
-    """The lines of one setting and family, from `top` down: the metrics' names, then 20 pixels a run."""
+def _draw_scores(svg: Svg, drawn: Sequence[BenchmarkRow], top: int) -> None:
+    """The lines of one setting and family, from `top` down: the metrics' names, then a line a run."""
     colours = _colours(drawn)
     for number, row in enumerate(drawn):
-        svg.text(30, top + 20 * number + 18, row.editor, size=11)
+        svg.text(30, top + _LINE * number + 18, row.editor, size=11)
     for panel, (title, key) in enumerate(_BARS):
-        x0 = label + (width + 18) * panel
+        x0 = _LABEL + (_PANEL + 18) * panel
         svg.text(x0, top, title, size=10, colour="#555")
         found = [(number, row, s) for number, row in enumerate(drawn) if (s := row.scores.get(key)) is not None]
-        to_x = _scale(min([0.0, *(s.low for *_, s in found if s.low is not None)]), 1.0, x0, x0 + width - 50)
+        to_x = _scale(min([0.0, *(s.low for *_, s in found if s.low is not None)]), 1.0, x0, x0 + _PANEL - 50)
         for value in (0.0, 0.5, 1.0):
-            svg.line(to_x(value), top + 4, to_x(value), top + 20 * len(drawn) + 4)
+            svg.line(to_x(value), top + 4, to_x(value), top + _LINE * len(drawn) + 4)
         for number, row, score in found:
             if score.value is None:
                 continue
-            y, tip = top + 20 * number + 14, f"{row.editor}: {title} {describe(score)}"
+            y, tip = top + _LINE * number + 14, f"{row.editor}: {title} {describe(score)}"
             if score.low is not None and score.high is not None:
                 svg.line(to_x(score.low), y, to_x(min(score.high, 1.0)), y, colours[row.editor], 2)
             svg.dot(to_x(score.value), y, colours[row.editor], tip)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tasks.benchmark_rows import BenchmarkRow, with_points
+from tasks.benchmark_rows import BenchmarkRow, Measured, with_points
 
 #: SR, GR, DD in percent on zsRE, then on CounterFact: the survey's Table 4 (GPT-J, single batches, not in sequence).
 TABLE_4 = {
@@ -30,7 +30,7 @@ SEQUENCES = ("sequential", "sequential-batch")
 
 @dataclass(frozen=True)
 class Measurements:
-    """Rows of the report split by editor, mode and number of edits."""
+    """Rows of modifications of the report split that have scores, by editor, mode and number of edits."""
 
     rows: Sequence[BenchmarkRow]
 
@@ -41,7 +41,7 @@ class Measurements:
         """
         runs = [
             {(r.edits, r.mode): r.scores for r in self.rows
-             if r.editor == editor and r.mode in SEQUENCES and r.task == "modification" and r.scores and r.refused < r.edits}
+             if r.editor == editor and r.mode in SEQUENCES and r.refused < r.edits}
             for editor in editors
         ]  # fmt: skip
         common = set.intersection(*(set(found) for found in runs))
@@ -56,14 +56,13 @@ class Measurements:
 
     def value(self, editor: str, mode: str, score: str, held: int | None = None) -> float | None:
         """The score of the largest matching run, or of one that holds so many edits; None where nobody measured it."""
-        found = [
-            r for r in self.rows
-            if r.editor == editor and r.mode == mode and r.task == "modification" and r.scores and held in (None, _held(r))
-        ]  # fmt: skip
-        if not found:
-            return None
-        measured = max(found, key=lambda r: (r.edits, r.created_at)).scores.get(score)
-        return None if measured is None else measured.value
+        found = self.score(editor, mode, score, held)
+        return None if found is None else found.value
+
+    def score(self, editor: str, mode: str, score: str, held: int | None = None) -> Measured | None:
+        """As `value`, with its interval."""
+        found = [r for r in self.rows if r.editor == editor and r.mode == mode and held in (None, _held(r))]
+        return max(found, key=lambda r: (r.edits, r.created_at)).scores.get(score) if found else None
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,11 @@ def _drawdowns(mode: str, where: str) -> Callable[[Measurements], dict[str, floa
     """DD of `ft`, which is judged, with 100 edits, then of the three others that lose most."""
 
     def found(m: Measurements) -> dict[str, float | None]:
-        others = {r.editor for r in m.rows if r.task == "modification"} - {"ft"}
+        others = {r.editor for r in m.rows} - {"ft"}
         lost = {e: value for e in others if (value := m.value(e, mode, "DD/known", 100)) is not None}
         worst = sorted(lost, key=lambda e: (-lost[e], e))[:3]
-        return {f"{e} DD {where} 100": m.value(e, mode, "DD/known", 100) for e in ("ft", *worst)}
+        judged = {"ft": m.value("ft", mode, "DD/known", 100)}
+        return {f"{e} DD {where} 100": value for e, value in (judged | {e: lost[e] for e in worst}).items()}
 
     return found
 
@@ -139,7 +139,8 @@ SHAPES = (
 
 def shapes_markdown(rows: Sequence[BenchmarkRow]) -> str:
     """Three tables: each claim with its numbers and whether it holds; the survey's Table 4; its Figure 2."""
-    measured = Measurements(with_points([r for r in rows if r.split in ("report", "report-first")]))
+    modified = [r for r in rows if r.task == "modification" and r.split in ("report", "report-first") and r.scores]
+    measured = Measurements(with_points(modified))
     lines = ["## Shapes of the literature", "", "| claim | measured here | holds |", "| --- | --- | --- |"]
     for shape in SHAPES:
         numbers = shape.numbers(measured)
@@ -164,8 +165,7 @@ def _figure_2(measured: Measurements) -> list[str]:
     """SR, GR and neighbourhood by the number of edits in the model, beside what the survey's figure shows."""
     runs: dict[str, dict[int, BenchmarkRow]] = {}
     for editor, (mode, _) in FIGURE_2.items():
-        rows = [r for r in measured.rows if r.editor == editor and r.task == "modification" and r.scores]
-        runs[editor] = {_held(r): r for r in rows if r.mode in ("single", mode)}
+        runs[editor] = {_held(r): r for r in measured.rows if r.editor == editor and r.mode in ("single", mode)}
     sizes = sorted({size for found in runs.values() for size in found})
     if not sizes:
         return []
