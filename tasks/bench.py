@@ -34,7 +34,7 @@ from warehouse.store import Warehouse
 
 log = logging.getLogger(__name__)
 
-CASES = ("edit-r_rome", "edit-memit-100", "edit-grace", "evaluate", "nightly-500", "ingest")
+CASES = ("edit-r_rome", "edit-memit-100", "edit-grace", "sequence-malmen", "evaluate", "nightly-500", "ingest")
 
 
 class Spread(Record):
@@ -99,6 +99,9 @@ class Sizes(Record):
     plain_edits: int = 6
     memit_edits: int = 100
     plain_memit_edits: int = 4
+    held_edits: int = 200
+    next_edits: int = 8
+    plain_next_edits: int = 2
     probes: int = 2_000
     plain_probes: int = 200
     night_edits: int = 500

@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from checks.evaluation import EDIT_KINDS, evaluate, predict
 from checks.gates import decide, load_policy
 from checks.predictor import Question
 from editors.base import Editor, Patch, Prepared
+from editors.mechanics.held_keys import HeldKeys
 from editors.mechanics.second_moment import read_preparation
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
@@ -23,7 +26,7 @@ from editors.session import batch_of, run_edits
 from editors.views import AtDepth
 from tasks.bench import BenchContext, Case, Comparison, Meter, Once
 from tasks.bench_ingest import ingest_speed, write_recording
-from tasks.bench_plain import plain_answers, plain_grace_values, plain_values
+from tasks.bench_plain import plain_answers, plain_directions, plain_grace_values, plain_values
 from tasks.benchmark_requests import benchmark_requests
 from tasks.corpus import calibration
 from warehouse.probes import build_edit_probes, make_probe_set, standing_probes
@@ -139,6 +142,40 @@ def _edit_grace(context: BenchContext) -> Case:
         return _edit_once(model, requests, lambda: editor.edit_each(model, requests, prepared))
 
     return Case("grace", once, compare)
+
+
+def _sequence_malmen(context: BenchContext) -> Case:
+    """The least squares of one projection late in a sequence: its net needs training, its algebra does not."""
+    sizes, tokens, ridge = context.sizes, 12, 1.0
+    width = context.model.weight(context.model.anatomy.mlp_out, 0).shape[1]
+    generator = torch.Generator().manual_seed(0)
+    earlier = [torch.randn(width, tokens, generator=generator) for _ in range(sizes.held_edits)]
+    new = [torch.randn(width, tokens, generator=generator) for _ in range(sizes.next_edits)]
+
+    def begun() -> HeldKeys:
+        held = HeldKeys(width, ridge)
+        for keys in earlier:
+            held.hold(keys)
+        return held
+
+    def one_after_the_other(held: HeldKeys) -> None:
+        for keys in new:
+            held.directions(keys)
+            held.hold(keys)
+
+    def once() -> Once:
+        held = begun()
+        with Meter(context.model) as meter:
+            one_after_the_other(held)
+        return Once(edits=len(new), probes=0, meter=meter, edit_s=meter.wall_s, details={"width": width, "tokens": tokens})
+
+    def compare(ours: Once) -> list[Comparison]:
+        before, some = torch.cat(earlier, dim=1), new[: sizes.plain_next_edits]
+        seconds = _timed(lambda: [plain_directions(before, keys, ridge) for keys in some])
+        return [_comparison("the whole system anew for each edit", len(some), seconds, ours,
+                            f"least squares alone, one projection, {len(earlier)} edits held")]  # fmt: skip
+
+    return Case("malmen", once, compare)
 
 
 # ---------------------------------------------------------------- probes and nights
@@ -268,6 +305,7 @@ CASE_BUILDERS: Mapping[str, Callable[[BenchContext], Case]] = {
     "edit-r_rome": _edit_r_rome,
     "edit-memit-100": _edit_memit,
     "edit-grace": _edit_grace,
+    "sequence-malmen": _sequence_malmen,
     "evaluate": _evaluate,
     "nightly-500": _nightly,
     "ingest": _ingest,

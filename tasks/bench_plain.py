@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from checks.predictor import Answer, Predictor, Question
 from editors.mechanics.contexts import Contexts, encode_lookups
+from editors.mechanics.ridge import ridge_directions
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.tokens import continuation_of, encode_rows, pad_right
@@ -166,6 +167,16 @@ def _plain_grace(model: EditableModel, request: EditRequest, site: str, steps: i
         optimizer.step()
     assert change is not None
     return change.detach()
+
+
+def plain_directions(earlier: Tensor, new: Tensor, ridge: float) -> Tensor:
+    """(P P^T + U U^T + ridge I)^-1 U, fp64, the smaller of the two systems built and factored anew from all keys.
+
+    Args:
+        earlier: P (d_in, others).
+        new: U (d_in, tokens).
+    """
+    return ridge_directions(torch.cat([earlier, new], dim=1), ridge)[:, earlier.shape[1] :]
 
 
 def plain_answers(predictor: Predictor, probes: Sequence[Probe]) -> list[list[Answer]]:

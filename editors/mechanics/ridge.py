@@ -1,7 +1,7 @@
-"""Regularised least squares on tokens: S = argmin ||S U - D||^2 + ||S P||^2 + ridge ||S||^2, and its derivatives.
+"""Regularised least squares on tokens: S = argmin ||S U - D||^2 + ridge ||S||^2, and its derivatives.
 
-S = D U^T (U U^T + P P^T + ridge I)^-1 (MALMEN, arXiv:2311.04661, equation 4; P are keys of earlier edits, as in recursive
-least squares). Everything is float64: keys of similar prompts are nearly parallel.
+S = D U^T (U U^T + ridge I)^-1 (MALMEN, arXiv:2311.04661, equation 4; `held_keys` adds the keys of earlier edits). Everything
+is float64: keys of similar prompts are nearly parallel.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-def ridge_directions(
-    keys: Float[Tensor, "d_in tokens"], ridge: float, earlier: Float[Tensor, "d_in others"] | None = None
-) -> Float[Tensor, "d_in tokens"]:
-    """(U U^T + P P^T + ridge I)^-1 U, so that S = D @ directions^T; float64.
+def ridge_directions(keys: Float[Tensor, "d_in tokens"], ridge: float) -> Float[Tensor, "d_in tokens"]:
+    """(U U^T + ridge I)^-1 U, so that S = D @ directions^T; float64.
 
-    With fewer keys than their width by the dual form, (A A^T + ridge I)^-1 A = A (A^T A + ridge I)^-1 for A = [P, U].
+    With fewer keys than their width by the dual form, U (U^T U + ridge I)^-1.
     """
     u = keys.double()
-    every = u if earlier is None else torch.cat([earlier.to(u), u], dim=1)
-    if every.shape[1] > every.shape[0]:
-        return torch.cholesky_solve(u, _factor(every @ every.t(), ridge))
-    chosen = torch.eye(every.shape[1], dtype=u.dtype, device=u.device)[:, every.shape[1] - u.shape[1] :]
-    return every @ torch.cholesky_solve(chosen, _factor(every.t() @ every, ridge))
+    if u.shape[1] > u.shape[0]:
+        return torch.cholesky_solve(u, _factor(u @ u.t(), ridge))
+    return torch.cholesky_solve(u.t(), _factor(u.t() @ u, ridge)).t()
 
 
 def ridge_gradient(

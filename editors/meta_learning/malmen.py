@@ -16,9 +16,11 @@ from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
+from editors.mechanics.held_keys import HeldKeys
 from editors.mechanics.hypernetwork import EditorNets
 from editors.mechanics.ridge import ridge_directions, ridge_gradient
 from editors.mechanics.solve import check_norm
+from editors.meta_learning.earlier_edits import EarlierEdits, released_keys
 from editors.meta_learning.episodes import Episode
 from editors.meta_learning.lessons import Factors, Places, ask, batch_factors, joined, passes, request_factors
 from editors.meta_learning.net_training import NetConfig, scaled_step, train_nets
@@ -79,6 +81,10 @@ class Malmen(Editor[MalmenConfig]):
         ),
     )
     config_class = MalmenConfig
+
+    def __init__(self, config: MalmenConfig) -> None:
+        super().__init__(config)
+        self._earlier = EarlierEdits()
 
     def preparation_key(self) -> str:
         """All but what an edit alone reads."""
@@ -164,15 +170,24 @@ class Malmen(Editor[MalmenConfig]):
     @torch.no_grad()
     def _patch(self, model: EditableModel, nets: EditorNets, batch: Sequence[EditRequest], factors: Factors) -> WeightPatch:
         names = [r.request_id for r in batch]
-        earlier = earlier_keys(model, list(factors), {r.subject for r in batch}) if self.config.keep_gram else {}
+        held, released = self._earlier_than(model, nets, batch, factors)
         updates: dict[str, LowRank] = {}
-        for path, term in terms(nets, factors, earlier).items():
+        for path, term in terms(nets, factors, held, released).items():
             check_norm(term, model.parameter(f"{path}.weight"), self.config.max_relative_norm, names)
             keys = factors[path].inputs.t()
             left = torch.cat([term.left, torch.zeros_like(term.left)], dim=1)
             updates[f"{path}.weight"] = LowRank(left, torch.cat([term.right, keys], dim=1).contiguous())
         owners = {path: [batch[i].subject for i in found.row.tolist()] for path, found in factors.items()}
         return WeightPatch(updates, {"editor": "malmen", "requests": names, "owners": owners})
+
+    def _earlier_than(
+        self, model: EditableModel, nets: EditorNets, batch: Sequence[EditRequest], factors: Factors
+    ) -> tuple[Mapping[str, HeldKeys], Mapping[str, Tensor]]:
+        """Keys of the edits on the model, and those among them of subjects that are edited again."""
+        if not self.config.keep_gram:
+            return {}, {}
+        held = self._earlier.held(model, {path: ridge_of(nets, path) for path in factors})
+        return held, released_keys(model, list(factors), {r.subject for r in batch})
 
 
 def value_changes(nets: EditorNets, path: str, factors: TokenFactors) -> Tensor:
@@ -187,33 +202,28 @@ def ridge_of(nets: EditorNets, path: str) -> float:
     return float(nets.learnt[f"{path}|ridge"].detach().exp() * nets.fixed[f"{path}|energy"])
 
 
-def terms(nets: EditorNets, factors: Factors, earlier: Mapping[str, Tensor] | None = None) -> dict[str, LowRank]:
+def terms(
+    nets: EditorNets,
+    factors: Factors,
+    held: Mapping[str, HeldKeys] | None = None,
+    released: Mapping[str, Tensor] | None = None,
+) -> dict[str, LowRank]:
     """S of every projection for one batch of edits, as factors (D, (U U^T + P P^T + lambda)^-1 U).
 
     Args:
-        earlier: path -> keys (d_in, others) of earlier edits.
+        held: path -> P, keys of earlier edits.
+        released: path -> those among them (d_in, others) that count no more.
     """
     out: dict[str, LowRank] = {}
     for path, found in factors.items():
-        right = ridge_directions(found.inputs.t(), ridge_of(nets, path), (earlier or {}).get(path))
+        keys = found.inputs.t()
+        earlier = (held or {}).get(path)
+        if earlier is None:
+            right = ridge_directions(keys, ridge_of(nets, path))
+        else:
+            right = earlier.directions(keys, (released or {}).get(path))
         out[path] = LowRank(value_changes(nets, path, found), right.float())
     return out
-
-
-def earlier_keys(model: EditableModel, paths: Sequence[str], without: set[str]) -> dict[str, Tensor]:
-    """Keys (d_in, others) of the MALMEN patches on the model, without those subjects' own."""
-    found: dict[str, list[Tensor]] = {path: [] for path in paths}
-    for patch in model.patches:
-        note = patch.meta.get("note", {})
-        if note.get("editor") != "malmen" or not isinstance(patch, WeightPatch):
-            continue
-        for path, owners in note["owners"].items():
-            update = patch.updates[f"{path}.weight"]
-            assert isinstance(update, LowRank), "MALMEN writes factors, which carry its keys"
-            kept = [i - len(owners) for i, subject in enumerate(owners) if subject not in without]
-            if path in found and kept:
-                found[path].append(update.right[:, kept].to(model.hf.device))
-    return {path: torch.cat(keys, dim=1) for path, keys in found.items() if keys}
 
 
 def _gradient(leaf: Tensor) -> Tensor:

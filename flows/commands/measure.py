@@ -148,7 +148,10 @@ def _value(row: Any, name: str) -> float | None:
 
 @reported
 def bench(
-    case: Annotated[str, typer.Argument(help="edit-r_rome, edit-memit-100, edit-grace, evaluate, nightly-500, ingest; all.")],
+    case: Annotated[
+        str,
+        typer.Argument(help="edit-r_rome, edit-memit-100, edit-grace, sequence-malmen, evaluate, nightly-500, ingest; all."),
+    ],
     model: Annotated[str | None, typer.Option(help="Folder or hub id; default from the settings.")] = None,
     threads: Annotated[int, typer.Option(help="Threads; 0: torch's default.")] = 0,
     repeat: Annotated[int, typer.Option(help="Repeats; medians are shown.")] = 3,

@@ -13,10 +13,12 @@ from editors.base import Prepared, Workbench
 from editors.errors import EditRefused
 from editors.mechanics.answers import row_losses
 from editors.mechanics.gradients import weight_shape
+from editors.mechanics.held_keys import HeldKeys
 from editors.mechanics.hypernetwork import EditorNets, fresh_nets
+from editors.meta_learning.earlier_edits import EarlierEdits, keys_of, malmen_patches, released_keys
 from editors.meta_learning.episodes import hold_out, row_divergences
 from editors.meta_learning.lessons import ask, batch_factors, compatible, request_factors, take_moments, whole_episode
-from editors.meta_learning.malmen import Malmen, MalmenConfig, earlier_keys, ridge_of
+from editors.meta_learning.malmen import Malmen, MalmenConfig, ridge_of
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.weight import LowRank
@@ -134,7 +136,7 @@ def test_later_edits_hold_the_values_of_earlier_ones_where_the_gram_is_kept() ->
         editor = Malmen(TINY.model_copy(update={"keep_gram": keep}))
         model.push(editor.edit(model, batch_of(SIX_REQUESTS[:1]), known))
         path = "transformer.h.1.mlp.c_proj"
-        keys = earlier_keys(model, [path], set())[path]
+        keys = keys_of(malmen_patches(model)[0], [path])[path]
         later = editor.edit(model, batch_of(SIX_REQUESTS[1:2]), known)
         moved[keep] = float((later.dense(f"{path}.weight") @ keys).norm())
     assert moved[True] < 0.7 * moved[False]
@@ -147,16 +149,54 @@ def test_earlier_keys_are_the_inputs_of_the_earlier_edits(tiny: EditableModel, t
     wanted = request_factors(tiny, SIX_REQUESTS[:1], places)[0][path].inputs.t()
     save_patch(editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), known), tmp_path)
     tiny.push(load_patch(tmp_path))
-    assert torch.equal(earlier_keys(tiny, [path], set())[path], wanted)
+    assert torch.equal(keys_of(malmen_patches(tiny)[0], [path])[path], wanted)
 
 
 def test_keys_of_a_subject_that_is_edited_again_are_released(tiny: EditableModel) -> None:
     for _ in run_edits(Malmen(TINY), tiny, SIX_REQUESTS[:2], ready(tiny), mode="sequential"):
         pass
     path = next(iter(Malmen(TINY)._places(tiny).shapes))
-    kept = [earlier_keys(tiny, [path], without)[path].shape[1] for without in (set(), {SIX_REQUESTS[0].subject})]
-    assert 0 < kept[1] < kept[0]
-    assert not earlier_keys(tiny, [path], {r.subject for r in SIX_REQUESTS[:2]})
+    wanted = keys_of(malmen_patches(tiny)[0], [path])[path]
+    assert torch.equal(released_keys(tiny, [path], {SIX_REQUESTS[0].subject})[path], wanted)
+    assert not released_keys(tiny, [path], {"Atlantis"})
+
+
+def test_an_edit_of_the_same_subject_is_not_held_back_by_its_first() -> None:
+    """It asks for what it would ask with the other edits alone before it."""
+    again = SIX_REQUESTS[0].model_copy(update={"request_id": "again", "target_new": "Lima"})
+    found = {}
+    for number, held in enumerate((SIX_REQUESTS[:2], SIX_REQUESTS[1:2])):
+        model, editor, known = tiny_model(), Malmen(TINY), prepared()
+        # The weights stay the base's, so that both ask at the same keys.
+        for request in held:
+            model.patches.append(editor.edit(model, batch_of([request]), known))
+        found[number] = editor.edit(model, batch_of([again]), known)
+        model.patches.clear()
+    for name in found[0].updates:
+        torch.testing.assert_close(found[0].dense(name), found[1].dense(name), rtol=1e-4, atol=1e-6)
+
+
+def test_an_editor_that_went_along_writes_what_a_fresh_one_writes(tiny: EditableModel) -> None:
+    """Memory of earlier edits is no state: a resumed process, and one that rolled back, write the same bits."""
+    known, along, next_one = ready(tiny), Malmen(TINY), batch_of(SIX_REQUESTS[4:5])
+    for request in SIX_REQUESTS[:4]:
+        tiny.push(along.edit(tiny, batch_of([request]), known))
+    for depth in (4, 2):
+        tiny.rollback(depth)
+        assert along.edit(tiny, next_one, known).digest == Malmen(TINY).edit(tiny, next_one, known).digest
+
+
+def test_only_the_patches_that_are_new_are_taken_up(tiny: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    monkeypatch.setattr(HeldKeys, "hold", lambda self, keys: held.append(keys.shape[1]))
+    editor, known, earlier = Malmen(TINY), ready(tiny), EarlierEdits()
+    paths = dict.fromkeys(editor._places(tiny).shapes, 0.5)
+    for count in (1, 2, 3):
+        tiny.push(
+            Malmen(TINY.model_copy(update={"keep_gram": False})).edit(tiny, batch_of(SIX_REQUESTS[count : count + 1]), known)
+        )
+        earlier.held(tiny, paths)
+        assert len(held) == count * len(paths)
 
 
 def test_the_first_ridge_is_a_share_of_the_energy_of_a_key(tiny: EditableModel) -> None:

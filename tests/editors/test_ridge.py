@@ -14,21 +14,16 @@ def matrices(d_in: int, tokens: int, d_out: int = 4, seed: int = 0) -> tuple[Ten
     return torch.randn(d_in, tokens, generator=generator), torch.randn(d_out, tokens, generator=generator)
 
 
-def solution(keys: Tensor, changes: Tensor, ridge: Tensor, earlier: Tensor | None = None) -> Tensor:
+def solution(keys: Tensor, changes: Tensor, ridge: Tensor) -> Tensor:
     """S by one plain solve with the matrix of the width of the keys."""
-    gram = keys @ keys.t() + (earlier @ earlier.t() if earlier is not None else 0)
-    return torch.linalg.solve(gram + ridge * torch.eye(len(keys), dtype=keys.dtype), keys @ changes.t()).t()
+    return torch.linalg.solve(keys @ keys.t() + ridge * torch.eye(len(keys), dtype=keys.dtype), keys @ changes.t()).t()
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 12, 13, 40], ids="{} tokens at width 12".format)
-@pytest.mark.parametrize("others", [0, 7])
-def test_the_update_equals_a_direct_solve(tokens: int, others: int) -> None:
+def test_the_update_equals_a_direct_solve(tokens: int) -> None:
     keys, changes = matrices(12, tokens)
-    earlier = matrices(12, others, seed=5)[0] if others else None
-    found = changes.double() @ ridge_directions(keys, 0.3, earlier).t()
-    wanted = solution(
-        keys.double(), changes.double(), torch.tensor(0.3).double(), earlier.double() if earlier is not None else None
-    )
+    found = changes.double() @ ridge_directions(keys, 0.3).t()
+    wanted = solution(keys.double(), changes.double(), torch.tensor(0.3).double())
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
 
 
@@ -45,13 +40,6 @@ def test_nearly_parallel_keys_are_solved_for() -> None:
     found = ridge_directions(keys, 1e-6)
     wanted = torch.linalg.solve(keys.double() @ keys.double().t() + 1e-6 * torch.eye(12).double(), keys.double())
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
-
-
-def test_values_at_earlier_keys_stay_where_they_were() -> None:
-    keys, changes = matrices(12, 3)
-    earlier, _ = matrices(12, 4, seed=5)
-    moved = [(changes.double() @ ridge_directions(keys, 1e-6, held).t() @ earlier.double()).norm() for held in (earlier, None)]
-    assert moved[0] < 1e-4 * moved[1]
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 20])

@@ -12,12 +12,13 @@ import tasks.bench as bench
 from checks.evaluation import predict
 from checks.predictor import Question
 from editors.mechanics.contexts import BARE
+from editors.mechanics.held_keys import HeldKeys
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.values import Site, optimise_values
 from editors.model import EditableModel
 from tasks.bench import CASES, BenchContext, Meter, Sizes, measure_case, result_lines, run_case
 from tasks.bench_cases import CASE_BUILDERS
-from tasks.bench_plain import plain_answers, plain_grace_values, plain_values
+from tasks.bench_plain import plain_answers, plain_directions, plain_grace_values, plain_values
 from tasks.benchmark_requests import benchmark_requests
 from tasks.settings import Settings
 from tests.support import SIX_REQUESTS, tiny_model
@@ -27,7 +28,7 @@ from warehouse.reports import benchmarks
 from warehouse.store import Warehouse
 
 SIZES = Sizes(edits=3, plain_edits=1, memit_edits=3, plain_memit_edits=1, probes=12, plain_probes=4, night_edits=4,
-              night_probes=20, stream_events=400)  # fmt: skip
+              night_probes=20, stream_events=400, held_edits=4, next_edits=3, plain_next_edits=1)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,22 @@ def test_an_edit_case_reports_rates_passes_patches_and_a_ratio(name: str, contex
     assert result.peak_rss_mb.median > 10
     assert result.model_mb > 10
     assert ("editor", name.split("-")[1]) in result_lines(result)
+
+
+def test_the_sequence_case_is_algebra_alone_and_begins_each_repeat_with_as_many_edits(context: BenchContext) -> None:
+    result = measure_case("sequence-malmen", context, repeat=2)
+    assert (result.editor, result.edits, result.forward_passes) == ("malmen", 3, 0)
+    assert result.ratio is not None and result.ratio > 0
+    assert result.comparisons[0].items == 1
+    assert "4 edits held" in result.comparisons[0].note
+
+
+@pytest.mark.parametrize("others", [5, 30])
+def test_the_plain_least_squares_find_the_same_directions(others: int) -> None:
+    earlier, new = (torch.randn(16, n, generator=torch.Generator().manual_seed(n)) for n in (others, 3))
+    held = HeldKeys(16, 0.5)
+    held.hold(earlier)
+    torch.testing.assert_close(held.directions(new), plain_directions(earlier, new, 0.5), rtol=1e-9, atol=1e-11)
 
 
 def test_the_evaluate_case_packs_probes_and_gets_the_same_answers(context: BenchContext) -> None:
