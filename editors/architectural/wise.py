@@ -50,6 +50,8 @@ class WiseConfig(EditorConfig):
         alpha, beta, gamma: margins of the activity, as shares of the norm of the projection's output on unrelated prompts:
             at most alpha there, at least beta on an edit's prompt, and gamma between the two.
         ratio: the side memory answers above this share of the least activity of its edits.
+        unrelated_share: and, where that is less, above the activity that so many of the bank's unrelated prompts stay below;
+            0: the published form, `ratio` alone. A merge of shards goes by `ratio` alone.
         activation_weight: of the activity's margins beside the likelihood.
         keep_weight: of what the side weight already adds at the tokens of the shard's earlier edits (prompt and answer), whose
             change is held down; 0: the published form.
@@ -69,6 +71,7 @@ class WiseConfig(EditorConfig):
     beta: PositiveFloat = 0.2
     gamma: NonNegativeFloat = 0.1
     ratio: PositiveFloat = Field(default=0.88, lt=1)
+    unrelated_share: NonNegativeFloat = Field(default=0.0, le=1)
     activation_weight: NonNegativeFloat = 1.0
     keep_weight: NonNegativeFloat = 0.0
     mask_ratio: PositiveFloat = Field(default=0.2, le=1)
@@ -159,7 +162,8 @@ class Wise(Editor[WiseConfig]):
             "not SGD; training stops once answers lead by a margin and the activities keep theirs. The decision is taken "
             "once per prompt, on its tokens alone. Unrelated prompts come from the corpus, not with the request. What is below "
             "the layer runs once. Prompts of a shard's earlier edits keep their activity in later training, and with "
-            "`keep_weight` what the side weight adds there; the threshold is taken anew from all of them. The merge is a "
+            "`keep_weight` what the side weight adds there; the threshold is taken anew from all of them, "
+            "and with `unrelated_share` it is no higher than what unrelated prompts reach. The merge is a "
             "function of all closed shards, not of the last merge."
         ),
     )  # fmt: skip
@@ -223,8 +227,12 @@ class Wise(Editor[WiseConfig]):
         activities = [*context.earlier.activities(delta).tolist(), *activity(delta, rows.keys, rows.prompt).tolist()]
         return SidePatch(
             site, 0 if held is None else len(held), shard, mask, (delta - start)[mask], activities, self.config.rules,
-            [(r.prompt, r.target_new) for r in batch.requests],
+            [(r.prompt, r.target_new) for r in batch.requests], self._unrelated_limit(unrelated, delta),
         )  # fmt: skip
+
+    def _unrelated_limit(self, unrelated: _Prompts, delta: Tensor) -> float | None:
+        share = self.config.unrelated_share
+        return float(unrelated.activities(delta).quantile(share)) if share and len(unrelated.keys) else None
 
     def _site(self, model: EditableModel) -> str:
         model.anatomy.module(model.hf, model.anatomy.mlp_out, self.config.layer)  # refuses a layer that is not there

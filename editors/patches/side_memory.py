@@ -41,7 +41,8 @@ class SideRules:
         shard_size: edits after which a shard is closed.
         shards_per_merge: closed shards are merged, so many at a time; 0: never (WISE-Retrieve).
         density: share of a shard's entries, the largest, that enter a merge (TIES).
-        ratio: a memory answers above this share of the least activity that its edits' prompts have.
+        ratio: a memory answers above this share of the least activity that its edits' prompts have, or above the activity
+            of unrelated prompts where that is less.
     """
 
     shard_size: int
@@ -116,7 +117,10 @@ class SideMemory:
 
     def _activities(self, shard: int) -> tuple[float, ...]:
         """Of all edits of a shard, as its last patch left them."""
-        return next((p.activities for p in reversed(self._patches) if p.shard == shard), ())
+        return () if (last := self._last(shard)) is None else last.activities
+
+    def _last(self, shard: int) -> SidePatch | None:
+        return next((p for p in reversed(self._patches) if p.shard == shard), None)
 
     @property
     def open_shard(self) -> int:
@@ -148,7 +152,14 @@ class SideMemory:
     def _memory(self, group: Sequence[int]) -> Memory:
         deltas = [self.shards[s] for s in group]
         least = min(a for shard in group for a in self._activities(shard))
-        return Memory(deltas[0] if len(deltas) == 1 else ties_merge(deltas, self.rules.density), self.rules.ratio * least)
+        # What a shard does to unrelated prompts is known of the shard alone, not of a merge.
+        last = self._last(group[0]) if len(group) == 1 else None
+        unrelated = None if last is None else last.unrelated
+        limit = self.rules.ratio * least
+        return Memory(
+            deltas[0] if len(deltas) == 1 else ties_merge(deltas, self.rules.density),
+            limit if unrelated is None else min(limit, unrelated),
+        )
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -207,6 +218,7 @@ class SidePatch(Patch):
         activities: D(x_e) after this edit for every edit of the shard so far, this one's last: a later edit moves the
             shard for all of them, so the threshold is taken anew.
         edits: prompt and answer of each request of this batch.
+        unrelated: D(x) after this edit that all but a few unrelated prompts stay below; None: not taken.
         start: how many patches of this site lie below: a patch fits only the memory that it was made on.
     """
 
@@ -214,7 +226,7 @@ class SidePatch(Patch):
 
     def __init__(
         self, site: str, start: int, shard: int, mask: Bool[Tensor, "d_out d_in"], values: Float[Tensor, " entries"],
-        activities: Sequence[float], rules: SideRules, edits: Sequence[tuple[str, str]],
+        activities: Sequence[float], rules: SideRules, edits: Sequence[tuple[str, str]], unrelated: float | None = None,
     ) -> None:  # fmt: skip
         if int(mask.sum()) != len(values) or len(activities) < len(edits):
             raise ValueError(
@@ -223,6 +235,7 @@ class SidePatch(Patch):
         self.site, self.start, self.shard, self.rules = site, start, shard, rules
         self.mask, self.values = mask.detach().cpu(), values.detach().float().cpu().contiguous()
         self.activities, self.edits = tuple(activities), tuple((prompt, answer) for prompt, answer in edits)
+        self.unrelated = unrelated
 
     def delta(self, device: torch.device) -> Tensor:
         """(d_out, d_in), fp32."""
@@ -240,6 +253,8 @@ class SidePatch(Patch):
         return {
             "form": "side_memory", "site": self.site, "start": self.start, "shard": self.shard, "shape": list(self.mask.shape),
             "activities": list(self.activities), "rules": vars(self.rules), "edits": [list(edit) for edit in self.edits],
+            # Named only where it was taken: patches of before keep their digest.
+            **({} if self.unrelated is None else {"unrelated": self.unrelated}),
         }  # fmt: skip
 
     @classmethod
@@ -248,7 +263,7 @@ class SidePatch(Patch):
         bits = np.unpackbits(tensors["mask"].numpy(), count=rows * columns).astype(bool)
         return cls(
             meta["site"], meta["start"], meta["shard"], torch.from_numpy(bits).view(rows, columns), tensors["values"],
-            meta["activities"], SideRules(**meta["rules"]), meta["edits"],
+            meta["activities"], SideRules(**meta["rules"]), meta["edits"], meta.get("unrelated"),
         )  # fmt: skip
 
     def attach(self, model: EditableModel) -> Undo:

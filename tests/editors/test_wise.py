@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from editors.base import NOTHING, Corpus, Prepared
 from editors.calls import Generation
 from editors.errors import EditRefused, PatchError, UnsupportedModel
 from editors.mechanics.answers import answer_rows
+from editors.mechanics.locality_bank import out_of_scope
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.side_memory import SideMemory, SidePatch, SideRules, activity, side_memory_name, ties_merge
@@ -50,10 +52,17 @@ def active(delta: torch.Tensor, keys: torch.Tensor) -> float:
     return float(activity(delta, keys, torch.ones(1, keys.shape[1])))
 
 
-def side_patch(start: int, shard: int, values: list[float], activities: list[float], rules: SideRules = RULES) -> SidePatch:
+def side_patch(
+    start: int,
+    shard: int,
+    values: list[float],
+    activities: list[float],
+    rules: SideRules = RULES,
+    unrelated: float | None = None,
+) -> SidePatch:
     mask = torch.zeros(2, 3, dtype=torch.bool)
     mask.view(-1)[: len(values)] = True
-    return SidePatch("x", start, shard, mask, torch.tensor(values), activities, rules, [("p", "a")])
+    return SidePatch("x", start, shard, mask, torch.tensor(values), activities, rules, [("p", "a")], unrelated)
 
 
 # ------------------------------------------------------------ activity and margins
@@ -137,6 +146,39 @@ def test_the_most_active_memory_above_its_threshold_answers() -> None:
     memory.append(side_patch(1, 1, [0.0, 3.0], [8.0], rules))
     keys = torch.tensor([[[3.0, 0.0, 0.0]], [[0.5, 0.0, 0.0]], [[3.0, 2.0, 0.0]], [[2.0, 1.0, 0.0]]])
     assert memory.route(keys, torch.ones(4, 1, dtype=torch.bool)).tolist() == [0, -1, 1, 0]
+
+
+@pytest.mark.parametrize(("unrelated", "threshold"), [(None, 1.8), (1.2, 1.2), (1.9, 1.8)])
+def test_unrelated_prompts_lower_the_threshold_and_never_raise_it(unrelated: float | None, threshold: float) -> None:
+    memory = SideMemory((2, 3), SideRules(1, 0, 0.5, 0.9), torch.device("cpu"))
+    memory.append(side_patch(0, 0, [1.0], [2.0], memory.rules, unrelated))
+    assert memory.memories[0].threshold == pytest.approx(threshold)
+
+
+def test_a_merge_goes_by_its_edits_alone() -> None:
+    memory = SideMemory((2, 3), SideRules(1, 2, 0.5, 0.9), torch.device("cpu"))
+    for i in range(2):
+        memory.append(side_patch(i, i, [1.0], [2.0], memory.rules, 0.1))
+    assert [m.threshold for m in memory.memories] == pytest.approx([1.8])
+
+
+def test_so_many_unrelated_prompts_stay_below_the_limit(tiny: EditableModel) -> None:
+    editor = wise(unrelated_share=0.75)
+    prepared = editor.prepare(tiny, CORPUS)
+    patch = editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared)
+    allowed = out_of_scope(prepared.meta["prompts"], [SIX_REQUESTS[0].subject])
+    prompts = [p for i, p in enumerate(prepared.meta["prompts"]) if i in allowed]
+    found = [active(patch.delta(torch.device("cpu")), keys_at(tiny, p)[:, : editor.config.max_tokens]) for p in prompts]
+    assert patch.unrelated is not None
+    assert sum(f <= patch.unrelated + 1e-6 for f in found) / len(found) == pytest.approx(0.75, abs=1 / len(found))
+
+
+def test_what_unrelated_prompts_reach_is_saved_and_older_patches_keep_their_digest(tmp_path: Path) -> None:
+    old, new = side_patch(0, 0, [1.0], [2.0]), side_patch(0, 0, [1.0], [2.0], unrelated=0.5)
+    assert "unrelated" not in old.meta and old.digest != new.digest
+    save_patch(new, tmp_path)
+    found = load_patch(tmp_path)
+    assert isinstance(found, SidePatch) and found.unrelated == 0.5 and found.digest == new.digest
 
 
 def test_shards_train_other_entries_and_edits_of_one_shard_the_same(tiny: EditableModel) -> None:
