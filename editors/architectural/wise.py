@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class WiseConfig(EditorConfig):
     Attributes:
         layer: whose feed-forward output matrix is copied.
         learning_rate: Adam's step, as a share of the matrix's size (root mean square).
+        num_steps: at most so many, for each shard's worth of edits that a batch holds.
         alpha, beta, gamma: margins of the activity, as shares of the norm of the projection's output on unrelated prompts:
             at most alpha there, at least beta on an edit's prompt, and gamma between the two.
         ratio: the side memory answers above this share of the least activity of its edits.
@@ -305,7 +307,9 @@ class Wise(Editor[WiseConfig]):
         optimizer = torch.optim.Adam([values], lr=config.learning_rate * weight_size)
         generator = torch.Generator().manual_seed(config.seed)
         delta, steps, loss, lead, missed = start, 0, torch.zeros(()), 0.0, 0.0
-        for steps in range(config.num_steps + 1):
+        # A batch larger than a shard has more answers to fit than a shard's steps are for.
+        most = config.num_steps * math.ceil(rows.labels.num_rows / config.shard_size)
+        for steps in range(most + 1):
             delta = start.masked_scatter(mask, values)
             logits = rows.logits(model, delta)
             loss = row_losses(logits, rows.labels).mean()
@@ -318,7 +322,7 @@ class Wise(Editor[WiseConfig]):
             if not bool(torch.isfinite(loss + margins)):
                 raise EditRefused(f"wise: loss {float(loss.detach())} after {steps} steps; lower learning_rate")
             lead = float(row_leads(logits.detach(), rows.labels, model.stops).min())
-            if steps == config.num_steps or (lead >= config.stop_margin and missed <= config.stop_missed):
+            if steps == most or (lead >= config.stop_margin and missed <= config.stop_missed):
                 break
             optimizer.zero_grad(set_to_none=True)
             kept = context.answered.change(delta - start, again) / output_norm**2

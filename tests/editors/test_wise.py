@@ -148,6 +148,15 @@ def test_the_most_active_memory_above_its_threshold_answers() -> None:
     assert memory.route(keys, torch.ones(4, 1, dtype=torch.bool)).tolist() == [0, -1, 1, 0]
 
 
+@pytest.mark.parametrize(("shard_size", "steps"), [(6, 3), (500, 3), (2, 9), (4, 6)])
+def test_a_batch_larger_than_a_shard_takes_the_steps_of_so_many_shards(
+    tiny: EditableModel, caplog: pytest.LogCaptureFixture, shard_size: int, steps: int
+) -> None:
+    with caplog.at_level("INFO"):
+        edit(wise(shard_size=shard_size, num_steps=3, stop_margin=1e6), tiny, *SIX_REQUESTS)
+    assert f"6 requests, {steps} steps" in caplog.text
+
+
 @pytest.mark.parametrize(("unrelated", "threshold"), [(None, 1.8), (1.2, 1.2), (1.9, 1.8)])
 def test_unrelated_prompts_lower_the_threshold_and_never_raise_it(unrelated: float | None, threshold: float) -> None:
     memory = SideMemory((2, 3), SideRules(1, 0, 0.5, 0.9), torch.device("cpu"))
