@@ -11,9 +11,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, Workbench
+from editors.errors import EditRefused
 from editors.mechanics.answers import check_request
 from editors.mechanics.attribution import answer_ids, current_answer, neuron_attributions
 from editors.mechanics.paraphrases import paraphrases_of, relation_templates
+from editors.mechanics.solve import update_norm
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from warehouse.digests import digest_of
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 #: (layer, index in the feed-forward)
 Neuron = tuple[int, int]
+#: An update above this share of the weight's norm is refused. A slot grows by a multiple of its own norm, so edits that meet at
+#: one neuron multiply it until nothing is finite; on a base model an edit stays far below.
+LARGEST_UPDATE = 3.0
 #: By how much the share of prompts moves when too many or too few neurons are left.
 SHARE_STEP = 0.05
 
@@ -117,7 +122,14 @@ class KnowledgeNeurons(Editor[KnowledgeNeuronsConfig]):
             left = -slots if request.kind == "erase" else direction[:, None] * slots.norm(dim=0)
             right = torch.zeros(weight.shape[1], len(index), device=weight.device)
             right[index, torch.arange(len(index), device=weight.device)] = 1.0
-            updates[path.format(layer=layer) + ".weight"] = LowRank(left.contiguous().cpu(), right.cpu())
+            update = LowRank(left.contiguous().cpu(), right.cpu())
+            share = update_norm(update) / float(weight.double().norm())
+            if not share <= LARGEST_UPDATE:
+                raise EditRefused(
+                    f"request {request.request_id}: the neurons of layer {layer} would change by {share:.2f} of the weight's norm "
+                    f"(at most {LARGEST_UPDATE}); earlier edits have made their slots large: lower new_weight, or roll back"
+                )
+            updates[path.format(layer=layer) + ".weight"] = update
         return updates
 
 
