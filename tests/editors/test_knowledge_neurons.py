@@ -10,6 +10,7 @@ from torch import Tensor
 
 from editors.base import Prepared
 from editors.direct.knowledge_neurons import KnowledgeNeurons, coarse_set, refined_set
+from editors.errors import EditRefused
 from editors.mechanics.attribution import answer_ids, current_answer, neuron_attributions
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
@@ -167,3 +168,12 @@ def test_the_current_answer_is_the_answer_alone(tiny: EditableModel) -> None:
     tuned = load_editor("ft_m", tiny)
     tiny.push(tuned.edit(tiny, batch_of(SIX_REQUESTS[2:3]), tuned.prepare(tiny, CORPUS)))
     assert current_answer(tiny, SIX_REQUESTS[2].prompt) == SIX_REQUESTS[2].target_new
+
+
+def test_edits_that_meet_at_a_neuron_are_refused_before_the_weights_overflow(tiny: EditableModel) -> None:
+    editor, known = editor_for(tiny)
+    with pytest.raises(EditRefused, match=r"request r1: the neurons of layer \d .* earlier edits"):
+        for _ in range(400):
+            tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), known))
+    assert tiny.patches, "the first edit is within bounds"
+    assert all(bool(tensor.isfinite().all()) for tensor in tiny.hf.parameters())
