@@ -126,8 +126,9 @@ class KnowledgeNeurons(Editor[KnowledgeNeuronsConfig]):
             share = update_norm(update) / float(weight.double().norm())
             if not share <= LARGEST_UPDATE:
                 raise EditRefused(
-                    f"request {request.request_id}: the neurons of layer {layer} would change by {share:.2f} of the weight's "
-                    f"norm (at most {LARGEST_UPDATE}); earlier edits have made their slots large: lower new_weight, or roll back"
+                    f"request {request.request_id}: the neurons of layer {layer} would change by {share:.2f} of the "
+                    f"weight's norm (at most {LARGEST_UPDATE}); earlier edits have made their slots large: lower new_weight, "
+                    "or roll back"
                 )
             updates[path.format(layer=layer) + ".weight"] = update
         return updates
