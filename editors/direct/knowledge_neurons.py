@@ -11,11 +11,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, Workbench
-from editors.errors import EditRefused
 from editors.mechanics.answers import check_request
 from editors.mechanics.attribution import answer_ids, current_answer, neuron_attributions
 from editors.mechanics.paraphrases import paraphrases_of, relation_templates
-from editors.mechanics.solve import update_norm
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from warehouse.digests import digest_of
@@ -25,9 +23,9 @@ log = logging.getLogger(__name__)
 
 #: (layer, index in the feed-forward)
 Neuron = tuple[int, int]
-#: An update above this share of the weight's norm is refused. A slot grows by a multiple of its own norm, so edits that meet at
-#: one neuron multiply it until nothing is finite; on a base model an edit stays far below.
-LARGEST_UPDATE = 3.0
+#: A slot counts with its own norm, up to so many times its layer's median. Slots that nobody edited stay below (the reference
+#: model's, and a random model's); edits that meet at one neuron would otherwise multiply it until nothing is finite.
+LARGEST_SLOT = 2.0
 #: By how much the share of prompts moves when too many or too few neurons are left.
 SHARE_STEP = 0.05
 
@@ -40,7 +38,7 @@ class KnowledgeNeuronsConfig(EditorConfig):
         between `fewest` and `most` neurons are left.
     paraphrases: other wordings of the fact to attribute on, from the training edits of its relation.
     old_weight, new_weight: lambda1 and lambda2: how much of the old answer's direction leaves a value slot and how much of
-        the new one's enters it, in norms of the slot.
+        the new one's enters it, in norms of the slot (see `LARGEST_SLOT`).
     """
 
     points: PositiveInt = 20
@@ -67,9 +65,9 @@ class KnowledgeNeurons(Editor[KnowledgeNeuronsConfig]):
         code="EleutherAI/knowledge-neurons", max_batch=1, modes=("single", "sequential"), needs_preparation=True,
         only_xy=False, why_not="neurons are chosen and rewritten for one fact at a time",
         differs="All points are one batch on cached states. Several answer tokens: attributions are summed, and directions "
-        "are means of the tokens' embeddings at unit length, in norms of the slot. Wordings come from training edits of the "
-        "relation. A single value direction cannot spell an answer of several tokens in order, and a neuron serves other "
-        "facts too: an attribution tool first, an editor that often fails.",
+        "are means of the tokens' embeddings at unit length, in norms of the slot (up to twice the layer's median). Wordings "
+        "come from training edits of the relation. A single value direction cannot spell an answer of several tokens in "
+        "order, and a neuron serves other facts too: an attribution tool first, an editor that often fails.",
     )  # fmt: skip
     config_class = KnowledgeNeuronsConfig
 
@@ -118,19 +116,12 @@ class KnowledgeNeurons(Editor[KnowledgeNeuronsConfig]):
         for layer in sorted({layer for layer, _ in neurons}):
             weight = model.weight(path, layer).float()
             index = torch.tensor(sorted(i for at, i in neurons if at == layer), device=weight.device)
-            slots = weight[:, index]
-            left = -slots if request.kind == "erase" else direction[:, None] * slots.norm(dim=0)
+            norms = weight.norm(dim=0)
+            sizes = norms[index].clamp(max=LARGEST_SLOT * float(norms.median()))
+            left = -weight[:, index] if request.kind == "erase" else direction[:, None] * sizes
             right = torch.zeros(weight.shape[1], len(index), device=weight.device)
             right[index, torch.arange(len(index), device=weight.device)] = 1.0
-            update = LowRank(left.contiguous().cpu(), right.cpu())
-            share = update_norm(update) / float(weight.double().norm())
-            if not share <= LARGEST_UPDATE:
-                raise EditRefused(
-                    f"request {request.request_id}: the neurons of layer {layer} would change by {share:.2f} of the "
-                    f"weight's norm (at most {LARGEST_UPDATE}); earlier edits have made their slots large: lower new_weight, "
-                    "or roll back"
-                )
-            updates[path.format(layer=layer) + ".weight"] = update
+            updates[path.format(layer=layer) + ".weight"] = LowRank(left.contiguous().cpu(), right.cpu())
         return updates
 
 
