@@ -36,7 +36,7 @@ BARS = (
 
 def bars_markdown(rows: Sequence[BenchmarkRow]) -> str:
     """A line for each bar: who is above it, who below and by what interval, who is unmeasured."""
-    measured = Measurements([r for r in rows if r.task == "modification" and r.split == "report" and r.scores])
+    measured = Measurements.of(rows, "report")
     lines = [
         "## Bars", "",
         "Single edits of the report split against what each editor must reach; what falls short stands with its interval.",

@@ -152,21 +152,14 @@ def _sequence_malmen(context: BenchContext) -> Case:
     earlier = [torch.randn(width, tokens, generator=generator) for _ in range(sizes.held_edits)]
     new = [torch.randn(width, tokens, generator=generator) for _ in range(sizes.next_edits)]
 
-    def begun() -> HeldKeys:
+    def once() -> Once:
         held = HeldKeys(width, ridge)
         for keys in earlier:
             held.hold(keys)
-        return held
-
-    def one_after_the_other(held: HeldKeys) -> None:
-        for keys in new:
-            held.directions(keys)
-            held.hold(keys)
-
-    def once() -> Once:
-        held = begun()
         with Meter(context.model) as meter:
-            one_after_the_other(held)
+            for keys in new:
+                held.directions(keys)
+                held.hold(keys)
         return Once(edits=len(new), probes=0, meter=meter, edit_s=meter.wall_s, details={"width": width, "tokens": tokens})
 
     def compare(ours: Once) -> list[Comparison]:

@@ -30,9 +30,14 @@ SEQUENCES = ("sequential", "sequential-batch")
 
 @dataclass(frozen=True)
 class Measurements:
-    """Rows of modifications of the report split that have scores, by editor, mode and number of edits."""
+    """Rows of modifications that have scores, by editor, mode and number of edits."""
 
     rows: Sequence[BenchmarkRow]
+
+    @classmethod
+    def of(cls, rows: Sequence[BenchmarkRow], *splits: str) -> Measurements:
+        """Those of so named splits."""
+        return cls([r for r in rows if r.task == "modification" and r.split in splits and r.scores])
 
     def in_sequence(self, *editors: str) -> dict[str, float | None]:
         """SRR of each of the editors, then DD of each, after the longest sequence that all of them went through.
@@ -139,8 +144,7 @@ SHAPES = (
 
 def shapes_markdown(rows: Sequence[BenchmarkRow]) -> str:
     """Three tables: each claim with its numbers and whether it holds; the survey's Table 4; its Figure 2."""
-    modified = [r for r in rows if r.task == "modification" and r.split in ("report", "report-first") and r.scores]
-    measured = Measurements(with_points(modified))
+    measured = Measurements(with_points(Measurements.of(rows, "report", "report-first").rows))
     lines = ["## Shapes of the literature", "", "| claim | measured here | holds |", "| --- | --- | --- |"]
     for shape in SHAPES:
         numbers = shape.numbers(measured)

@@ -151,15 +151,14 @@ class SideMemory:
 
     def _memory(self, group: Sequence[int]) -> Memory:
         deltas = [self.shards[s] for s in group]
-        least = min(a for shard in group for a in self._activities(shard))
+        limit = self.rules.ratio * min(a for shard in group for a in self._activities(shard))
+        if len(group) > 1:
+            return Memory(ties_merge(deltas, self.rules.density), limit)
         # What a shard does to unrelated prompts is known of the shard alone, not of a merge.
-        last = self._last(group[0]) if len(group) == 1 else None
-        unrelated = None if last is None else last.unrelated
-        limit = self.rules.ratio * least
-        return Memory(
-            deltas[0] if len(deltas) == 1 else ties_merge(deltas, self.rules.density),
-            limit if unrelated is None else min(limit, unrelated),
-        )
+        last = self._last(group[0])
+        if last is not None and last.unrelated is not None:
+            limit = min(limit, last.unrelated)
+        return Memory(deltas[0], limit)
 
     @contextmanager
     def resting(self) -> Iterator[None]:
