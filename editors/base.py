@@ -45,6 +45,7 @@ class EditorCard:
         max_batch: most requests in one `edit`; None: any number.
         modes: modes that the method grants; others are refused with `why_not`.
         experimental: modes that the method does not grant but that run; `run_edits` warns.
+        retracts: single edits can be taken out again, exactly: its class is a `RetractingEditor`.
         trains: it trains an auxiliary model, in the survey's sense; `needs_preparation` also covers a pass over texts.
         only_xy: it needs no more than the pairs (x_e, y_e), in the survey's sense.
         survey: where this card differs from the survey's Table 3, the reason.
@@ -60,6 +61,7 @@ class EditorCard:
     modes: tuple[Mode, ...] = MODES
     experimental: tuple[Mode, ...] = ()
     needs_preparation: bool = False
+    retracts: bool = False
     trains: bool = False
     preserves_architecture: bool = True
     only_xy: bool = True
@@ -228,3 +230,24 @@ class Editor(ABC, Generic[ConfigT]):
     def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[Patch]:
         """One independent patch for each request, all on the model as it stands. Editors that can batch override it."""
         return [self.edit(model, EditBatch(batch_id=r.request_id, requests=(r,)), prepared) for r in requests]
+
+
+class RetractingEditor(Editor[ConfigT]):
+    """An editor that can take single edits out again, as if they had never been; its card says `retracts`."""
+
+    @abstractmethod
+    def retract(self, model: EditableModel, request_ids: Sequence[str], prepared: Prepared) -> Patch:
+        """The patch after which the model is as if these edits had never been.
+
+        Raises:
+            ValueError: an edit is not active on the model.
+        """
+
+    @abstractmethod
+    def remember(self, model: EditableModel, patch: Patch, prepared: Prepared) -> None:
+        """Take what a patch of this configuration and base solved as known: a subset of its edits needs no new solve."""
+
+
+def retracting(editor: Editor) -> RetractingEditor | None:
+    """The editor as one that retracts, where its card says so."""
+    return editor if editor.card.retracts and isinstance(editor, RetractingEditor) else None

@@ -73,3 +73,11 @@ def editor_class(name: str) -> type[Editor]:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UnknownEditor(f"editor {name!r} points at {path!r}, which cannot be imported: {error}") from error
+
+
+def can_retract(name: str) -> bool:
+    """Whether edits by an editor of this name can be retracted; not where it is no longer installed."""
+    try:
+        return editor_class(name).card.retracts
+    except UnknownEditor:
+        return False

@@ -21,9 +21,10 @@ from editors.errors import UnsupportedModel
 from editors.runner import PlainRunner
 from editors.scoring import score_call, stop_tokens
 from editors.tokens import continuation_of, pad_id_of
-from warehouse.digests import canonical_json, digest_of, digest_of_parts
+from warehouse.digests import canonical_json, digest_of_parts
 from warehouse.limits import PICKLES
 from warehouse.questions import Answer, Question
+from warehouse.records import checkpoint_id
 
 if TYPE_CHECKING:
     from editors.base import Patch
@@ -120,11 +121,11 @@ class EditableModel:
     @property
     def digest(self) -> str:
         """Base content and ordered patch digests; cheap, so usable as a cache key for every prediction."""
-        return digest_of(self.base_digest, [p.digest for p in self.patches])
+        return checkpoint_id(self.base_digest, [p.digest for p in self.patches])
 
     def state_digest(self) -> str:
         """Digest of the weights as they are now, bit for bit, and of the patches attached."""
-        return digest_of(self._content_digest(), [p.digest for p in self.patches])
+        return checkpoint_id(self._content_digest(), [p.digest for p in self.patches])
 
     def _content_digest(self) -> str:
         config = {k: v for k, v in self.hf.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}

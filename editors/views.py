@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from editors.model import EditableModel
-from warehouse.digests import digest_of
 from warehouse.questions import Answer, Question
+from warehouse.records import checkpoint_id
 
 
 class AtDepth:
@@ -24,7 +24,7 @@ class AtDepth:
 
     @property
     def digest(self) -> str:
-        return digest_of(self._model.base_digest, [p.digest for p in self._model.patches[: self._depth]])
+        return checkpoint_id(self._model.base_digest, [p.digest for p in self._model.patches[: self._depth]])
 
     @contextmanager
     def _taken_off(self) -> Iterator[EditableModel]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from checks.gates import decide
 from editors.errors import EditorError
+from editors.export.plain import NOTE, materialise
 from tasks.audit_store import channels, look_through, other_chains, strays
 from tasks.models import at_checkpoint
-from tasks.promote import NOTE, materialise
 from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
 from warehouse.artifacts import ObjectStore, checkpoint_key

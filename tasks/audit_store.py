@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.promote import reasons
+from tasks.gate import reasons
 from tasks.settings import Settings
 from tasks.signing import check_signature
 from warehouse.artifacts import ObjectStore, channel_key, checkpoint_key

@@ -12,12 +12,12 @@ from prefect import task
 from checks.evaluation import evaluate as measure
 from checks.metrics.efficiency import EditCost, efficiency
 from editors.views import AtDepth
+from tasks.candidate import EditedNight
 from tasks.corpus import calibration
-from tasks.edit import EditedNight, candidate_model
-from tasks.ingest import STEP
+from tasks.models import at_checkpoint
 from tasks.settings import Settings
-from tasks.workspace import WarehouseCache, warehouse
-from warehouse.digests import digest_of
+from tasks.steps import STEP
+from tasks.workspace import WarehouseCache, store_of, warehouse
 from warehouse.intake import requests_by_id
 from warehouse.ledger import active_edits, edits_of
 from warehouse.probes import build_edit_probes, make_probe, make_probe_set, save_probe_set, standing_probes
@@ -82,17 +82,17 @@ def evaluate(settings: Settings, done: EditedNight) -> EvaluationReport:
     Rates compare with `f_0`, the base model; the report's `before` names the checkpoint that the candidate replaces.
     """
     with warehouse(settings) as wh:
-        tonight = requests_by_id(wh, [*done.edited, *done.measured])
-        gone = reverted_probes(wh, settings.lineage, done.reverted)
-    retained = in_force(settings, tonight, done.reverted)
+        tonight = requests_by_id(wh, [*done.edited, *done.revert.measured])
+        gone = reverted_probes(wh, settings.lineage, done.revert.reverted)
+    retained = in_force(settings, tonight, done.revert.reverted)
     probes, retain = probe_sets(settings, tonight, retained, gone)
     before = done.before
-    after = digest_of(done.base_digest, list(done.patch_digests))
+    after = done.checkpoint_id
     with warehouse(settings) as wh:
         known = [r for r in reports_after(wh, after, before) if r.probe_set_digest == probes.digest]
     if known:
         return known[-1]
-    model = candidate_model(settings, done)
+    model = at_checkpoint(settings, store_of(settings), done)
     cost = EditCost(len(done.edited), done.edit_seconds, done.patch_bytes)
     report = measure(
         AtDepth(model, 0), model, probes, retain=retain, right_after={p.probe_id: p for p in done.right_after},

@@ -10,16 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from editors.export.plain import NOTE, materialise
 from editors.model import EditableModel
 from editors.patches.adapter import write_adapter
 from tasks.checkpoints import find_checkpoint
 from tasks.models import at_checkpoint, base_revision
-from tasks.promote import NOTE, materialise
 from tasks.settings import Settings
 from tasks.workspace import store_of
-from warehouse.digests import digest_of
 from warehouse.errors import Conflict
-from warehouse.records import Checkpoint, Record
+from warehouse.records import Checkpoint, Record, checkpoint_id
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
 
 def _base(settings: Settings, model: EditableModel) -> Checkpoint:
     return Checkpoint(
-        checkpoint_id=digest_of(model.base_digest, []), parent=None, patch_digests=(), created_at=datetime.now(UTC),
+        checkpoint_id=checkpoint_id(model.base_digest), parent=None, patch_digests=(), created_at=datetime.now(UTC),
         base_model=settings.model.name if settings.model.revision else "local",
         base_revision=base_revision(settings, model), base_digest=model.base_digest,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.edit import EditedNight
+from tasks.candidate import EditedNight
 from tasks.ingest import nights_of
 from tasks.settings import Settings
 from tasks.workspace import warehouse

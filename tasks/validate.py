@@ -14,9 +14,9 @@ from prefect import task
 from checks.door_policy import shipped_door
 from checks.trust import shipped_trust
 from checks.verdicts import NightVerdicts, validate_night
-from tasks.ingest import STEP
 from tasks.notes import note
 from tasks.settings import Settings
+from tasks.steps import STEP
 from tasks.workspace import night_folder, warehouse
 from warehouse.audit import verdicts_payload
 from warehouse.changes import Change, Malformed, parse_change

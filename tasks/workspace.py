@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.settings import Settings
-from warehouse.artifacts import ObjectStore, open_store
+from warehouse.artifacts import ObjectStore
+from warehouse.artifacts_open import open_store
 from warehouse.records import Prediction
 from warehouse.reports import cached_predictions, save_predictions
 from warehouse.store import Warehouse

@@ -1,4 +1,4 @@
-"""The checkpoint store: its interface, the names of what lies in it, and how to open one.
+"""The checkpoint store: its interface, and the names of what lies in it.
 
 Everything is create-only and known by its sha256, except the small pointers under `channels/`, which move by
 compare-and-swap. Two implementations share one contract suite, `tests/warehouse/test_artifacts.py`:
@@ -22,7 +22,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NewType
-from urllib.parse import unquote, urlsplit
 
 from warehouse.digests import sha256_bytes, sha256_file
 from warehouse.errors import Conflict, LineageMoved, NotFound, WarehouseError
@@ -243,35 +242,3 @@ def swap_conflict(url: str, key: str, expected: Version | None, found: Version |
         f"lineage moved: {key} in {url} is at {found or 'nothing'}, not at {expected or 'nothing'} as expected; "
         "read it again, rebase on what is there and gate again"
     )
-
-
-def open_store(url: str) -> ObjectStore:
-    """A store by its address: `file:///path` or a plain path, or `s3://bucket/prefix`.
-
-    For S3, endpoint, region and credentials come from where boto3 looks for them; AWS_ENDPOINT_URL_S3 and
-    AWS_ENDPOINT_URL name a server that is not Amazon's.
-
-    Raises:
-        ValueError: another scheme, or a part is missing.
-    """
-    parts = urlsplit(url)
-    if "://" not in url:
-        if not url:
-            raise ValueError("the store's address is empty; give a folder or s3://bucket/prefix")
-        from warehouse.artifacts_directory import DirectoryStore
-
-        return DirectoryStore(Path(url).expanduser())
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost") or not parts.path:
-            raise ValueError(f"store address {url!r}: a file address has three slashes, as in file:///srv/errata")
-        from warehouse.artifacts_directory import DirectoryStore
-
-        return DirectoryStore(Path(unquote(parts.path)))
-    if parts.scheme == "s3":
-        if not parts.netloc:
-            raise ValueError(f"store address {url!r} names no bucket; write s3://bucket/prefix")
-        from warehouse.artifacts_s3 import S3Store
-
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint or None)
-    raise ValueError(f"store address {url!r} has the scheme {parts.scheme!r}; known are file://, s3:// and a plain path")
