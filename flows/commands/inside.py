@@ -14,7 +14,7 @@ from tasks.settings import Settings, configure
 
 if TYPE_CHECKING:
     # torch is loaded by the commands that need it.
-    from tasks.looking import EditFootprint
+    from tasks.footprint import EditFootprint
 
 Checkpoint = Annotated[str, typer.Argument(help="base, production, a channel, or the start of a checkpoint id.")]
 
@@ -45,7 +45,7 @@ def locate(
         return
     if subject is None or relation is None:
         raise ValueError("locate needs SUBJECT and RELATION, or --separability")
-    from tasks.looking import locate, write_located
+    from tasks.locate import locate, write_located
 
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         job = bar.add_task("tracing", total=1)
@@ -95,7 +95,7 @@ def _separability(settings: Settings, subjects: int, layers: list[int], as_json:
 def footprint(checkpoint: Checkpoint = "production", as_json: Json = False) -> None:
     """Where the edits of a checkpoint lie: changed weights (size, share, effective rank), or slots beside the weights."""
     settings = configure()
-    from tasks.looking import edit_footprint
+    from tasks.footprint import edit_footprint
 
     found = edit_footprint(settings, checkpoint)
     if as_json:

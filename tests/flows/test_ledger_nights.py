@@ -14,7 +14,7 @@ from editors.patches.slots import SlotBook
 from editors.session import batch_of
 from flows.revert import revert_edits
 from tasks.audit import audit
-from tasks.looking import edit_footprint
+from tasks.footprint import edit_footprint
 from tasks.models import at_checkpoint, base_model
 from tasks.prepare import editor_of, preparation_of
 from tasks.restore import restore
