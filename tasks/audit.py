@@ -104,9 +104,7 @@ def _refuse_nothing(settings: Settings, store: ObjectStore, chain: list[AuditEnt
         )
     known = {e.lineage for e in chain if e.kind in ("promotion", "rejection")}
     if known and settings.lineage not in known:
-        raise NotFound(
-            f"there is nothing to audit on lineage {settings.lineage!r}: the trail knows {', '.join(sorted(known))}"
-        )
+        raise NotFound(f"there is nothing to audit on lineage {settings.lineage!r}: the trail knows {', '.join(sorted(known))}")
 
 
 def _vouched(wh: Warehouse, chain: list[AuditEntry]) -> Iterator[Break]:
