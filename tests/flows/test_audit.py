@@ -172,7 +172,7 @@ def test_todays_weights_are_held_to_the_bit(
 
 
 def test_a_home_that_is_not_there_is_not_sound_and_gets_no_warehouse(copied: Home, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="nothing to audit: no warehouse at .*mistyped"):
+    with pytest.raises(NotFound, match=r"nothing to audit: no warehouse at .*mistyped"):
         audit(configure({**copied.config, "home": str(tmp_path / "mistyped")}))
     assert not (tmp_path / "mistyped" / "warehouse.duckdb").exists()
 
@@ -181,7 +181,7 @@ def test_a_home_without_a_trail_is_not_sound(world: dict[str, Any], tmp_path: Pa
     settings = configure(config_of(world, tmp_path / "home"))
     with warehouse(settings):
         pass
-    with pytest.raises(NotFound, match="nothing to audit: the trail in .* is empty"):
+    with pytest.raises(NotFound, match=r"nothing to audit: the trail in .* is empty"):
         audit(settings)
 
 
