@@ -27,7 +27,7 @@ from tasks.workspace import night_folder, store_of, warehouse
 from warehouse.artifacts import ObjectStore
 from warehouse.digests import digest_of
 from warehouse.errors import IntegrityError, LineageMoved
-from warehouse.ledger import PatchRow, active_edits, edits_of, save_patches
+from warehouse.ledger import PatchRow, active_edits, edits_of, holds_patches, save_patches
 from warehouse.lineage import add_checkpoint, checkpoints, head, move_head
 from warehouse.promotion import manifest_at, manifest_digest, pointer_of, read_manifest
 from warehouse.records import ChannelPointer, Manifest, Record
@@ -143,7 +143,7 @@ def _enter(settings: Settings, store: ObjectStore, manifest: Manifest, proof: Ma
     """Settle a checkpoint of this warehouse's own night, or take over another writer's where the policy allows that."""
     with warehouse(settings) as wh:
         run = run_of(wh, manifest.night, settings.lineage)
-        own = run is not None and run.has_reached("edited") and _holds(wh, _new_patches(wh, settings, manifest)[1])
+        own = run is not None and run.has_reached("edited") and holds_patches(wh, _new_patches(wh, settings, manifest)[1])
         done = _what_was_done(settings, wh, manifest) if own else None
     if done is not None:
         log.warning("the channel had moved to %s and the warehouse was not told; settled", manifest.checkpoint.checkpoint_id)
@@ -158,11 +158,6 @@ def _enter(settings: Settings, store: ObjectStore, manifest: Manifest, proof: Ma
             "lineage from that one, give this one a lineage or a store of its own, or set on_lineage_moved: rebase in the "
             "policy to build on what is served"
         )
-
-
-def _holds(wh: Warehouse, patches: tuple[str, ...]) -> bool:
-    held = wh.scalar("SELECT count(*) FROM patches WHERE list_contains($patches, patch_digest)", {"patches": list(patches)})
-    return held == len(set(patches))
 
 
 def proof_of(store: ObjectStore, checkpoint_id: str) -> dict[str, Any]:
