@@ -28,6 +28,7 @@ from warehouse.ledger import PatchRow, record_batches, record_edits, save_patche
 from warehouse.probes import make_probe
 from warehouse.records import Checkpoint, Edit, EditBatch, EditRequest, Prediction, Probe, Record
 from warehouse.store import Warehouse
+from warehouse.whole_files import write_whole
 from warehouse.world_queries import additional_values
 
 log = logging.getLogger(__name__)
@@ -218,11 +219,7 @@ def edited_before(settings: Settings, night: str) -> EditedNight | None:
 
 def keep_edited(settings: Settings, done: EditedNight) -> None:
     """Write `edited.json` in one rename."""
-    record = night_folder(settings, done.night) / "edited.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    fresh = record.with_suffix(".new")
-    fresh.write_bytes(canonical_json(done))
-    fresh.replace(record)
+    write_whole(night_folder(settings, done.night) / "edited.json", canonical_json(done))
 
 
 def _ledger_row(

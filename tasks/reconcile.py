@@ -7,10 +7,8 @@ leaves temporary files, which go, and finished steps, which the night reads.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -33,6 +31,7 @@ from warehouse.promotion import manifest_at, manifest_digest, pointer_of, read_m
 from warehouse.records import ChannelPointer, Manifest, Record
 from warehouse.runs import run_of
 from warehouse.store import Warehouse
+from warehouse.whole_files import is_left_over
 from warehouse.world_store import BASE_NIGHT
 
 log = logging.getLogger(__name__)
@@ -90,30 +89,16 @@ def sweep(settings: Settings, store: ObjectStore, night: str | None) -> int:
     removed = store.sweep()
     # The lineage's lock is held: nobody else writes in the night's folder.
     mine = list(night_folder(settings, night).glob("*.new")) if night is not None else []
-    shared = [p for p in (settings.home / "patches").glob("*/*.new") if not _is_alive(p)]
-    for path in (*mine, *shared):
+    shared = [*(settings.home / "patches").glob("*/*.new"), *settings.preparations.glob("*/*.unfinished/*.new")]
+    for path in (*mine, *filter(is_left_over, shared)):
         path.unlink(missing_ok=True)
         removed += 1
-    for folder in (p for p in settings.preparations.glob("*/*.new") if not _is_alive(p)):
+    for folder in filter(is_left_over, settings.preparations.glob("*/*.new")):
         shutil.rmtree(folder)
         removed += 1
     if removed:
         log.warning("%d half-written files of a killed run removed", removed)
     return removed
-
-
-def _is_alive(path: Path) -> bool:
-    """Is the process that a temporary file is named after still there? Names are `NAME.PID.new`."""
-    pid = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
-    if not pid.isdecimal() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # ---------------------------------------------------------------- the channel against the warehouse
