@@ -19,6 +19,7 @@ from editors.exact import aligned
 from editors.model import EditableModel, Undo, tensor_bytes
 from warehouse.digests import canonical_json, digest_of, digest_of_parts
 from warehouse.records import EditBatch, EditRequest
+from warehouse.whole_files import whole_file
 
 Family = Literal["regularization", "meta_learning", "direct", "architectural", "adapters", "in_context"]
 Mode = Literal["single", "batch", "sequential", "sequential-batch"]
@@ -103,6 +104,10 @@ class Corpus:
         return digest_of(list(self.texts), edits) if edits else digest_of(list(self.texts))
 
 
+#: File of a workbench's last saved state.
+STATE = "state.safetensors"
+
+
 class Workbench:
     """What a long preparation works with: progress for people, and saved states to go on from after a kill.
 
@@ -120,16 +125,15 @@ class Workbench:
         """Keep the state after `step` steps; `facts` are plain JSON (loss curves, generator positions)."""
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self._folder / "state.safetensors.new"
         # The step and the facts travel in the file's header: one file, one rename, no half state.
         header = {"step": str(step), "facts": json.dumps(dict(facts or {}))}
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, fresh, metadata=header)
-        fresh.replace(self._folder / "state.safetensors")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with whole_file(self._folder / STATE) as fresh:
+            save_file(state, fresh, metadata=header)
 
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The last saved (step, tensors, facts), or None."""
-        path = self._folder / "state.safetensors" if self._folder is not None else None
+        path = self._folder / STATE if self._folder is not None else None
         if path is None or not path.exists():
             return None
         with safe_open(path, "pt") as handle:

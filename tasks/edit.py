@@ -28,6 +28,8 @@ from warehouse.ledger import PatchRow, record_batches, record_edits, save_patche
 from warehouse.probes import make_probe
 from warehouse.records import Checkpoint, Edit, EditBatch, EditRequest, Prediction, Probe, Record
 from warehouse.store import Warehouse
+from warehouse.whole_files import write_whole
+from warehouse.world_queries import additional_values
 
 log = logging.getLogger(__name__)
 
@@ -77,19 +79,6 @@ class EditedNight(Record):
             base_model=settings.model.name if settings.model.revision else "local", base_revision=revision,
             base_digest=self.base_digest, patch_digests=self.patch_digests, created_at=created_at,
         )  # fmt: skip
-
-
-def additional_values(wh: Warehouse, night: str) -> set[str]:
-    """Insert requests for a multi-valued slot that holds other values: what the model answers there stays right."""
-    rows = wh.rows(
-        """SELECT DISTINCT r.request_id FROM edit_requests AS r
-           JOIN facts AS f ON f.subject_id = r.subject_id AND f.relation = r.relation AND f.object_id <> r.target_new_id
-           LEFT JOIN properties AS p ON p.pid = r.relation
-           WHERE r.night = $night AND r.kind = 'insert' AND f.known_from_night < $night AND f.known_to_night IS NULL
-             AND coalesce(p.cardinality, 'multi') = 'multi'""",
-        {"night": night},
-    )
-    return {row["request_id"] for row in rows}
 
 
 def edit_probes(requests: tuple[EditRequest, ...]) -> list[Probe]:
@@ -230,11 +219,7 @@ def edited_before(settings: Settings, night: str) -> EditedNight | None:
 
 def keep_edited(settings: Settings, done: EditedNight) -> None:
     """Write `edited.json` in one rename."""
-    record = night_folder(settings, done.night) / "edited.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    fresh = record.with_suffix(".new")
-    fresh.write_bytes(canonical_json(done))
-    fresh.replace(record)
+    write_whole(night_folder(settings, done.night) / "edited.json", canonical_json(done))
 
 
 def _ledger_row(

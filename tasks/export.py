@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from editors.model import EditableModel
 from editors.patches.adapter import write_adapter
+from editors.writing import writing
 from tasks.checkpoints import find_checkpoint
 from tasks.models import at_checkpoint, base_revision
 from tasks.promote import NOTE, materialise
@@ -20,6 +19,7 @@ from tasks.workspace import store_of
 from warehouse.digests import digest_of
 from warehouse.errors import Conflict
 from warehouse.records import Checkpoint, Record
+from warehouse.whole_files import whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +64,8 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
     found = find_checkpoint(settings, name)
     model = at_checkpoint(settings, store_of(settings), found)
     checkpoint = found or _base(settings, model)
-    # Beside its place, for the last step to be one rename.
-    fresh = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
+    with writing(out), whole_folder(out) as fresh:
         exported = (_adapter if peft else _model)(settings, model, checkpoint, fresh, max_rank)
-        if out.exists():
-            out.rmdir()
-        fresh.replace(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     log.info("%s: %s of checkpoint %s", out, exported.form, checkpoint.checkpoint_id[:12])
     return exported.model_copy(update={"out": str(out)})
 

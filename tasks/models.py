@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tasks.settings import ModelSettings, Settings
 from warehouse.artifacts import ObjectStore, patch_key
 from warehouse.promotion import read_manifest, read_pointer
 from warehouse.records import Checkpoint, Manifest
+from warehouse.whole_files import whole_file
 
 log = logging.getLogger(__name__)
 _LOADED: dict[ModelSettings, EditableModel] = {}
@@ -72,12 +72,9 @@ def fetch_patch(settings: Settings, store: ObjectStore, digest: str) -> Path:
         # The header last: a folder with a header is whole.
         for name in ("patch.safetensors", "patch.json"):
             (folder / name).unlink(missing_ok=True)
-            fresh = folder / f"{name}.{os.getpid()}.new"
-            fresh.unlink(missing_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
             allowed = settings.limits.json_bytes if name.endswith(".json") else settings.limits.total_bytes
-            store.read_to(patch_key(digest, name), fresh, allowed)
-            fresh.replace(folder / name)
+            with whole_file(folder / name) as fresh:
+                store.read_to(patch_key(digest, name), fresh, allowed)
     return folder
 
 
