@@ -24,6 +24,7 @@ from warehouse.changes import Change, Value
 from warehouse.records import Entity, Verdict
 from warehouse.reference.world import NIGHTS
 from warehouse.store import Warehouse
+from warehouse.world_queries import held_objects
 from warehouse.world_store import BASE_NIGHT, apply_fact_changes, fact_id
 
 KINDS = ("reverse", "composite", "coverage", "round")
@@ -161,10 +162,8 @@ def _slot(case: Case, triple: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _held(store: Warehouse) -> dict[tuple[str, str], set[str]]:
-    held: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row in store.rows("SELECT subject_id, relation, object_id FROM facts WHERE known_to_night IS NULL"):
-        held[row["subject_id"], row["relation"]].add(row["object_id"].split("/", 1)[1])
-    return held
+    found = {slot: {object_id.split("/", 1)[1] for object_id in objects} for slot, objects in held_objects(store).items()}
+    return defaultdict(set, found)
 
 
 def _facts(case: Case) -> Iterator[dict[str, Any]]:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from checks.conflicts import Row
 from warehouse.conflict_sql import MAX_EVIDENCE
-from warehouse.conflicts import Store
+from warehouse.store import Reader
+from warehouse.world_queries import known_properties
 
 Others = dict[str, tuple[str, ...]]
-
-_PROPERTIES = "SELECT pid, cardinality, inverse_pid FROM properties"
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,10 @@ class Logic:
     single: frozenset[str]
 
 
-def read_logic(store: Store) -> Logic:
+def read_logic(store: Reader) -> Logic:
     inverses: dict[str, set[str]] = defaultdict(set)
     single = set()
-    for row in store.rows(_PROPERTIES):
+    for row in known_properties(store):
         if row["cardinality"] == "single":
             single.add(row["pid"])
         for other in filter(None, (row["inverse_pid"] or "").split("|")):

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import pandas as pd
-
 from checks.door_policy import DoorPolicy
 from warehouse.changes import Change, Malformed
-from warehouse.conflicts import Store
 from warehouse.records import EditRequest
 from warehouse.reference.confusables import look_alikes
+from warehouse.store import Reader
+from warehouse.suspicion_queries import labels_with_look
 
 #: Names of the rules, as a verdict and a waiver give them.
 TEXT_RULES = ("invisible_characters", "template_braces", "prompt_like_text")
@@ -102,17 +101,7 @@ def _disguised(text: str) -> bool:
     )
 
 
-_SAME_LOOK = """
-WITH looks AS (SELECT DISTINCT CAST(look AS VARCHAR) AS look FROM night_looks),
-known AS (
-    SELECT subject_id AS entity, subject AS label FROM facts UNION SELECT object_id, object FROM facts
-    UNION SELECT entity_id, alias FROM aliases
-)
-SELECT DISTINCT look, entity, label FROM known JOIN looks ON lower(nfc_normalize(label)) = look ORDER BY ALL
-"""
-
-
-def likeness_suspicions(store: Store, records: Mapping[str, Change | EditRequest]) -> dict[str, Suspicion]:
+def likeness_suspicions(store: Reader, records: Mapping[str, Change | EditRequest]) -> dict[str, Suspicion]:
     """Records with a label that looks like one of the store (or its alias) and is written with other letters."""
     disguised = [
         (record_id, entity, label)
@@ -122,9 +111,8 @@ def likeness_suspicions(store: Store, records: Mapping[str, Change | EditRequest
     ]
     if not disguised:
         return {}
-    frame = pd.DataFrame({"look": [skeleton(label) for _, _, label in disguised]}, dtype="string")
     known: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for row in store.rows(_SAME_LOOK, None, night_looks=frame):
+    for row in labels_with_look(store, [skeleton(label) for _, _, label in disguised]):
         known[row["look"]].append((row["entity"], row["label"]))
     found = {}
     for record_id, entity, label in disguised:
@@ -147,7 +135,7 @@ def _named(record: Change | EditRequest) -> list[tuple[str, str]]:
 
 
 def text_and_likeness(
-    store: Store, records: Mapping[str, Any], policy: DoorPolicy, waived: Mapping[str, Collection[str]]
+    store: Reader, records: Mapping[str, Any], policy: DoorPolicy, waived: Mapping[str, Collection[str]]
 ) -> dict[str, Suspicion]:
     """The first suspicion of each record that nobody has waived; records that cannot be read have none."""
     readable = {i: r for i, r in records.items() if not isinstance(r, Malformed)}

@@ -11,35 +11,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from checks.conflicts import Row
 from checks.door import Suspicion, labels_of, odd_words
 from checks.door_policy import Burst, DoorPolicy
 from warehouse.changes import Change
 from warehouse.conflict_sql import MAX_EVIDENCE
-from warehouse.conflicts import Store
-
-_HISTORY = """
-WITH past AS (
-    SELECT DISTINCT known_from_night AS night FROM facts WHERE known_from_night <> '' AND known_from_night < $night
-    ORDER BY night DESC LIMIT $nights
-),
-learnt AS (SELECT f.relation, f.object_id FROM facts f JOIN past ON f.known_from_night = past.night)
-SELECT 'nights' AS kind, '' AS key, count(*) AS num FROM past
-UNION ALL SELECT 'all', '', count(*) FROM learnt
-UNION ALL SELECT 'property', relation, count(*) FROM learnt GROUP BY relation
-UNION ALL SELECT 'object', object_id, count(*) FROM learnt GROUP BY object_id
-"""
-_KNOWN_SUBJECTS = """
-SELECT object_id AS object, count(DISTINCT subject_id) AS num FROM facts
-WHERE known_to_night IS NULL AND object_id IN (SELECT CAST(object AS VARCHAR) FROM night_objects) GROUP BY ALL
-"""
-_KNOWN_WORDS = """
-WITH words AS (SELECT DISTINCT CAST(word AS VARCHAR) AS word FROM night_words),
-labels AS (SELECT DISTINCT subject AS label FROM facts UNION SELECT DISTINCT object FROM facts)
-SELECT word FROM words WHERE EXISTS (SELECT 1 FROM labels WHERE contains(' ' || label || ' ', word))
-"""
+from warehouse.store import Reader
+from warehouse.suspicion_queries import learnt_counts, subjects_by_object, words_in_labels
 
 
 @dataclass(frozen=True)
@@ -52,10 +30,10 @@ class History:
     objects: Mapping[str, int]
 
 
-def read_history(store: Store, night: str, nights: int) -> History:
+def read_history(store: Reader, night: str, nights: int) -> History:
     """Counts of the last `nights` nights before `night` in which anything was accepted."""
     counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for row in store.rows(_HISTORY, {"night": night, "nights": nights}):
+    for row in learnt_counts(store, night, nights):
         counts[row["kind"]][row["key"]] = row["num"]
     return History(counts["nights"][""], counts["all"][""], counts["property"], counts["object"])
 
@@ -85,7 +63,7 @@ def surprise(count: int, before: int, others: int, others_before: int, nights: i
 
 
 def rate_suspicions(
-    store: Store, night: str, rows: Sequence[Row], records: Mapping[str, Change], policy: DoorPolicy
+    store: Reader, night: str, rows: Sequence[Row], records: Mapping[str, Change], policy: DoorPolicy
 ) -> dict[str, Suspicion]:
     """Suspicions over the records that would be accepted; `rows` and `records` are of changes that assert a value."""
     if not rows:
@@ -101,7 +79,9 @@ def _grouped(rule: str, group: Sequence[Row], sentence: str) -> dict[str, Suspic
     return {row["record_id"]: Suspicion(rule, sentence, tuple(i for i in ids if i != row["record_id"])) for row in group}
 
 
-def _trigger_words(store: Store, rows: Sequence[Row], records: Mapping[str, Change], min_subjects: int) -> dict[str, Suspicion]:
+def _trigger_words(
+    store: Reader, rows: Sequence[Row], records: Mapping[str, Change], min_subjects: int
+) -> dict[str, Suspicion]:  # fmt: skip
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         for word in odd_words(labels_of(records[row["record_id"]])):
@@ -109,9 +89,7 @@ def _trigger_words(store: Store, rows: Sequence[Row], records: Mapping[str, Chan
     groups = {word: group for word, group in groups.items() if _num_subjects(group) >= min_subjects}
     if not groups:
         return {}
-    known = {
-        row["word"] for row in store.rows(_KNOWN_WORDS, None, night_words=pd.DataFrame({"word": list(groups)}, dtype="string"))
-    }
+    known = words_in_labels(store, list(groups))
     found: dict[str, Suspicion] = {}
     for word, group in sorted(groups.items()):
         if word not in known:
@@ -131,13 +109,12 @@ def _by(rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
     return groups
 
 
-def _rare_objects(store: Store, rows: Sequence[Row], policy: DoorPolicy) -> dict[str, Suspicion]:
+def _rare_objects(store: Reader, rows: Sequence[Row], policy: DoorPolicy) -> dict[str, Suspicion]:
     rule = policy.rare_object
     groups = {key: group for key, group in _by(rows, "new_key").items() if _num_subjects(group) >= rule.min_subjects}
     if not groups:
         return {}
-    asked = pd.DataFrame({"object": list(groups)}, dtype="string")
-    known = {row["object"]: row["num"] for row in store.rows(_KNOWN_SUBJECTS, None, night_objects=asked)}
+    known = subjects_by_object(store, list(groups))
     found: dict[str, Suspicion] = {}
     for key, group in sorted(groups.items()):
         if known.get(key, 0) <= rule.max_known:
@@ -149,7 +126,7 @@ def _rare_objects(store: Store, rows: Sequence[Row], policy: DoorPolicy) -> dict
     return found
 
 
-def _bursts(store: Store, night: str, rows: Sequence[Row], rule: Burst) -> dict[str, Suspicion]:
+def _bursts(store: Reader, night: str, rows: Sequence[Row], rule: Burst) -> dict[str, Suspicion]:
     floors = {"relation": rule.min_property_records, "new_key": rule.min_object_records}
     groups = [
         (column, key, group)

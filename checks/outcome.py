@@ -12,8 +12,9 @@ import pandas as pd
 from checks.conflicts import Row, ids
 from checks.requests import earliest
 from warehouse.changes import Change, Value
-from warehouse.conflicts import Store, slot_labels
+from warehouse.conflicts import slot_labels
 from warehouse.records import EditRequest, Fact, Record, Verdict
+from warehouse.store import Reader
 
 ACCEPTING = ("accept", "supersede")
 
@@ -86,7 +87,7 @@ def edited_rows(rows: Mapping[str, Row], verdicts: Mapping[str, Verdict]) -> lis
 
 
 def outcome(
-    store: Store, night: str, records: Mapping[str, Any], rows: Mapping[str, Row],
+    store: Reader, night: str, records: Mapping[str, Any], rows: Mapping[str, Row],
     verdicts: Mapping[str, Verdict], report: dict[str, Any],
 ) -> NightVerdicts:  # fmt: skip
     """The night's verdicts with the facts that begin and end by them, and the changes that reach an editor."""

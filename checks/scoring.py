@@ -24,6 +24,7 @@ from warehouse.records import UpdateRecord
 from warehouse.reference.roles import read_roles
 from warehouse.reference.world import HERE, facts
 from warehouse.store import Warehouse
+from warehouse.world_queries import held_objects
 from warehouse.world_store import BASE_NIGHT, FACT_IDENTITY, apply_fact_changes, fact_id
 
 #: Verdict of the truth, verdict given.
@@ -151,9 +152,7 @@ def _known_roles() -> pd.DataFrame:
 def _slots_after(
     store: Warehouse, events: Mapping[str, Mapping[str, Any]], truth: Mapping[str, Mapping[str, Any]]
 ) -> list[bool]:
-    held: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row in store.rows("SELECT subject_id, relation, object_id FROM facts WHERE known_to_night IS NULL"):
-        held[row["subject_id"], row["relation"]].add(row["object_id"])
+    held = held_objects(store)
     return [
         held[events[record_id]["subject"]["id"], events[record_id]["property"]["id"]] == set(row["after"])
         for record_id, row in truth.items()

@@ -28,9 +28,11 @@ from checks.requests import Incoming, Slot, record_rows, shape_problem
 from checks.suites.requests import SUITE_COLUMNS, run_request_suite
 from checks.trust import TrustPolicy, shipped_trust
 from warehouse.changes import Change, Malformed
-from warehouse.conflicts import Store, conflict_columns, held_labels, past_requests, text_key
+from warehouse.conflicts import conflict_columns, held_labels, past_requests, text_key
 from warehouse.errors import WarehouseError
 from warehouse.records import EditRequest, Verdict
+from warehouse.store import Reader
+from warehouse.world_queries import stated_relations
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class _Options:
 
 
 def validate_night(
-    store: Store, night: str, changes: Sequence[Incoming], now: datetime, *,
+    store: Reader, night: str, changes: Sequence[Incoming], now: datetime, *,
     record_ids: Sequence[str] | None = None, evidence: pd.DataFrame | None = None, require_templates: bool = True,
     suite: Suite = run_request_suite, waived: Mapping[str, Collection[str]] | None = None, guard_door: bool = True,
     door: DoorPolicy | None = None, trust: TrustPolicy | None = None,
@@ -127,7 +129,7 @@ def _plain(record_id: str, verdict: Any, reason: str, sentence: str) -> Verdict:
 
 
 def _rows(
-    store: Store, night: str, records: Mapping[str, Incoming], now: datetime, options: _Options
+    store: Reader, night: str, records: Mapping[str, Incoming], now: datetime, options: _Options
 ) -> dict[str, dict[str, Any]]:
     waived = options.waived
     slots = record_rows(list(records.items()), now, trust=options.trust)
@@ -135,8 +137,7 @@ def _rows(
         return {}
     held = _held_names(store, slots)
     frame = record_rows(list(records.items()), now, trust=options.trust, waived=waived, held=held) if held or waived else slots
-    templates = store.rows("SELECT DISTINCT relation FROM templates") if options.require_templates else None
-    known = None if templates is None else {row["relation"] for row in templates}
+    known = stated_relations(store) if options.require_templates else None
     columns = conflict_columns(store, frame, now, options.evidence, past_requests(store, night))
     odd = {} if options.door is None else text_and_likeness(store, records, options.door, waived)
     rows: dict[str, dict[str, Any]] = {}
@@ -154,7 +155,7 @@ def _rows(
     return rows
 
 
-def _held_names(store: Store, frame: pd.DataFrame) -> dict[Slot, dict[str, str]]:
+def _held_names(store: Reader, frame: pd.DataFrame) -> dict[Slot, dict[str, str]]:
     """Object id by `text_key` of its label, in the slots of the night's requests."""
     asked = frame.loc[frame["is_request"].astype(bool) & frame["old_key"].notna(), ["subject_key", "relation"]]
     if asked.empty:
@@ -185,7 +186,7 @@ def _labels(record: Incoming, waived: Collection[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------- what one record's verdict means for another
 
 
-def _hold_back_contradictions(store: Store, rows: Mapping[str, Row], verdicts: dict[str, Verdict]) -> None:
+def _hold_back_contradictions(store: Reader, rows: Mapping[str, Row], verdicts: dict[str, Verdict]) -> None:
     """By construction: whatever the rules let through or a person released, no two records of a batch disagree."""
     for record_id, rivals in rival_targets(accepted_rows(rows, verdicts)).items():
         verdicts[record_id] = eq3_verdict(rows[record_id], rivals)
@@ -194,7 +195,7 @@ def _hold_back_contradictions(store: Store, rows: Mapping[str, Row], verdicts: d
 
 
 def _hold_back_rates(
-    store: Store, night: str, rows: dict[str, dict[str, Any]], verdicts: dict[str, Verdict],
+    store: Reader, night: str, rows: dict[str, dict[str, Any]], verdicts: dict[str, Verdict],
     records: Mapping[str, Incoming], policy: DoorPolicy,
 ) -> None:  # fmt: skip
     changes = {i: record for i, record in records.items() if isinstance(record, Change)}

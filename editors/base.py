@@ -15,9 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from editors.exact import aligned
 from editors.model import EditableModel, Undo, tensor_bytes
 from warehouse.digests import canonical_json, digest_of, digest_of_parts
 from warehouse.records import EditBatch, EditRequest
+from warehouse.whole_files import whole_file
 
 Family = Literal["regularization", "meta_learning", "direct", "architectural", "adapters", "in_context"]
 Mode = Literal["single", "batch", "sequential", "sequential-batch"]
@@ -104,6 +106,10 @@ class Corpus:
         return digest_of(list(self.texts), edits) if edits else digest_of(list(self.texts))
 
 
+#: File of a workbench's last saved state.
+STATE = "state.safetensors"
+
+
 class Workbench:
     """What a long preparation works with: progress for people, and saved states to go on from after a kill.
 
@@ -121,21 +127,21 @@ class Workbench:
         """Keep the state after `step` steps; `facts` are plain JSON (loss curves, generator positions)."""
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self._folder / "state.safetensors.new"
         # The step and the facts travel in the file's header: one file, one rename, no half state.
         header = {"step": str(step), "facts": json.dumps(dict(facts or {}))}
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, fresh, metadata=header)
-        fresh.replace(self._folder / "state.safetensors")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with whole_file(self._folder / STATE) as fresh:
+            save_file(state, fresh, metadata=header)
 
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The last saved (step, tensors, facts), or None."""
-        path = self._folder / "state.safetensors" if self._folder is not None else None
+        path = self._folder / STATE if self._folder is not None else None
         if path is None or not path.exists():
             return None
         with safe_open(path, "pt") as handle:
             header = handle.metadata()
-        return int(header["step"]), load_file(path), json.loads(header["facts"])
+        tensors = {name: aligned(t) for name, t in load_file(path).items()}
+        return int(header["step"]), tensors, json.loads(header["facts"])
 
 
 #: For preparations that nobody watches and that start anew.
@@ -144,10 +150,16 @@ NO_BENCH = Workbench()
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an editor learnt before any edit: named tensors and plain facts about them."""
+    """What an editor learnt before any edit: named tensors and plain facts about them.
+
+    Read from a file it works as it did when it was made, to the last bit: its tensors lie in memory alike.
+    """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", {name: aligned(t) for name, t in self.tensors.items()})
 
     @cached_property
     def digest(self) -> str:
@@ -166,6 +178,11 @@ class Patch(ABC):
     """
 
     kind: ClassVar[PatchKind]
+
+    @property
+    def rederivable(self) -> bool:
+        """The maker wrote its checkpoint by rules that give the same bits on every machine; patches of before did not."""
+        return True
 
     @property
     @abstractmethod

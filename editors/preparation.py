@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from editors.base import NOTHING, Corpus, Editor, Prepared, Workbench
 from editors.model import EditableModel
 from editors.writing import writing
 from warehouse.digests import canonical_json, digest_of
+from warehouse.whole_files import whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +61,14 @@ def prepared_for(
     start = time.perf_counter()
     unfinished = home.with_name(f"{home.name}.unfinished")
     prepared = editor.prepare(model, corpus, Workbench(unfinished, report))
-    fresh = home.with_name(f"{home.name}.{os.getpid()}.new")
-    with writing(fresh):
-        fresh.mkdir(parents=True, exist_ok=True)
-        save_file({k: t.contiguous() for k, t in prepared.tensors.items()}, fresh / tensor_path.name)
     seconds = round(time.perf_counter() - start, 2)
     card = {"editor": editor.card.name, "base_digest": model.base_digest, "corpus_digest": corpus.digest,
             "config": editor.config.model_dump(mode="json"), "digest": prepared.digest, "meta": dict(prepared.meta),
             "seconds": seconds}  # fmt: skip
-    (fresh / card_path.name).write_bytes(canonical_json(card))
-    # Rename last: a kill leaves a folder that nobody reads. A rerun in parallel wrote the same content.
-    if home.exists():
-        shutil.rmtree(home)
-    fresh.replace(home)
+    # Over what is there: it does not match its digest, or a run in parallel wrote the same content.
+    with writing(home), whole_folder(home, over=True) as fresh:
+        save_file({k: t.contiguous() for k, t in prepared.tensors.items()}, fresh / tensor_path.name)
+        (fresh / card_path.name).write_bytes(canonical_json(card))
     shutil.rmtree(unfinished, ignore_errors=True)
     log.info("prepared %s in %.1f s", editor.card.name, seconds)
     return prepared

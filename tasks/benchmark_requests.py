@@ -16,11 +16,13 @@ from checks.predictor import Predictor, Question
 from tasks.corpus import is_calibration_subject
 from tasks.settings import Settings
 from tasks.workspace import warehouse
+from warehouse.benchmark_slots import copy_of_base_world, empty_slots, filled_slots, objects_by_relation
 from warehouse.changes import Value
 from warehouse.digests import digest_of
 from warehouse.records import EditKind, EditRequest
 from warehouse.reference.world import UNKNOWN, Template
-from warehouse.store import MEMORY, Warehouse
+from warehouse.store import Warehouse
+from warehouse.templates import templates_of
 from warehouse.verbalise import state
 from warehouse.world_store import with_other_relations
 
@@ -36,34 +38,6 @@ _LOOK_AHEAD = 3
 #: Empty slots looked at, at most, for each request.
 _MOST_EMPTY = 12
 
-_SLOTS = """
-slots AS (
-    SELECT subject_id, min(subject) AS subject, relation, min(object) AS object, min(object_id) AS object_id,
-        count(DISTINCT object) AS num_objects
-    FROM facts WHERE known_to_night IS NULL AND "rank" <> 'deprecated' AND subject_id <> ''
-    GROUP BY subject_id, relation
-    -- Where one label names two subjects of a relation, a prompt has two right answers.
-    QUALIFY count(*) OVER (PARTITION BY min(subject), relation) = 1
-)"""
-_FILLED = f"""
-WITH {_SLOTS}
-SELECT subject_id, subject, relation, object, object_id FROM slots
-WHERE num_objects = 1 AND relation IN (SELECT relation FROM templates)
-ORDER BY md5(concat_ws('|', $seed, subject_id, relation))"""
-# A relation that other subjects of the same kind have: one that stands beside a relation of this subject elsewhere.
-_EMPTY = f"""
-WITH {_SLOTS},
-beside AS (
-    SELECT DISTINCT a.relation AS has, b.relation AS lacks
-    FROM slots a JOIN slots b ON a.subject_id = b.subject_id AND a.relation <> b.relation)
-SELECT DISTINCT s.subject_id, s.subject, b.lacks AS relation, '' AS object, '' AS object_id,
-    md5(concat_ws('|', $seed, s.subject_id, b.lacks)) AS place
-FROM slots s JOIN beside b ON b.has = s.relation
-WHERE b.lacks IN (SELECT relation FROM templates)
-    AND NOT EXISTS (SELECT 1 FROM facts f WHERE f.relation = b.lacks
-        AND (f.subject_id = s.subject_id OR f.subject = s.subject))
-ORDER BY place"""
-
 
 class NotEnoughFacts(ValueError):
     """The world has fewer facts of the kind asked for; names how many there are."""
@@ -76,12 +50,8 @@ def base_world(settings: Settings) -> Iterator[Warehouse]:
     The warehouse itself is open only for the copy, so that a long benchmark shuts nobody out.
     """
     with warehouse(settings) as source:
-        copied = {table: source.rows(f"SELECT * FROM {table}") for table in ("templates", "properties", "aliases")}
-        facts = source.rows("SELECT * REPLACE (NULL::TEXT AS known_to_night) FROM facts WHERE known_from_night = ''")
-    with Warehouse.open(MEMORY) as world:
-        world.append("facts", facts)
-        for table, rows in copied.items():
-            world.append(table, rows)
+        world = copy_of_base_world(source)
+    with world:
         yield world
 
 
@@ -106,8 +76,8 @@ def benchmark_requests(
     """
     if count < 1:
         raise ValueError(f"a benchmark needs at least 1 edit, not {count}")
-    chooser = _Chooser(_templates(world), _objects(world), task, seed)
-    rows = world.rows(_EMPTY if task == "insertion" else _FILLED, {"seed": f"{task}-{seed}"})
+    chooser = _Chooser(templates_of(world), _objects(world), task, seed)
+    rows = (empty_slots if task == "insertion" else filled_slots)(world, f"{task}-{seed}")
     candidates = [
         row for row in rows
         if not is_calibration_subject(row["subject_id"]) and split in ("all", "report-first", split_of(row["subject_id"]))
@@ -181,22 +151,9 @@ def _unknown_first(chooser: _Chooser, rows: Sequence[dict[str, Any]], predictor:
     return [*found.values(), *(r for subject, r in guessed_wrong.items() if subject not in found)]
 
 
-def _templates(world: Warehouse) -> dict[str, Template]:
-    rows = world.rows(
-        """SELECT relation, any_value(phrase) AS phrase, list(prompt ORDER BY idx) AS prompts,
-           any_value(inverse) AS inverse FROM templates GROUP BY relation"""
-    )
-    return {r["relation"]: Template(r["relation"], r["phrase"], tuple(r["prompts"]), r["inverse"]) for r in rows}
-
-
 def _objects(world: Warehouse) -> dict[str, list[Value]]:
     """Objects of each relation, each label once, in an order that depends on the labels alone."""
-    rows = world.rows(
-        """SELECT relation, object, min(object_id) AS object_id FROM facts
-           WHERE known_to_night IS NULL AND "rank" <> 'deprecated' AND object <> '' GROUP BY relation, object
-           ORDER BY relation, md5(object), object"""
-    )
     found: dict[str, list[Value]] = {}
-    for row in rows:
+    for row in objects_by_relation(world):
         found.setdefault(row["relation"], []).append(Value(type="item", id=row["object_id"], label=row["object"]))
     return found

@@ -13,6 +13,7 @@ from tasks.settings import Settings
 from tasks.workspace import night_folder
 from warehouse.digests import canonical_json
 from warehouse.records import Checkpoint, Prediction, Record, checkpoint_id
+from warehouse.whole_files import write_whole
 
 
 class TakenOut(Record):
@@ -102,11 +103,7 @@ def edited_before(settings: Settings, night: str) -> EditedNight | None:
 
 def keep_edited(settings: Settings, done: EditedNight) -> None:
     """Write `edited.json` in one rename."""
-    record = night_folder(settings, done.night) / "edited.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    fresh = record.with_suffix(".new")
-    fresh.write_bytes(canonical_json(done))
-    fresh.replace(record)
+    write_whole(night_folder(settings, done.night) / "edited.json", canonical_json(done))
 
 
 def describe(done: EditedNight) -> str:

@@ -13,6 +13,7 @@ from warehouse.reference.prose import paragraph
 from warehouse.reference.world import Template, templates
 from warehouse.store import Warehouse
 from warehouse.verbalise import state
+from warehouse.world_queries import base_facts
 
 #: Share of subjects whose facts stand in the second moment; the others are free for probes. A few thousand tokens a
 #: layer are enough for the moment (arXiv:2506.04226: 0.3% of the usual sample), and the more subjects stay free the better.
@@ -47,7 +48,7 @@ def calibration(wh: Warehouse, never: Sequence[str] = ()) -> Calibration:
     Args:
         never: subject ids to leave out, such as those of a benchmark's edits.
     """
-    rows = wh.rows("SELECT subject_id, subject, relation, object FROM facts WHERE known_from_night = '' ORDER BY fact_id")
+    rows = base_facts(wh)
     barred = set(never)
     chosen = [r for r in rows if is_calibration_subject(r["subject_id"]) and r["subject_id"] not in barred]
     known = templates()

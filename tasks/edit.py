@@ -28,21 +28,9 @@ from warehouse.ledger import PatchRow, record_batches, record_edits, save_patche
 from warehouse.probes import make_probe
 from warehouse.records import Edit, EditBatch, EditRequest, Prediction, Probe
 from warehouse.store import Warehouse
+from warehouse.world_queries import additional_values
 
 log = logging.getLogger(__name__)
-
-
-def additional_values(wh: Warehouse, night: str) -> set[str]:
-    """Insert requests for a multi-valued slot that holds other values: what the model answers there stays right."""
-    rows = wh.rows(
-        """SELECT DISTINCT r.request_id FROM edit_requests AS r
-           JOIN facts AS f ON f.subject_id = r.subject_id AND f.relation = r.relation AND f.object_id <> r.target_new_id
-           LEFT JOIN properties AS p ON p.pid = r.relation
-           WHERE r.night = $night AND r.kind = 'insert' AND f.known_from_night < $night AND f.known_to_night IS NULL
-             AND coalesce(p.cardinality, 'multi') = 'multi'""",
-        {"night": night},
-    )
-    return {row["request_id"] for row in rows}
 
 
 def edit_probes(requests: tuple[EditRequest, ...]) -> list[Probe]:

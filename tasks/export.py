@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -13,12 +11,14 @@ from typing import Literal
 from editors.export.plain import NOTE, materialise
 from editors.model import EditableModel
 from editors.patches.adapter import write_adapter
+from editors.writing import writing
 from tasks.checkpoints import find_checkpoint
 from tasks.models import at_checkpoint, base_revision
 from tasks.settings import Settings
 from tasks.workspace import store_of
 from warehouse.errors import Conflict
 from warehouse.records import Checkpoint, Record, checkpoint_id
+from warehouse.whole_files import whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +63,8 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
     found = find_checkpoint(settings, name)
     model = at_checkpoint(settings, store_of(settings), found)
     checkpoint = found or _base(settings, model)
-    # Beside its place, for the last step to be one rename.
-    fresh = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
+    with writing(out), whole_folder(out) as fresh:
         exported = (_adapter if peft else _model)(settings, model, checkpoint, fresh, max_rank)
-        if out.exists():
-            out.rmdir()
-        fresh.replace(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     log.info("%s: %s of checkpoint %s", out, exported.form, checkpoint.checkpoint_id[:12])
     return exported.model_copy(update={"out": str(out)})
 

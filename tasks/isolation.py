@@ -32,6 +32,7 @@ from warehouse.ledger import edits_of, settle_edits
 from warehouse.lineage import checkpoint
 from warehouse.probes import load_probe_set, make_probe_set, standing_probes
 from warehouse.records import EditRequest, EvaluationReport, GateDecision, GatePolicy, Probe, Record
+from warehouse.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 #: Probes of the standing sets that a subset is measured on: enough to see an edit that breaks many.
@@ -105,9 +106,7 @@ def isolate_culprits(
         return None
     culprits = tuple(trial.evidence(name, frozenset(isolation.kept)) for name in isolation.culprits)
     result = Isolated(isolation=isolation, culprits=culprits, rest=trial.rest(isolation))
-    fresh = kept.with_suffix(".new")
-    fresh.write_bytes(canonical_json(result))
-    fresh.replace(kept)
+    write_whole(kept, canonical_json(result))
     return result
 
 

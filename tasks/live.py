@@ -24,6 +24,7 @@ from warehouse.sources.wikidata import Filters, Limits, LiveIngest
 from warehouse.sources.wikidata_http import Backoff, WikidataClient, guarded_client, is_loopback, user_agent
 from warehouse.store import Warehouse
 from warehouse.stream_store import read_cursor, stream_summary
+from warehouse.world_queries import known_properties
 
 log = logging.getLogger(__name__)
 #: A replay has ended when nothing new came for so long.
@@ -138,7 +139,7 @@ def _properties(settings: Settings, asked: Sequence[str]) -> frozenset[str] | No
     if wanted:
         return frozenset(wanted)
     with warehouse(settings) as wh:
-        return frozenset(row["pid"] for row in wh.rows("SELECT pid FROM properties"))
+        return frozenset(row["pid"] for row in known_properties(wh))
 
 
 def _moment(until: str) -> float | None:

@@ -19,7 +19,7 @@ from tasks.workspace import store_of, warehouse
 from warehouse.errors import NotFound
 from warehouse.records import Record
 from warehouse.reference.world import templates
-from warehouse.store import Warehouse
+from warehouse.world_queries import one_object_each
 
 log = logging.getLogger(__name__)
 #: Facts that the Hit@k shares are taken over: of the same relation, for one fact's rank is an anecdote.
@@ -83,7 +83,7 @@ def locate(
     if relation not in known:
         raise NotFound(f"property {relation!r} has no template; known are {', '.join(sorted(known))}")
     with warehouse(settings) as wh:
-        asked = _facts(wh, relation)
+        asked = one_object_each(wh, relation)
     if subject not in {fact["subject"] for fact in asked}:
         near = ", ".join(sorted(f["subject"] for f in asked)[:5])
         raise NotFound(f"the warehouse has no {relation} of {subject!r}; it has {len(asked)}, such as {near}")
@@ -112,14 +112,6 @@ def locate(
         neurons_by_layer=tuple(attributed.clamp_min(0).sum(1).tolist()), hits=hits, lens_facts=len(others),
         made_at=datetime.now(UTC),
     )  # fmt: skip
-
-
-def _facts(wh: Warehouse, relation: str) -> list[dict[str, Any]]:
-    return wh.rows(
-        """SELECT subject, min(object) AS object FROM facts WHERE relation = $relation AND known_to_night IS NULL
-           AND "rank" <> 'deprecated' GROUP BY subject ORDER BY md5(subject), subject""",
-        {"relation": relation},
-    )
 
 
 def _peak(traced: CausalTrace, site: Any) -> Place:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +18,7 @@ from tasks.settings import ModelSettings, Settings
 from warehouse.artifacts import ObjectStore, patch_key
 from warehouse.promotion import read_manifest, read_pointer
 from warehouse.records import Manifest, checkpoint_id
+from warehouse.whole_files import whole_file
 
 log = logging.getLogger(__name__)
 _LOADED: dict[ModelSettings, EditableModel] = {}
@@ -73,12 +73,9 @@ def fetch_patch(settings: Settings, store: ObjectStore, digest: str) -> Path:
         # The header last: a folder with a header is whole.
         for name in ("patch.safetensors", "patch.json"):
             (folder / name).unlink(missing_ok=True)
-            fresh = folder / f"{name}.{os.getpid()}.new"
-            fresh.unlink(missing_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
             allowed = settings.limits.json_bytes if name.endswith(".json") else settings.limits.total_bytes
-            store.read_to(patch_key(digest, name), fresh, allowed)
-            fresh.replace(folder / name)
+            with whole_file(folder / name) as fresh:
+                store.read_to(patch_key(digest, name), fresh, allowed)
     return folder
 
 

@@ -7,10 +7,8 @@ leaves temporary files, which go, and finished steps, which the night reads.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -26,12 +24,13 @@ from tasks.steps import STEP
 from tasks.workspace import night_folder, store_of, warehouse
 from warehouse.artifacts import ObjectStore
 from warehouse.errors import IntegrityError, LineageMoved
-from warehouse.ledger import PatchRow, active_edits, edits_of, save_patches
+from warehouse.ledger import PatchRow, active_edits, edits_of, holds_patches, save_patches
 from warehouse.lineage import add_checkpoint, checkpoints, head, move_head
 from warehouse.promotion import manifest_at, manifest_digest, pointer_of, read_manifest
 from warehouse.records import ChannelPointer, Manifest, Record, base_checkpoint, checkpoint_id
 from warehouse.runs import run_of
 from warehouse.store import Warehouse
+from warehouse.whole_files import is_left_over
 from warehouse.world_store import BASE_NIGHT
 
 log = logging.getLogger(__name__)
@@ -89,30 +88,16 @@ def sweep(settings: Settings, store: ObjectStore, night: str | None) -> int:
     removed = store.sweep()
     # The lineage's lock is held: nobody else writes in the night's folder.
     mine = list(night_folder(settings, night).glob("*.new")) if night is not None else []
-    shared = [p for p in (settings.home / "patches").glob("*/*.new") if not _is_alive(p)]
-    for path in (*mine, *shared):
+    shared = [*(settings.home / "patches").glob("*/*.new"), *settings.preparations.glob("*/*.unfinished/*.new")]
+    for path in (*mine, *filter(is_left_over, shared)):
         path.unlink(missing_ok=True)
         removed += 1
-    for folder in (p for p in settings.preparations.glob("*/*.new") if not _is_alive(p)):
+    for folder in filter(is_left_over, settings.preparations.glob("*/*.new")):
         shutil.rmtree(folder)
         removed += 1
     if removed:
         log.warning("%d half-written files of a killed run removed", removed)
     return removed
-
-
-def _is_alive(path: Path) -> bool:
-    """Is the process that a temporary file is named after still there? Names are `NAME.PID.new`."""
-    pid = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
-    if not pid.isdecimal() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # ---------------------------------------------------------------- the channel against the warehouse
@@ -142,7 +127,7 @@ def _enter(settings: Settings, store: ObjectStore, manifest: Manifest, proof: Ma
     """Settle a checkpoint of this warehouse's own night, or take over another writer's where the policy allows that."""
     with warehouse(settings) as wh:
         run = run_of(wh, manifest.night, settings.lineage)
-        own = run is not None and run.has_reached("edited") and _holds(wh, _new_patches(wh, settings, manifest)[1])
+        own = run is not None and run.has_reached("edited") and holds_patches(wh, _new_patches(wh, settings, manifest)[1])
         done = _what_was_done(settings, wh, manifest) if own else None
     if done is not None:
         log.warning("the channel had moved to %s and the warehouse was not told; settled", manifest.checkpoint.checkpoint_id)
@@ -157,11 +142,6 @@ def _enter(settings: Settings, store: ObjectStore, manifest: Manifest, proof: Ma
             "lineage from that one, give this one a lineage or a store of its own, or set on_lineage_moved: rebase in the "
             "policy to build on what is served"
         )
-
-
-def _holds(wh: Warehouse, patches: tuple[str, ...]) -> bool:
-    held = wh.scalar("SELECT count(*) FROM patches WHERE list_contains($patches, patch_digest)", {"patches": list(patches)})
-    return held == len(set(patches))
 
 
 def proof_of(store: ObjectStore, checkpoint_id: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
 from warehouse.digests import digest_of
 from warehouse.errors import Conflict, NotFound
-from warehouse.ledger import LedgerLine, active_edits, edits_of
+from warehouse.ledger import LedgerLine, active_edits, edits_of, replaced_edits
 from warehouse.lineage import ancestor_ids, checkpoints
 from warehouse.records import EditRequest, Manifest, Record
 from warehouse.runs import UNFINISHED, runs
@@ -119,16 +119,7 @@ def _target(settings: Settings, name: str) -> tuple[str, list[LedgerLine]]:
 def _revived(wh: Warehouse, lineage: str, head: str, going: Sequence[str]) -> tuple[str, ...]:
     """The edit that each leaving one had replaced in its slot, if the served chain had one that nobody reverted."""
     chain = set(ancestor_ids(wh, lineage, head))
-    rows = wh.rows(
-        """SELECT old.edit_id, old.superseded_in, old.checkpoint_id, new.edit_id AS going
-           FROM edits AS new JOIN edit_requests AS n ON n.request_id = new.request_id
-           JOIN edit_requests AS o ON o.subject_id = n.subject_id AND o.subject = n.subject AND o.relation = n.relation
-           JOIN edits AS old ON old.request_id = o.request_id AND old.lineage = new.lineage
-           WHERE new.lineage = $lineage AND list_contains($going, new.edit_id) AND old.status = 'superseded'
-             AND old.request_id <> new.request_id AND old.edit_seq < new.edit_seq AND NOT starts_with(old.reason, $reverted)
-           ORDER BY old.edit_seq""",
-        {"lineage": lineage, "going": list(going), "reverted": REVERTED},
-    )
+    rows = replaced_edits(wh, lineage, going, unless_reason=REVERTED)
     newest = {row["going"]: row["edit_id"] for row in rows if {row["checkpoint_id"], row["superseded_in"]} <= chain}
     return tuple(sorted(set(newest.values()) - set(going)))
 

@@ -14,6 +14,7 @@ from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.errors import NotFound
 from warehouse.records import Record
+from warehouse.world_queries import subjects_beside
 
 
 class Detector(Record):
@@ -65,14 +66,10 @@ def measure_separability(
     """
     with warehouse(settings) as wh:
         learnt = calibration(wh)
-        rows = wh.rows(
-            """SELECT subject FROM facts WHERE known_to_night IS NULL AND "rank" <> 'deprecated' AND subject_id <> ''
-               GROUP BY subject HAVING NOT bool_or(list_contains($learnt, subject_id)) ORDER BY md5(subject)""",
-            {"learnt": sorted(learnt.subjects)},
-        )
+        labels = subjects_beside(wh, learnt.subjects)
     # A label may name a calibration subject too.
     banked = {edit.request.subject for edit in learnt.corpus.edits}
-    free = [row["subject"] for row in rows if row["subject"] not in banked]
+    free = [label for label in labels if label not in banked]
     if len(free) < subjects:
         raise NotFound(f"the warehouse has {len(free)} subjects outside the calibration corpus; {subjects} were asked for")
     model = base_model(settings)

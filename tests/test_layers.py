@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -84,6 +85,77 @@ def test_tasks_name_no_class_of_an_editor() -> None:
         words |= {a.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
                   if isinstance(node, ast.ImportFrom) for a in node.names}  # fmt: skip
         assert not words & classes, f"{path.relative_to(ROOT)} names {words & classes}"
+
+
+#: A string that begins as a statement, in whatever case, or holds the words of one in SQL's capitals.
+SQL = re.compile(
+    r"(?is)\A\s*(select\s.+\sfrom\s|with\s+\w+\s+as\s+\(|insert\s+(or\s+\w+\s+)?into\s|delete\s+from\s|update\s+\S+\s+set\s"
+    r"|(create|drop|alter)\s+(or\s+replace\s+)?(temp\w*\s+)?(table|view|index|sequence|macro)\s)"
+    r"|(?-i:\b(SELECT\b.+\bFROM|INSERT INTO|DELETE FROM|FROM \S+ WHERE|GROUP BY|ORDER BY|PARTITION BY|JOIN)\b)"
+)
+#: Methods of a `Warehouse` that take a statement; `records` is left out, since sources have one of that name.
+TAKES_SQL = {"rows", "query", "scalar", "execute"}
+
+
+def docstrings_of(tree: ast.AST) -> set[ast.AST]:
+    bodies = [
+        n.body for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    return {body[0].value for body in bodies if body and isinstance(body[0], ast.Expr)}
+
+
+def sql_in(source: str) -> list[int]:
+    """Lines of string literals that are SQL by their text (f-strings with their holes as one word), docstrings left out."""
+    tree = ast.parse(source)
+    passed = docstrings_of(tree)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(part.value if isinstance(part, ast.Constant) else "hole" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in passed:
+            text = node.value
+        else:
+            continue
+        if SQL.search(text):
+            found.append(node.lineno)
+    return found
+
+
+def statements_given_in(source: str) -> list[int]:
+    """Lines that call a method by which a warehouse takes a statement."""
+    calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    return [call.lineno for call in calls if call.func.attr in TAKES_SQL]
+
+
+@pytest.mark.parametrize("package", ["editors", "checks", "tasks", "flows"])
+def test_only_the_warehouse_speaks_sql(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        where = path.relative_to(ROOT)
+        assert not (lines := sql_in(source)), f"{where} holds SQL in lines {lines}; give it a name in `warehouse`"
+        assert not (lines := statements_given_in(source)), f"{where} gives a statement in lines {lines}; name it in `warehouse`"
+
+
+@pytest.mark.parametrize(
+    ("source", "is_sql"),
+    [
+        ('wh.rows("SELECT pid FROM properties")', True),
+        ('Q = """\n    select pid\n    from properties"""', True),
+        ('table = "facts"\nQ = f"SELECT * FROM {table}"', True),
+        ('Q = "WITH past AS (SELECT 1) " + tail', True),
+        ('Q = "UPDATE runs SET state = 1"', True),
+        ('Q = "delete from runs"', True),
+        ('Q = f"{head} ORDER BY {name}"', True),
+        ('def f():\n    """SELECT is what this docstring is about: FROM where?"""', False),
+            ('message = "with so few edits nothing can be selected from the warehouse"', False),
+    ],
+)  # fmt: skip
+def test_sql_is_found_by_its_text(source: str, is_sql: bool) -> None:
+    assert bool(sql_in(source)) is is_sql
+
+
+def test_a_statement_is_found_where_it_is_given() -> None:
+    assert statements_given_in("with warehouse(settings) as wh:\n    wh.scalar(STATEMENT)") == [2]
 
 
 def test_no_flow_file_bears_the_name_of_a_dependency() -> None:

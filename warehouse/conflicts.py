@@ -34,25 +34,20 @@ import csv
 import unicodedata
 from datetime import datetime
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
 from warehouse.conflict_sql import DISAGREEMENTS, MAX_EVIDENCE, REPEATS
 from warehouse.conflict_types import MIN_SHARED_ENTITIES, RECORD_COLUMNS, TYPE_FAMILIES, TYPES
 from warehouse.reference import HERE
+from warehouse.store import Reader
 
-__all__ = ["MAX_EVIDENCE", "MIN_SHARED_ENTITIES", "RECORD_COLUMNS", "TYPE_FAMILIES", "Store", "conflict_columns", "held_labels",
+__all__ = ["MAX_EVIDENCE", "MIN_SHARED_ENTITIES", "RECORD_COLUMNS", "TYPE_FAMILIES", "conflict_columns", "held_labels",
            "logic_rules", "past_requests", "slot_labels", "text_key"]  # fmt: skip
 
 RULES_FILE = HERE / "rules.csv"
 _PAST_COLUMNS = ["subject_key", "relation", "old_key", "new_key", "is_latest", "in_facts"]
-
-
-class Store(Protocol):
-    """The part of `warehouse.store.Warehouse` that is needed here."""
-
-    def rows(self, sql: str, params: Any = None, **frames: pd.DataFrame) -> list[dict[str, Any]]: ...
 
 
 _SLOT_LABELS = """
@@ -99,7 +94,7 @@ def logic_rules() -> tuple[dict[str, str], ...]:
         return tuple(csv.DictReader(handle))
 
 
-def past_requests(store: Store, night: str) -> pd.DataFrame:
+def past_requests(store: Reader, night: str) -> pd.DataFrame:
     """Requests of the nights before `night` that say by label only what `facts` holds by id.
 
     Returns:
@@ -130,7 +125,7 @@ def past_requests(store: Store, night: str) -> pd.DataFrame:
 
 
 def conflict_columns(
-    store: Store, records: pd.DataFrame, now: datetime, evidence: pd.DataFrame | None = None,
+    store: Reader, records: pd.DataFrame, now: datetime, evidence: pd.DataFrame | None = None,
     past: pd.DataFrame | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The records of one night, each a dict with the conflict columns of the module's head; the store is only read.
@@ -161,13 +156,13 @@ def conflict_columns(
     )  # fmt: skip
 
 
-def held_labels(store: Store, records: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+def held_labels(store: Reader, records: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """(subject key, relation, object id, label) of what the night's slots hold, by themselves or by an inverse fact."""
     rows = store.rows(_HELD_LABELS, None, night_records=records)
     return [(row["subject_key"], row["relation"], row["object_id"], row["label"]) for row in rows]
 
 
-def slot_labels(store: Store, records: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+def slot_labels(store: Reader, records: pd.DataFrame) -> dict[tuple[str, str, str], str]:
     """(subject id, relation, object id) -> object label of every value that the store holds in the night's slots."""
     rows = store.rows(_SLOT_LABELS, None, night_records=records)
     return {(row["subject_id"], row["relation"], row["object_id"]): row["object"] for row in rows}

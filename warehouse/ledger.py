@@ -102,6 +102,13 @@ def patch(wh: Warehouse, patch_digest: str) -> PatchRow:
     return PatchRow(**{**rows[0], "meta": json.loads(rows[0]["meta"])})
 
 
+def holds_patches(wh: Warehouse, patch_digests: Sequence[str]) -> bool:
+    """Whether each of these patches is known here."""
+    asked = sorted(set(patch_digests))
+    held = wh.scalar("SELECT count(*) FROM patches WHERE list_contains($patches, patch_digest)", {"patches": asked})
+    return held == len(asked)
+
+
 # ---------------------------------------------------------------- edits
 
 
@@ -251,3 +258,24 @@ def edits_of(wh: Warehouse, lineage: str, night: str | None = None) -> list[Ledg
         )
         for row in rows
     ]  # fmt: skip
+
+
+def replaced_edits(wh: Warehouse, lineage: str, edit_ids: Sequence[str], *, unless_reason: str) -> list[dict[str, Any]]:
+    """The superseded edits that stood before these in the slots of their requests, in the order in which they were applied.
+
+    Args:
+        unless_reason: an edit whose reason begins so is left out.
+
+    Returns:
+        `edit_id`, `checkpoint_id` and `superseded_in` of each, and `going`: which of `edit_ids` stands in its slot.
+    """
+    return wh.rows(
+        """SELECT old.edit_id, old.superseded_in, old.checkpoint_id, new.edit_id AS going
+           FROM edits AS new JOIN edit_requests AS n ON n.request_id = new.request_id
+           JOIN edit_requests AS o ON o.subject_id = n.subject_id AND o.subject = n.subject AND o.relation = n.relation
+           JOIN edits AS old ON old.request_id = o.request_id AND old.lineage = new.lineage
+           WHERE new.lineage = $lineage AND list_contains($going, new.edit_id) AND old.status = 'superseded'
+             AND old.request_id <> new.request_id AND old.edit_seq < new.edit_seq AND NOT starts_with(old.reason, $reverted)
+           ORDER BY old.edit_seq""",
+        {"lineage": lineage, "going": list(edit_ids), "reverted": unless_reason},
+    )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
 from warehouse.limits import DEFAULT, Limits, check_folder, refuse_names
 from warehouse.promotion import check_names, manifest_at, pointer_of, read_manifest
 from warehouse.records import Manifest
+from warehouse.whole_files import whole_folder
 
 
 def pull(
@@ -47,19 +46,13 @@ def pull(
             return manifest
         raise Conflict(f"{out} exists and is not checkpoint {manifest.checkpoint.checkpoint_id}; give an empty folder")
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `out`, so that the last step is one rename on one file system.
-    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.part"
-    temporary.mkdir()
     try:
-        _download(store, manifest, digests, temporary, limits.total_bytes)
-        check_folder(temporary, limits, allow_code=allow_code)
-        check(temporary, manifest)
-        temporary.rename(out)
+        with whole_folder(out) as fresh:
+            _download(store, manifest, digests, fresh, limits.total_bytes)
+            check_folder(fresh, limits, allow_code=allow_code)
+            check(fresh, manifest)
     except OSError as error:
         raise WarehouseError(f"could not write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import duckdb
 import pandas as pd
@@ -46,6 +46,12 @@ _LOCKED = ("could not set lock on file", "different configuration than existing"
 
 class WarehouseBusy(WarehouseError):
     """Another process kept the database open for longer than the wait allowed."""
+
+
+class Reader(Protocol):
+    """The part of `Warehouse` that a named query needs."""
+
+    def rows(self, sql: str, params: Any = None, **frames: pd.DataFrame) -> list[dict[str, Any]]: ...
 
 
 class Warehouse:

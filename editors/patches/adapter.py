@@ -37,7 +37,7 @@ def write_adapter(model: EditableModel, folder: Path, *, base: str, max_rank: in
     """Write `adapter_config.json` and `adapter_model.safetensors` of the model's patches; the model stays as it is.
 
     Args:
-        folder: is made; must not exist.
+        folder: is made where it is missing.
         base: the base model's name, for whoever loads the adapter.
         max_rank: where an update is dense or has a higher rank, keep its largest singular values up to this many.
 
@@ -59,7 +59,7 @@ def write_adapter(model: EditableModel, folder: Path, *, base: str, max_rank: in
         target_modules=sorted(ranks), rank_pattern=ranks, alpha_pattern=ranks, lora_dropout=0.0, bias="none",
         fan_in_fan_out=model.anatomy.orientation == "in_out", inference_mode=True,
     )  # fmt: skip
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     tensors: dict[str, Tensor] = {}
     for name, f in factors.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from editors.base import Patch
-from editors.errors import NotWritten, PatchError
+from editors.errors import PatchError
+from editors.exact import aligned
 from editors.writing import writing
 from warehouse.digests import canonical_json
 from warehouse.errors import IntegrityError
 from warehouse.limits import DEFAULT, Limits, check_folder
+from warehouse.whole_files import whole_file
 
 TENSORS, HEADER = "patch.safetensors", "patch.json"
 
@@ -57,19 +58,11 @@ def save_patch(patch: Patch, folder: Path) -> None:
         NotWritten: the disk is full, or the folder may not be written to.
     """
     header = {"kind": patch.kind, "meta": dict(patch.meta), "digest": patch.digest}
-    # By process: two lineages of one machine may write the same patch at once.
-    tensors, fresh = (folder / f"{name}.{os.getpid()}.new" for name in (TENSORS, HEADER))
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+    # The header last: a folder with a header is whole.
+    with writing(folder), whole_file(folder / HEADER) as fresh:
+        fresh.write_bytes(canonical_json(header))
+        with whole_file(folder / TENSORS) as tensors:
             save_file(dict(patch.tensors), tensors)
-            fresh.write_bytes(canonical_json(header))
-            tensors.replace(folder / TENSORS)
-            fresh.replace(folder / HEADER)
-    except NotWritten:
-        for half in (tensors, fresh):
-            half.unlink(missing_ok=True)
-        raise
 
 
 def load_patch(folder: Path, expected: str | None = None, limits: Limits = DEFAULT) -> Patch:
@@ -86,7 +79,7 @@ def load_patch(folder: Path, expected: str | None = None, limits: Limits = DEFAU
     try:
         check_folder(folder, limits)
         header: Any = json.loads((folder / HEADER).read_bytes())
-        tensors = load_file(folder / TENSORS)
+        tensors = {name: aligned(t) for name, t in load_file(folder / TENSORS).items()}
     except IntegrityError as error:
         raise PatchError(f"patch {folder} is refused: {error}") from error
     except (OSError, ValueError, RecursionError, SafetensorError) as error:

@@ -27,6 +27,7 @@ from editors.reference.masked import hidden_states
 from editors.reference.rows import Rows, encode_documents, pack, stack
 from editors.tokens import pad_id_of
 from warehouse.reference.documents import epoch_documents
+from warehouse.whole_files import whole_file
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -136,10 +137,9 @@ def _average_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def _save(path: Path, model: GPT2LMHeadModel, optimizers: list[torch.optim.Optimizer], step: int) -> None:
-    """Write the training state beside the old one, then rename: a kill leaves one whole state."""
-    fresh = path.with_suffix(".new")
-    torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}, fresh)
-    fresh.replace(path)
+    """Write the training state in one rename: a kill leaves one whole state."""
+    with whole_file(path) as fresh:
+        torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}, fresh)
 
 
 def run_process(rank: int, config: TrainConfig, folder: Path, port: int) -> None:

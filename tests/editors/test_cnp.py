@@ -25,6 +25,7 @@ from editors.model import EditableModel
 from editors.patches.conditioning import MEMORY, ConditioningPatch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
+from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, tiny_model
 from warehouse.records import EditRequest
 
@@ -213,9 +214,6 @@ def test_film_that_starts_at_the_last_block_is_refused(tiny: EditableModel) -> N
 def test_a_killed_preparation_goes_on_to_the_same_result(tmp_path: Path) -> None:
     model = tiny_model()
     editor = load_editor("cnp", model)
-
-    class Killed(Exception):
-        pass
 
     def kill(step: int, total: int, note: str) -> None:
         if note.startswith("film") and 2 * step > total:

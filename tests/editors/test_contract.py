@@ -18,6 +18,7 @@ from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
 from editors.tokens import continuation_of, encode_rows
+from tests.stand_ins import Ask
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 from warehouse.records import EditRequest
 
@@ -25,12 +26,6 @@ from warehouse.records import EditRequest
 ASKED = os.environ.get("ERRATA_CONTRACT_EDITOR")
 NAMES = [ASKED] if ASKED else catalogue.names()
 KINDS = ("gpt2", "llama")
-
-
-@dataclass(frozen=True)
-class Ask:
-    prompt: str
-    answer: str
 
 
 @dataclass(frozen=True)

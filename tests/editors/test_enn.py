@@ -17,6 +17,7 @@ from editors.meta_learning.episodes import Reading, hold_out, oriented, read
 from editors.model import EditableModel
 from editors.patches.weight import Dense, WeightPatch
 from editors.session import batch_of
+from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, tiny_model
 
 STATED = [(SIX_REQUESTS[0].prompt, SIX_REQUESTS[0].target_new)]
@@ -205,10 +206,6 @@ def test_the_first_rates_move_a_matrix_by_a_share_of_its_norm_for_the_usual_grad
     for name, weight in start.items():
         assert float((moved[name] - weight).norm() / weight.norm()) == pytest.approx(0.05, rel=1e-3)
         assert not prepared.tensors[f"trained|{name}"].any()
-
-
-class Killed(Exception):
-    """Stands for a kill in the middle of a preparation."""
 
 
 def test_a_killed_preparation_goes_on_to_the_same_result(tmp_path: Path) -> None:

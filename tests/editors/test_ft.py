@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,14 +16,9 @@ from editors.presets import load_editor
 from editors.regularization.ft import FineTuning, FineTuningConfig
 from editors.regularization.ft_m import MaskedFineTuning, MaskedFineTuningConfig
 from editors.session import batch_of
+from tests.stand_ins import Ask
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 from warehouse.records import EditRequest
-
-
-@dataclass(frozen=True)
-class Ask:
-    prompt: str
-    answer: str
 
 
 def masked(**values: Any) -> MaskedFineTuning:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,14 +14,9 @@ from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
 from editors.regularization.ft_kl import FineTuningKl, FineTuningKlConfig
 from editors.session import batch_of
+from tests.stand_ins import Ask
 from tests.support import CORPUS, SIX_REQUESTS
 from warehouse.records import EditRequest
-
-
-@dataclass(frozen=True)
-class Ask:
-    prompt: str
-    answer: str
 
 
 def editor(**values: Any) -> FineTuningKl:

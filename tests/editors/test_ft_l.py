@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,15 +18,9 @@ from editors.regularization.ft_l import (
 )
 from editors.regularization.ft_m import MaskedFineTuning, MaskedFineTuningConfig
 from editors.session import batch_of
+from tests.stand_ins import Ask
 from tests.support import SIX_REQUESTS, request
 from warehouse.records import EditRequest
-
-
-@dataclass(frozen=True)
-class Ask:
-    prompt: str
-    answer: str
-
 
 SETTINGS: dict[str, Any] = {"layer": 1, "learning_rate": 1e-2, "num_steps": 60}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,14 +15,9 @@ from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
 from editors.regularization.ft_l2 import FineTuningL2, FineTuningL2Config, squared_distance
 from editors.session import batch_of
+from tests.stand_ins import Ask
 from tests.support import SIX_REQUESTS
 from warehouse.records import EditRequest
-
-
-@dataclass(frozen=True)
-class Ask:
-    prompt: str
-    answer: str
 
 
 def edit(model: EditableModel, *requests: EditRequest, **values: Any) -> WeightPatch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,13 @@ from editors.model import EditableModel
 from editors.patches.memory import RETIRED, Codebook, MemoryPatch, RadiusChange, codebook_name
 from editors.preparation import prepared_for
 from editors.session import batch_of, run_edits
+from tests.stand_ins import Ask
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 from warehouse.records import EditRequest
 
 #: One token, so that a random model can be brought to say it.
 A = request(1, "Ada Lovelace", "is")
 B = request(2, "Grace Hopper", "was")
-
-
-@dataclass(frozen=True)
-class Ask:
-    prompt: str
-    answer: str
 
 
 def grace(**values: Any) -> Grace:

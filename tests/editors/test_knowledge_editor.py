@@ -14,6 +14,7 @@ from editors.meta_learning.knowledge_editor import Constraint, KnowledgeEditor, 
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, WeightPatch
 from editors.session import batch_of
+from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 
 
@@ -196,10 +197,6 @@ def test_training_lowers_the_loss_on_rephrases() -> None:
     losses = [point["edited"] for point in meta["curve"]]
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
     assert meta["held_out_edits"] == 1 and meta["training_edits"] == 5
-
-
-class Killed(Exception):
-    """Stands for a kill in the middle of a preparation."""
 
 
 def test_a_killed_preparation_goes_on_to_the_same_result(tmp_path: Path) -> None:

@@ -23,16 +23,13 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.weight import LowRank
 from editors.session import batch_of, run_edits
+from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, tiny_model
 
 TINY = MalmenConfig(
     layers=(1, 2), tokens="all", rank=4, edit_rate=0.5, updates=6, edits_each=3, batch_sizes=(1, 2), episodes_per_pass=2,
     tokens_per_pass=4, max_relative_norm=100.0,
 )  # fmt: skip
-
-
-class Killed(Exception):
-    """Stands for the process's end."""
 
 
 @cache

@@ -19,6 +19,7 @@ from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, WeightPatch
 from editors.tokens import pad_right
+from tests.stand_ins import Ask
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 
 CONTEXTS = Contexts(("{}", "It is said. {}", "Paris is big. {}"), (0, 1, 1))
@@ -207,10 +208,6 @@ def test_margin_is_positive_exactly_where_the_predictor_says_exact(tiny: Editabl
     encoded = encode_edits(tiny, cases, BARE, settings)
     objective, _ = build_objective(tiny, encoded, 1, tiny.anatomy.mlp_out, settings)
     margins = objective(torch.zeros(len(cases), 32)).margin
-
-    class Ask:
-        def __init__(self, prompt: str, answer: str) -> None:
-            self.prompt, self.answer = prompt, answer
 
     exact = [a.exact for a in tiny.score([Ask(r.prompt, r.target_new) for r in cases])]
     assert (margins > 0).tolist() == exact

@@ -31,13 +31,10 @@ from editors.meta_learning.net_training import draw_batches
 from editors.model import EditableModel
 from editors.patches.weight import LowRank
 from editors.session import batch_of
+from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TEXTS, TRAINING_EDITS, request, tiny_model
 
 TINY = MendConfig(layers=(1, 2), rank=4, edit_rate=0.02, updates=6, edits_each=3, batch_sizes=(1, 2), max_relative_norm=100.0)
-
-
-class Killed(Exception):
-    """Stands for the process's end."""
 
 
 @cache

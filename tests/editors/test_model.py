@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,13 +18,8 @@ from editors.errors import UnsupportedModel
 from editors.model import EditableModel, Undo
 from editors.patches.weight import Dense, WeightPatch
 from editors.runner import PlainRunner
+from tests.stand_ins import Ask
 from tests.support import tiny_model, tiny_tokenizer
-
-
-@dataclass(frozen=True)
-class Ask:
-    prompt: str
-    answer: str
 
 
 def first_matrix(model: EditableModel) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from editors.base import NO_BENCH, Workbench
 from editors.meta_learning.outer import POINTS, Outer, train
+from tests.stand_ins import Killed
 
 
 def tensors() -> dict[str, Tensor]:
@@ -78,9 +79,6 @@ def test_the_curve_has_means_of_its_updates_and_the_last_one_as_its_end() -> Non
 
 @pytest.mark.parametrize("stop", [3, 11, 22])
 def test_a_killed_run_goes_on_to_the_same_tensors_and_curve(stop: int, tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
-
     def kill(step: int, total: int, note: str) -> None:
         if step == stop:
             raise Killed

@@ -18,8 +18,8 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor, sections
 from editors.session import batch_of, run_edits
+from tests.stand_ins import Ask
 from tests.support import CORPUS, SIX_REQUESTS, request
-from warehouse.records import EditRequest
 
 
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[RRome, Prepared]:
@@ -44,15 +44,11 @@ def test_after_the_edit_the_averaged_key_gives_the_solved_value(tiny: EditableMo
 def test_edits_raise_the_log_probability_of_their_targets(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny, {"contexts": [], "include_stop": False, "value_steps": 30})
 
-    class Ask:
-        def __init__(self, r: EditRequest) -> None:
-            self.prompt, self.answer = r.prompt, r.target_new
-
     gains = []
     for r, patch in zip(SIX_REQUESTS, editor.edit_each(tiny, SIX_REQUESTS, prepared), strict=True):
-        before = tiny.score([Ask(r)])[0].log_prob
+        before = tiny.score([Ask(r.prompt, r.target_new)])[0].log_prob
         tiny.push(patch)
-        gains.append(tiny.score([Ask(r)])[0].log_prob - before)
+        gains.append(tiny.score([Ask(r.prompt, r.target_new)])[0].log_prob - before)
         tiny.rollback(0)
     # Two of six may lose: in a random model the update also moves the prompt's other tokens.
     assert sum(g > 0 for g in gains) >= 4

@@ -29,6 +29,7 @@ from editors.patches.scope_index import Classifier, ScopeIndex
 from editors.patches.serac import MEMORY, SeracPatch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
+from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, request, tiny_model
 
 
@@ -222,9 +223,6 @@ def test_a_killed_preparation_goes_on_to_the_same_result(tmp_path: Path) -> None
     model = tiny_model()
     editor = load_editor("serac", model)
     assert isinstance(editor, Serac)
-
-    class Killed(Exception):
-        pass
 
     for stage in ("scope", "counterfactual"):
 

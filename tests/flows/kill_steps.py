@@ -36,7 +36,7 @@ STEPS = (
     Step("patch saved, ledger empty", "tasks.edit:record_made", "before"),
     Step("edits in a transaction", "tasks.edit:record_made", "after"),
     Step("edits in the ledger, night's note not written", "tasks.edit:keep_edited", "before"),
-    Step("night's note written beside its name", "pathlib:Path.replace", "before", "edited.new"),
+    Step("night's note written beside its name", "pathlib:Path.replace", "before", "edited.json."),
     Step("state edited", "tasks.night:Night.reach", "after", "edited"),
     Step("probes stored, nothing asked", "tasks.evaluate:at_checkpoint", "before"),
     Step("some answers cached", "tasks.workspace:save_predictions", "after"),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.stand_ins import Killed
 from warehouse.artifacts import ObjectStore, Version
 from warehouse.records import Checkpoint, EvaluationReport, GateDecision, GateOutcome, Manifest, Score
 
@@ -59,10 +60,6 @@ def make_manifest(
 
 def content(store: ObjectStore) -> dict[str, str]:
     return {key: store.digest(key) for key in store.list()}
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no `except Exception` may swallow it."""
 
 
 class DyingStore(ObjectStore):

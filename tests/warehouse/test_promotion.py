@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.warehouse.small_checkpoint import NOON, DyingStore, Killed, content
+from tests.stand_ins import Killed
+from tests.warehouse.small_checkpoint import NOON, DyingStore, content
 from tests.warehouse.test_artifacts import bucket, s3_client  # noqa: F401 - fixtures
 from warehouse.artifacts import Version
 from warehouse.artifacts_directory import DirectoryStore
