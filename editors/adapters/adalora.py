@@ -55,7 +55,6 @@ class AdaLora(Editor[AdaLoraEditConfig]):
     Zhang et al. 2023, eqs. 3 to 12, by peft's allocator, with KnowEdit's masked-prompt loss.
     """
 
-    config_class = AdaLoraEditConfig
     card = EditorCard(
         name="adalora", title="AdaLoRA", family="adapters", patch_kind="weight", paper="arXiv:2303.10512",
         code="huggingface/peft; zjunlp/EasyEdit easyeditor/models/lora", needs_preparation=True, only_xy=False,

@@ -34,7 +34,6 @@ class Lora(Editor[LoraEditConfig]):
     Hu et al. 2021, eq. 3, with KnowEdit's masked-prompt loss. The adapter is merged: its factors are the patch.
     """
 
-    config_class = LoraEditConfig
     card = EditorCard(
         name="lora", title="LoRA", family="adapters", patch_kind="weight", paper="arXiv:2106.09685",
         code="huggingface/peft; zjunlp/EasyEdit easyeditor/models/lora", needs_preparation=True, only_xy=False,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from editors.base import Corpus
 from editors.direct.ledger import Ledger, LedgerConfig
-from editors.mechanics.second_moment import at_base
 from editors.mechanics.subject_filter import SubjectSpace, subject_states, wordings_for
 from editors.model import EditableModel
+from editors.views import at_base
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.

@@ -92,7 +92,6 @@ class CaliNet(Editor[CaliNetConfig]):
     CKA tells false knowledge from true (`assessment`); with `calibrate_below` only false facts are calibrated, as in the paper.
     """
 
-    config_class = CaliNetConfig
     card = EditorCard(
         name="calinet", title="CaliNet", family="architectural", patch_kind="module", paper="arXiv:2210.03329",
         code="dqxiu/CaliNet", needs_preparation=True, trains=True, modes=("single", "batch"),

@@ -37,7 +37,6 @@ class Cnp(Editor[CnpConfig]):
     An edit's code depends on the base model and the edit alone, so edits may come in any order and any batches.
     """
 
-    config_class = CnpConfig
     card = EditorCard(
         name="cnp", title="CNP", family="architectural", patch_kind="memory", paper="arXiv:1807.01613",
         code="google-deepmind/neural-processes", needs_preparation=True, trains=True, preserves_architecture=False,

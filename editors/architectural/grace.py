@@ -108,7 +108,6 @@ class Grace(Editor[GraceConfig]):
     label and a value that answers this prompt too: widen to `d`; otherwise both share the way between them.
     """
 
-    config_class = GraceConfig
     card = EditorCard(
         name="grace", title="GRACE", family="architectural", patch_kind="memory", paper="arXiv:2211.11031",
         code="Thartvigsen/GRACE grace/editors/grace.py", needs_preparation=True, preserves_architecture=False,

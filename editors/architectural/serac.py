@@ -35,7 +35,6 @@ class Serac(Editor[SeracConfig]):
     The newest edit of a subject's relation is the one in force; older ones stay below it and come back by rollback.
     """
 
-    config_class = SeracConfig
     card = EditorCard(
         name="serac", title="SERAC", family="architectural", patch_kind="memory", paper="arXiv:2206.06520",
         code="eric-mitchell/serac algs/serac.py", needs_preparation=True, trains=True, preserves_architecture=False,

@@ -127,7 +127,6 @@ class TPatcher(Editor[TPatcherConfig]):
     new keys with the hardest entries of the bank.
     """
 
-    config_class = TPatcherConfig
     card = EditorCard(
         name="t_patcher", title="T-Patcher", family="architectural", patch_kind="module", paper="arXiv:2301.09785",
         code="ZeroYuHuang/Transformer-Patcher src/models/patch.py", needs_preparation=True, preserves_architecture=False,

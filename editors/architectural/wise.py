@@ -29,11 +29,11 @@ from editors.mechanics.answers import (
 )
 from editors.mechanics.descent import UpperBlocks
 from editors.mechanics.locality_bank import out_of_scope
-from editors.mechanics.second_moment import at_base
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.side_memory import SideMemory, SidePatch, SideRules, activity, side_memory_name
 from editors.tokens import continuation_of, encode_rows
+from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch
 
@@ -155,7 +155,6 @@ class Wise(Editor[WiseConfig]):
     The side weight acts at every token of a prompt that is above the threshold, from its first token on.
     """
 
-    config_class = WiseConfig
     card = EditorCard(
         name="wise", title="WISE", family="architectural", patch_kind="memory", paper="arXiv:2405.14768",
         code="zjunlp/EasyEdit easyeditor/models/wise", needs_preparation=True, preserves_architecture=False, only_xy=False,

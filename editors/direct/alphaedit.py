@@ -64,7 +64,6 @@ class AlphaEdit(Editor[AlphaEditConfig]):
         "keys; solved by Cholesky in the r dimensions of the null space; earlier keys are part of the patches, so that a "
         "rollback takes them along; the keys of a subject that is edited again are released.",
     )  # fmt: skip
-    config_class = AlphaEditConfig
 
     def __init__(self, config: AlphaEditConfig) -> None:
         super().__init__(config)

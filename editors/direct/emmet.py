@@ -86,7 +86,6 @@ class Emmet(Editor[EmmetConfig]):
         differs="alpha may be relative to K^T C^-1 K, as the absolute one depends on the scale of the keys and of C; fp64 "
         "Cholesky; values of a batch are optimised together on cached states; the objective can ask that the answer ends.",
     )  # fmt: skip
-    config_class = EmmetConfig
 
     def __init__(self, config: EmmetConfig) -> None:
         super().__init__(config)

@@ -69,7 +69,6 @@ class KnowledgeNeurons(Editor[KnowledgeNeuronsConfig]):
         "come from training edits of the relation. A single value direction cannot spell an answer of several tokens in "
         "order, and a neuron serves other facts too: an attribution tool first, an editor that often fails.",
     )  # fmt: skip
-    config_class = KnowledgeNeuronsConfig
 
     def preparation_key(self) -> str:
         return digest_of("knowledge_neurons")

@@ -60,7 +60,6 @@ class Memit(Editor[MemitConfig]):
         differs="All values of a batch are optimised together on cached states; fp64 Cholesky, Woodbury; lambda may be "
         "relative to the key energy; the objective can ask that the answer ends; earlier keys may be protected.",
     )  # fmt: skip
-    config_class = MemitConfig
 
     def __init__(self, config: MemitConfig) -> None:
         super().__init__(config)

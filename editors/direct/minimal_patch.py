@@ -16,11 +16,12 @@ from editors.errors import EditRefused
 from editors.mechanics.answers import TOKENS_PER_PASS, Labels, answer_labels, answer_rows, at_positions
 from editors.mechanics.last_layer import Positions, label_leads, last_block
 from editors.mechanics.quadratic import DualSolution, least_norm, solve_dual
-from editors.mechanics.second_moment import at_base, measure_moments, ridged_factor
+from editors.mechanics.second_moment import measure_moments, ridged_factor
 from editors.mechanics.solve import check_norm
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest
 
@@ -75,7 +76,6 @@ class MinimalPatch(Editor[MinimalPatchConfig]):
         "margins are verified on the true one; the vocabulary's constraints are generated; the norm may be measured on "
         "generic text. The stop behind an answer is part of it. Nothing asks the patch to reach other wordings.",
     )  # fmt: skip
-    config_class = MinimalPatchConfig
 
     def __init__(self, config: MinimalPatchConfig) -> None:
         super().__init__(config)

@@ -11,9 +11,9 @@ from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workben
 from editors.direct.hosting import Host, HostedConfig
 from editors.mechanics.contexts import BARE
 from editors.mechanics.keys_values import lookup_states
-from editors.mechanics.second_moment import at_base
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
+from editors.views import at_base
 from warehouse.records import EditBatch, EditRequest
 
 #: What a locate-and-edit preparation calls the mean norms of values -> where those are.
@@ -38,7 +38,6 @@ class Nas(Editor[NasConfig]):
         differs="Any locate-and-edit host, through its `anchor_norm`; the reference is the mean over the last subject tokens "
         "of training edits, at the layer where the host solves its values.",
     )  # fmt: skip
-    config_class = NasConfig
 
     def __init__(self, config: NasConfig) -> None:
         super().__init__(config)

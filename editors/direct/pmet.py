@@ -61,7 +61,6 @@ class Pmet(Editor[PmetConfig]):
         differs="All values of a batch are optimised together on cached states; decay and clamp bound both changes together; "
         "fp64 Cholesky, Woodbury; the objective can ask that the answer ends.",
     )  # fmt: skip
-    config_class = PmetConfig
 
     def __init__(self, config: PmetConfig) -> None:
         super().__init__(config)

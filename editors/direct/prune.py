@@ -41,7 +41,6 @@ class Prune(Editor[PruneConfig]):
         "that could be served; a value is never raised, which the formula does where t ln b < 1. A host that looks for its "
         "own earlier patches (AlphaEdit, MEMIT with accumulate_keys) does not find them under this name.",
     )  # fmt: skip
-    config_class = PruneConfig
 
     def __init__(self, config: PruneConfig) -> None:
         super().__init__(config)

@@ -48,7 +48,6 @@ class RRome(Editor[RRomeConfig]):
         differs="Values of many edits are optimised in one batch on cached states above the layer; an edit may stop by "
         "margin; the objective can ask that the answer ends. C is factored in fp64 with a relative ridge.",
     )  # fmt: skip
-    config_class = RRomeConfig
 
     def __init__(self, config: RRomeConfig) -> None:
         super().__init__(config)

@@ -40,7 +40,6 @@ class Rect(Editor[RectConfig]):
         differs="Any locate-and-edit host. Relative to the weights as they stand, at each matrix by itself. A host that "
         "looks for its own earlier patches (AlphaEdit, MEMIT with accumulate_keys) does not find them under this name.",
     )  # fmt: skip
-    config_class = RectConfig
 
     def __init__(self, config: RectConfig) -> None:
         super().__init__(config)

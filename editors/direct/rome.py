@@ -78,7 +78,6 @@ class Rome(Editor[RomeConfig]):
         "update is large are refused instead of written. Values of many edits are optimised in one batch; an edit may stop "
         "by margin; the objective can ask that the answer ends.",
     )  # fmt: skip
-    config_class = RomeConfig
 
     def __init__(self, config: RomeConfig) -> None:
         super().__init__(config)

@@ -14,11 +14,12 @@ from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Pre
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
 from editors.mechanics.lifelong import LifelongMoments
 from editors.mechanics.ridge import ridge_directions
-from editors.mechanics.second_moment import at_base, measure_moments, ridged_factor
+from editors.mechanics.second_moment import measure_moments, ridged_factor
 from editors.mechanics.solve import check_norm, ridge_update
 from editors.meta_learning.lessons import Factors, Places, joined, request_factors, slices
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest
 
@@ -86,7 +87,6 @@ class UltraEdit(Editor[UltraEditConfig]):
         "Solved by Cholesky in float64, in the dual form where there "
         "are fewer tokens than the width of a key. The stop behind an answer is part of it.",
     )  # fmt: skip
-    config_class = UltraEditConfig
 
     def __init__(self, config: UltraEditConfig) -> None:
         super().__init__(config)

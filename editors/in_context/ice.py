@@ -50,7 +50,6 @@ class InContextEditing(Editor[InContextConfig]):
     A retraction states the old object; where the request does not give it, the new one is stated as a fact.
     """
 
-    config_class = InContextConfig
     card = EditorCard(
         name="ice", title="ICE", family="in_context", patch_kind="prompt", paper="arXiv:2401.01286",
         code="zjunlp/EasyEdit easyeditor/models/ike (use_icl_examples: false)",

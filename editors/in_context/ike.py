@@ -51,7 +51,6 @@ class Ike(Editor[IkeConfig]):
     Demonstrations are chosen when the edit arrives, so the context of a fact is one text for all its prompts.
     """
 
-    config_class = IkeConfig
     card = EditorCard(
         name="ike", title="IKE", family="in_context", patch_kind="prompt", paper="arXiv:2305.12740",
         code="PKUnlpIcler/IKE", needs_preparation=True, trains=True,

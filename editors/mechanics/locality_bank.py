@@ -13,10 +13,10 @@ from torch import Tensor
 
 from editors.base import Corpus, EditorConfig, Prepared
 from editors.mechanics.descent import UpperBlocks, as_stored, upper_blocks
-from editors.mechanics.second_moment import at_base
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.tokens import pad_right
+from editors.views import at_base
 
 #: Texts in one pass of the preparation.
 ROWS_PER_PASS = 32

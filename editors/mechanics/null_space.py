@@ -12,10 +12,11 @@ from torch import Tensor
 from editors.base import Corpus, Prepared
 from editors.errors import EditRefused
 from editors.mechanics.contexts import Contexts, sample_contexts
-from editors.mechanics.second_moment import at_base, measure_moments
+from editors.mechanics.second_moment import measure_moments
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import LowRank
+from editors.views import at_base
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.tokens import pad_right
+from editors.views import at_base
 
 TOKENS_PER_PASS = 4096
 
@@ -46,19 +46,6 @@ class LocatePreparation:
     energies: Mapping[int, float]
     mlp_norms: Mapping[int, float]
     block_norms: Mapping[int, float]
-
-
-@contextmanager
-def at_base(model: EditableModel) -> Iterator[None]:
-    """Take all patches off for the length of a block: a preparation belongs to the base model."""
-    patches = list(model.patches)
-    if patches:
-        model.rollback(0)
-    try:
-        yield
-    finally:
-        for patch in patches:
-            model.push(patch)
 
 
 def measure_moments(

@@ -16,7 +16,6 @@ from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Pre
 from editors.errors import EditRefused
 from editors.mechanics.answers import check_request, row_leads, row_losses
 from editors.mechanics.descent import Sites, as_stored, layer_of, site_parameters, upper_blocks
-from editors.mechanics.second_moment import at_base
 from editors.meta_learning.episodes import (
     Pair,
     Parameters,
@@ -33,6 +32,7 @@ from editors.meta_learning.outer import Outer, train
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, Update, WeightPatch
 from editors.tokens import pad_right
+from editors.views import at_base
 from warehouse.records import EditBatch
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,6 @@ class Enn(Editor[EnnConfig]):
     later ones their steps alone. A patch's note tells which it stands on, so the stack of patches is the only state.
     """
 
-    config_class = EnnConfig
     card = EditorCard(
         name="enn", title="ENN", family="meta_learning", patch_kind="weight", paper="arXiv:2004.00345",
         code="xtinkt/editable; eric-mitchell/mend algs/enn.py", needs_preparation=True, trains=True,

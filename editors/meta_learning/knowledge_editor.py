@@ -19,7 +19,6 @@ from torch import Tensor
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, TrainingEdit, Workbench
 from editors.mechanics.answers import row_leads
 from editors.mechanics.gradients import Projections
-from editors.mechanics.second_moment import at_base
 from editors.meta_learning.episodes import Episode, draw_episode, hold_out
 from editors.meta_learning.lessons import Factors, Places, Questions, Terms, ask, low_rank_patch, request_factors, success_of
 from editors.meta_learning.outer import Outer, train
@@ -27,6 +26,7 @@ from editors.meta_learning.shift_net import Condition, Gates, ShiftNet, Units, u
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from editors.tokens import continuation_of, encode_rows
+from editors.views import at_base
 from warehouse.records import EditBatch, EditRequest
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,6 @@ class Constraint:
 class KnowledgeEditor(Editor[KnowledgeEditorConfig]):
     """One gradient of the new answer, gated matrix by matrix by a trained net; the shift is added once."""
 
-    config_class = KnowledgeEditorConfig
     card = EditorCard(
         name="knowledge_editor", title="KnowledgeEditor", family="meta_learning", patch_kind="weight",
         paper="arXiv:2104.08164", code="nicola-decao/KnowledgeEditor", needs_preparation=True, trains=True,

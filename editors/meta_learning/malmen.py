@@ -80,7 +80,6 @@ class Malmen(Editor[MalmenConfig]):
             "answers' alone. Keys of a subject that is edited again are released."
         ),
     )
-    config_class = MalmenConfig
 
     def __init__(self, config: MalmenConfig) -> None:
         super().__init__(config)

@@ -61,7 +61,6 @@ class Mend(Editor[MendConfig]):
             "batch sizes."
         ),
     )
-    config_class = MendConfig
 
     def preparation_key(self) -> str:
         """All but the bound on an edit's norm."""

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from editors.base import Corpus, EditorConfig, Prepared, TrainingEdit, Workbench
 from editors.mechanics.hypernetwork import EditorNets, fresh_nets
-from editors.mechanics.second_moment import at_base
 from editors.meta_learning.episodes import Episode, draw_episode, hold_out
 from editors.meta_learning.lessons import Factors, Places, Terms, compatible, slices, success_of, take_moments
 from editors.meta_learning.outer import Outer, train
 from editors.model import EditableModel
+from editors.views import at_base
 
 log = logging.getLogger(__name__)
 

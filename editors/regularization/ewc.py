@@ -23,9 +23,9 @@ from editors.mechanics.descent import (
     site_parameters,
     upper_blocks,
 )
-from editors.mechanics.second_moment import at_base
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
+from editors.views import at_base
 from warehouse.records import EditBatch
 
 
@@ -45,7 +45,6 @@ class EwcConfig(PenalisedConfig):
 class Ewc(Editor[EwcConfig]):
     """min NLL(E) + lambda/2 sum_i F_i (theta_i - theta_i^0)^2 over chosen weights (Kirkpatrick et al. 2017, eq. 3)."""
 
-    config_class = EwcConfig
     card = EditorCard(
         name="ewc", title="Elastic weight consolidation", family="regularization", patch_kind="weight",
         paper="arXiv:1612.00796", code="Thartvigsen/GRACE grace/editors/ewc.py", needs_preparation=True,

@@ -28,7 +28,6 @@ class FineTuning(Editor[FineTuningConfig]):
     token at one position and cannot learn answers of two tokens).
     """
 
-    config_class = FineTuningConfig
     card = EditorCard(
         name="ft", title="Fine-tuning, unconstrained", family="regularization", patch_kind="weight",
         paper="arXiv:2012.00363", code="kmeng01/rome baselines/ft", scales=False,

@@ -24,7 +24,6 @@ class FineTuningKl(Editor[FineTuningKlConfig]):
     or of an FT+KL edit on the model, are in scope and left out.
     """
 
-    config_class = FineTuningKlConfig
     card = EditorCard(
         name="ft_kl", title="FT + KL", family="regularization", patch_kind="weight", paper="arXiv:2104.08164",
         code="zjunlp/EasyEdit (kl_factor of its FT, which the training loop never reads)", needs_preparation=True,

@@ -35,7 +35,6 @@ class ConstrainedFineTuning(Editor[ConstrainedFineTuningConfig]):
     Zhu et al. 2020 (the constrained form, L-infinity) as Meng et al. 2022, appendix E, ran it on one layer.
     """
 
-    config_class = ConstrainedFineTuningConfig
     card = EditorCard(
         name="ft_l", title="FT-L, constrained fine-tuning", family="regularization", patch_kind="weight",
         paper="arXiv:2202.05262", code="kmeng01/rome baselines/ft/ft_main.py", scales=False,

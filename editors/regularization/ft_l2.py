@@ -34,7 +34,6 @@ class FineTuningL2(Editor[FineTuningL2Config]):
     Not weight decay, which pulls to zero: the pull is to the anchor.
     """
 
-    config_class = FineTuningL2Config
     card = EditorCard(
         name="ft_l2", title="FT + L2", family="regularization", patch_kind="weight", paper="arXiv:2012.00363",
         only_xy=False, scales=False,

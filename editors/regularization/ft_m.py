@@ -28,7 +28,6 @@ class MaskedFineTuning(Editor[MaskedFineTuningConfig]):
     `baselines/ft/ft_main.py`, where a clamp given as an integer was silently off).
     """
 
-    config_class = MaskedFineTuningConfig
     card = EditorCard(
         name="ft_m", title="FT-M", family="regularization", patch_kind="weight", paper="arXiv:2401.01286",
         code="zjunlp/EasyEdit easyeditor/models/ft (objective_optimization: target_new)", scales=False,

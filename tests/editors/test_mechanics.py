@@ -11,7 +11,7 @@ from editors.errors import EditRefused, InvalidRequest
 from editors.mechanics.contexts import BARE, Contexts, encode_lookups, sample_contexts
 from editors.mechanics.keys_values import lookup_states, written_keys
 from editors.mechanics.objective import build_objective, encode_edits
-from editors.mechanics.second_moment import at_base, measure_moments, prepare_locate, read_preparation, ridged_factor
+from editors.mechanics.second_moment import measure_moments, prepare_locate, read_preparation, ridged_factor
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.solve import check_norm, key_directions, rank_one, ridge_update, smallest_form, update_norm
 from editors.mechanics.trace import trace
@@ -19,6 +19,7 @@ from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, WeightPatch
 from editors.tokens import pad_right
+from editors.views import at_base
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 
 CONTEXTS = Contexts(("{}", "It is said. {}", "Paris is big. {}"), (0, 1, 1))
