@@ -11,9 +11,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 from torch import Tensor
 
 from editors.adapters.injection import ADAPTER, Site, adapter_weights, factors, injected, target_paths
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import EditorCard, Prepared
 from editors.mechanics.descent import DescentConfig, minimise
-from editors.mechanics.locality_bank import BankConfig, BankReader, prepare_bank
+from editors.mechanics.locality_bank import BankConfig, BankEditor
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
 from warehouse.records import EditBatch
@@ -49,7 +49,7 @@ class AdaLoraEditConfig(DescentConfig, BankConfig):
 
 
 @final
-class AdaLora(Editor[AdaLoraEditConfig]):
+class AdaLora(BankEditor[AdaLoraEditConfig]):
     """`Delta W = P diag(Lambda) Q`; singular triplets of little importance are pruned on the way to a global budget.
 
     Zhang et al. 2023, eqs. 3 to 12, by peft's allocator, with KnowEdit's masked-prompt loss.
@@ -62,17 +62,6 @@ class AdaLora(Editor[AdaLoraEditConfig]):
         "over exactly num_steps. A locality bank's divergence is added to the loss (gamma 0 is the published form). No "
         "dropout. Each batch trains a new adapter on the model as it stands, and is merged and saved as factors.",
     )  # fmt: skip
-
-    def __init__(self, config: AdaLoraEditConfig) -> None:
-        super().__init__(config)
-        self._reader = BankReader(self.card.name)
-
-    def preparation_key(self) -> str:
-        return self.config.bank_key
-
-    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
-        """The locality bank; see `prepare_bank`."""
-        return prepare_bank(model, corpus, self.config)
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one adapter for the whole batch.

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 
 from pydantic import PositiveInt
-from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.architectural.scoped import prepare_scoped
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, TrainingEdit, Workbench
 from editors.mechanics.answers import answer_rows
 from editors.mechanics.conditioning import ConditioningConfig, ConditionNet, coded_requests, train_conditioning
-from editors.mechanics.scope import ScopeConfig, train_scope
-from editors.mechanics.stages import Learnt, run_stages
-from editors.meta_learning.episodes import hold_out
+from editors.mechanics.scope import ScopeConfig
+from editors.mechanics.stages import Learnt
 from editors.model import EditableModel
 from editors.patches.conditioning import MEMORY, ConditioningPatch
 from editors.patches.scope_index import Classifier, slot_of
 from warehouse.records import EditBatch
-
-#: Held-out edits whose prompts the conditioned model is tried on.
-HELD_EDITS = 100
 
 
 class CnpConfig(ScopeConfig, ConditioningConfig):
@@ -63,20 +58,12 @@ class Cnp(Editor[CnpConfig]):
                 f"scope layers {config.token_layer} and {config.prompt_layer} lie above the first of film_layers "
                 f"{config.film_layers}; whether a prompt is modulated must be known by then"
             )
-        learnt, aside = hold_out(corpus.edits, config.held_share, config.seed)
-        tried = random.Random(f"cnp:{config.seed}").sample(aside, min(len(aside), HELD_EDITS))
 
-        def scope(stage: Workbench, _before: Mapping[str, Tensor]) -> Learnt:
-            net, card = train_scope(model, corpus.edits, config, stage)
-            return net.tensors(), card
-
-        def film(stage: Workbench, _before: Mapping[str, Tensor]) -> Learnt:
+        def behind(learnt: Sequence[TrainingEdit], tried: Sequence[TrainingEdit], stage: Workbench) -> Learnt:
             net, card = train_conditioning(model, learnt, tried, config, stage)
             return net.tensors(), card
 
-        tensors, cards = run_stages(bench, {"scope": scope, "film": film})
-        meta: dict[str, Any] = {"token_layer": config.token_layer, "prompt_layer": config.prompt_layer, **cards}
-        return Prepared({name: t.detach().contiguous() for name, t in tensors.items()}, meta)
+        return prepare_scoped(model, corpus, config, bench, editor="cnp", stage="film", behind=behind)
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> ConditioningPatch:
         """See `Editor.edit`."""

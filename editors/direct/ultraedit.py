@@ -10,18 +10,19 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, Workbench
+from editors.base import NO_BENCH, Corpus, EditorCard, EditorConfig, Prepared, Workbench
+from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
 from editors.mechanics.lifelong import LifelongMoments
 from editors.mechanics.ridge import ridge_directions
 from editors.mechanics.second_moment import measure_moments, ridged_factor
 from editors.mechanics.solve import check_norm, ridge_update
-from editors.meta_learning.lessons import Factors, Places, joined, request_factors, slices
+from editors.meta_learning.lessons import Factors, Places, group_factors, joined, request_factors, slices
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from editors.views import at_base
 from warehouse.digests import digest_of
-from warehouse.records import EditBatch, EditRequest
+from warehouse.records import EditRequest
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class UltraEditConfig(EditorConfig):
 
 
 @final
-class UltraEdit(Editor[UltraEditConfig]):
+class UltraEdit(GroupEditor[UltraEditConfig]):
     """Training-free, subject-free closed form (Gu et al. 2025, section 3).
 
     For each token: key h (input of the projection) and gradient g of the loss at its output, normalised over everything
@@ -135,22 +136,18 @@ class UltraEdit(Editor[UltraEditConfig]):
         found = measure_moments(model, corpus.texts, config.layers, config.second_moment_tokens, config.seed)
         return {path.format(layer=i): ridged_factor(m, MOMENT_RIDGE).float().cpu() for i, m in found.second.items()}
 
-    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        return self._patches(model, [batch.requests], prepared)[0]
-
-    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        """One independent patch for each request; the backward passes are shared."""
-        return self._patches(model, [[request] for request in requests], prepared) if requests else []
-
     def _places(self, model: EditableModel) -> Places:
         return Places.of(model, self.config.layers, self.config.projections, self.config.tokens)
 
-    def _patches(self, model: EditableModel, batches: Sequence[Sequence[EditRequest]], prepared: Prepared) -> list[WeightPatch]:
+    def edit_groups(
+        self, model: EditableModel, groups: Sequence[Sequence[EditRequest]], prepared: Prepared
+    ) -> list[WeightPatch]:
+        """The backward passes are shared; see `GroupEditor.edit_groups`."""
         places = self._places(model)
-        factors = self._factors(prepared, model.hf.device)
+        second = self._factors(prepared, model.hf.device)
         before = {path: carried(model, path, prepared) for path in places.shapes}
-        found = iter(request_factors(model, [request for batch in batches for request in batch], places))
-        return [self._patch(model, batch, joined([next(found) for _ in batch]), before, factors, prepared) for batch in batches]
+        found = group_factors(model, groups, places)
+        return [self._patch(model, g, factors, before, second, prepared) for g, factors in zip(groups, found, strict=True)]
 
     def _factors(self, prepared: Prepared, device: torch.device) -> dict[str, Tensor]:
         """Cholesky factors in fp64, read once for as long as the same preparation is handed in: they are large."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from editors.base import Corpus, Prepared
 from editors.mechanics.contexts import Contexts, sample_contexts
+from editors.mechanics.passes import length_groups
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
@@ -78,14 +79,9 @@ def measure_moments(
     blocks = {layer: model.anatomy.block.format(layer=layer) for layer in layers}
     second: dict[int, Tensor] = {}
     mlp_norms, block_norms = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
-    rows.sort(key=len)
     total = sum(len(r) for r in rows)
-    at = 0
-    while at < len(rows):
-        size = 1
-        while at + size < len(rows) and (size + 1) * len(rows[at + size]) <= TOKENS_PER_PASS:
-            size += 1
-        ids, mask = pad_right(rows[at : at + size], model.pad_id)
+    for chosen in length_groups([len(row) for row in rows], TOKENS_PER_PASS):
+        ids, mask = pad_right([rows[i] for i in chosen], model.pad_id)
         seen = trace(model, ids, mask, inputs=tuple(paths.values()),
                      outputs=(*paths.values(), *blocks.values()), stop_after=blocks[layers[-1]])  # fmt: skip
         for layer in layers:
@@ -96,7 +92,6 @@ def measure_moments(
             second[layer] = second[layer].add_(product) if layer in second else product
             mlp_norms[layer] += seen.outputs[paths[layer]][real].float().norm(dim=1).sum().item() / total
             block_norms[layer] += seen.outputs[blocks[layer]][real].float().norm(dim=1).sum().item() / total
-        at += size
     return Moments({layer: m.div_(total) for layer, m in second.items()}, mlp_norms, block_norms, total)
 
 

@@ -53,6 +53,11 @@ class ValueSolution:
         return self.base_values + self.deltas
 
 
+def anchored(targets: Tensor, mean_norm: float, config: LocateEditConfig) -> Tensor:
+    """The targets (edits, d_model) at the mean norm of base values at their site if `anchor_norm` asks for it, or as solved."""
+    return targets * (mean_norm / targets.norm(dim=1, keepdim=True)) if config.anchor_norm else targets
+
+
 def optimise_values(
     model: EditableModel,
     requests: Sequence[EditRequest],
