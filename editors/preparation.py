@@ -38,9 +38,8 @@ def read_card(home: Path) -> dict[str, Any]:
 
 
 def prepared_for(
-    editor: Editor, model: EditableModel, corpus: Corpus, folder: Path,
-    report: Callable[[int, int, str], None] | None = None,
-) -> Prepared:  # fmt: skip
+    editor: Editor, model: EditableModel, corpus: Corpus, folder: Path, report: Callable[[int, int, str], None] | None = None
+) -> Prepared:
     """Load the preparation from `folder`, or make it and keep it there. A damaged or half-written one is made again.
 
     A kill in the middle loses little: editors that train save their state, and the next call goes on from it.
@@ -66,9 +65,15 @@ def prepared_for(
         fresh.mkdir(parents=True, exist_ok=True)
         save_file({k: t.contiguous() for k, t in prepared.tensors.items()}, fresh / tensor_path.name)
     seconds = round(time.perf_counter() - start, 2)
-    card = {"editor": editor.card.name, "base_digest": model.base_digest, "corpus_digest": corpus.digest,
-            "config": editor.config.model_dump(mode="json"), "digest": prepared.digest, "meta": dict(prepared.meta),
-            "seconds": seconds}  # fmt: skip
+    card = {
+        "editor": editor.card.name,
+        "base_digest": model.base_digest,
+        "corpus_digest": corpus.digest,
+        "config": editor.config.model_dump(mode="json"),
+        "digest": prepared.digest,
+        "meta": dict(prepared.meta),
+        "seconds": seconds,
+    }
     (fresh / card_path.name).write_bytes(canonical_json(card))
     # Rename last: a kill leaves a folder that nobody reads. A rerun in parallel wrote the same content.
     if home.exists():

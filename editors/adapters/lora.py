@@ -35,12 +35,18 @@ class Lora(BankEditor[LoraEditConfig]):
     """
 
     card = EditorCard(
-        name="lora", title="LoRA", family="adapters", patch_kind="weight", paper="arXiv:2106.09685",
-        code="huggingface/peft; zjunlp/EasyEdit easyeditor/models/lora", needs_preparation=True, only_xy=False,
+        name="lora",
+        title="LoRA",
+        family="adapters",
+        patch_kind="weight",
+        paper="arXiv:2106.09685",
+        code="huggingface/peft; zjunlp/EasyEdit easyeditor/models/lora",
+        needs_preparation=True,
+        only_xy=False,
         differs="An adapter changes every token, so a locality bank's divergence is added to the loss (gamma 0 is the "
         "published form). No dropout: over a few dozen steps on one fact it only blurs the stopping rule. Each batch trains "
         "a new adapter on the model as it stands, and is merged and saved as factors.",
-    )  # fmt: skip
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one adapter for the whole batch.
@@ -58,8 +64,12 @@ class Lora(BankEditor[LoraEditConfig]):
             settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0)  # pyright: ignore[reportArgumentType]
             with injected(model, paths, LoraModel, settings):
                 minimise(
-                    model, batch.requests, first, adapter_weights(model, paths), config,
+                    model,
+                    batch.requests,
+                    first,
+                    adapter_weights(model, paths),
+                    config,
                     penalty=(lambda step: bank.penalty({}, step)) if bank else None,
-                )  # fmt: skip
+                )
                 updates = {f"{path}.weight": factors(model, path) for path in paths}
         return WeightPatch(updates, self._reader.note(subjects))

@@ -38,9 +38,7 @@ class Separated:
         return float((self.own > self.foreign).float().mean())
 
 
-def separability(
-    model: EditableModel, corpus: Corpus, subjects: Sequence[str], config: LedgerConfig
-) -> dict[str, Separated]:  # fmt: skip
+def separability(model: EditableModel, corpus: Corpus, subjects: Sequence[str], config: LedgerConfig) -> dict[str, Separated]:
     """Own and foreign answers of a mean `key` (its cosine) and of the ledger's `filter` for each subject, at the base.
 
     Half of a subject's wordings make its detector, the other half ask it. One pass over the prompts up to the layer.

@@ -33,14 +33,21 @@ class Cnp(Editor[CnpConfig]):
     """
 
     card = EditorCard(
-        name="cnp", title="CNP", family="architectural", patch_kind="memory", paper="arXiv:1807.01613",
-        code="google-deepmind/neural-processes", needs_preparation=True, trains=True, preserves_architecture=False,
+        name="cnp",
+        title="CNP",
+        family="architectural",
+        patch_kind="memory",
+        paper="arXiv:1807.01613",
+        code="google-deepmind/neural-processes",
+        needs_preparation=True,
+        trains=True,
+        preserves_architecture=False,
         differs=(
             "A retriever picks the edits that a prompt is about before anything is aggregated; a mean over all of them washes "
             "out. A prompt of no edit is not conditioned at all. Points are the tokens of an edit's answer with the states "
             "that predict them. The variance head is left out: the softmax is a distribution already."
         ),
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """See `Editor.preparation_key`."""
@@ -72,7 +79,12 @@ class Cnp(Editor[CnpConfig]):
         classifier = Classifier.from_tensors(prepared.tensors, prepared.meta)
         vectors = classifier.embed(model, [r.prompt for r in batch.requests])
         return ConditioningPatch(
-            edits, vectors, [slot_of(r) for r in batch.requests], [r.request_id for r in batch.requests], prepared.digest,
-            (classifier.token_layer, classifier.prompt_layer), self.config.most,
+            edits,
+            vectors,
+            [slot_of(r) for r in batch.requests],
+            [r.request_id for r in batch.requests],
+            prepared.digest,
+            (classifier.token_layer, classifier.prompt_layer),
+            self.config.most,
             {} if MEMORY in model.memories else prepared.tensors,
-        )  # fmt: skip
+        )

@@ -30,15 +30,22 @@ class Serac(Editor[SeracConfig]):
     """
 
     card = EditorCard(
-        name="serac", title="SERAC", family="architectural", patch_kind="memory", paper="arXiv:2206.06520",
-        code="eric-mitchell/serac algs/serac.py", needs_preparation=True, trains=True, preserves_architecture=False,
+        name="serac",
+        title="SERAC",
+        family="architectural",
+        patch_kind="memory",
+        paper="arXiv:2206.06520",
+        code="eric-mitchell/serac algs/serac.py",
+        needs_preparation=True,
+        trains=True,
+        preserves_architecture=False,
         differs=(
             "No pretrained encoder: the classifier is a small net on the base model's states, the counterfactual model "
             "a small transformer on the base's embeddings with a pointer into the edit. The classifier embeds prompts "
             "alone, likeness is a cosine with a learnt scale, and an edit's vector is computed once. The decision is "
             "taken once a prompt and holds for the whole generation."
         ),
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """See `Editor.preparation_key`."""

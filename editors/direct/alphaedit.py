@@ -51,13 +51,18 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="alphaedit", title="AlphaEdit", family="direct", patch_kind="weight",
+        name="alphaedit",
+        title="AlphaEdit",
+        family="direct",
+        patch_kind="weight",
         paper="Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355",
-        code="jianghoucheng/AlphaEdit", needs_preparation=True, only_xy=False,
+        code="jianghoucheng/AlphaEdit",
+        needs_preparation=True,
+        only_xy=False,
         differs="The null space may be chosen by its share of the trace, as an absolute threshold depends on the scale of the "
         "keys; solved by Cholesky in the r dimensions of the null space; earlier keys are part of the patches, so that a "
         "rollback takes them along; the keys of a subject that is edited again are released.",
-    )  # fmt: skip
+    )
 
     def __init__(self, config: AlphaEditConfig) -> None:
         super().__init__(config)
@@ -111,8 +116,8 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
             return update
 
         spread_over_layers(
-            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block,
-        )  # fmt: skip
+            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block
+        )
         return WeightPatch(written, {**note, "subjects": owners})
 
 

@@ -81,12 +81,17 @@ class Emmet(LocatingEditor[EmmetConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="emmet", title="EMMET", family="direct", patch_kind="weight",
+        name="emmet",
+        title="EMMET",
+        family="direct",
+        patch_kind="weight",
         paper="Gupta et al. 2024, A Unified Framework for Model Editing, arXiv:2403.14236",
-        code="scalable-model-editing/unified-model-editing", needs_preparation=True, only_xy=False,
+        code="scalable-model-editing/unified-model-editing",
+        needs_preparation=True,
+        only_xy=False,
         differs="alpha may be relative to K^T C^-1 K, as the absolute one depends on the scale of the keys and of C; fp64 "
         "Cholesky; values of a batch are optimised together on cached states; the objective can ask that the answer ends.",
-    )  # fmt: skip
+    )
 
     @property
     def layers(self) -> tuple[int, ...]:

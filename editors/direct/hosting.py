@@ -62,9 +62,14 @@ class Host:
         """The wrapper's card with what only the host decides."""
         theirs = catalogue.editor_class(self._config.host).card
         return replace(
-            own, max_batch=theirs.max_batch, modes=theirs.modes, experimental=theirs.experimental, why_not=theirs.why_not,
-            needs_preparation=theirs.needs_preparation, only_xy=theirs.only_xy,
-        )  # fmt: skip
+            own,
+            max_batch=theirs.max_batch,
+            modes=theirs.modes,
+            experimental=theirs.experimental,
+            why_not=theirs.why_not,
+            needs_preparation=theirs.needs_preparation,
+            only_xy=theirs.only_xy,
+        )
 
     def preparation_key(self, *own: Any) -> str:
         """All that the host's preparation can depend on: which of its numbers hold is known once there is a model."""

@@ -48,12 +48,17 @@ class Memit(LocatingEditor[MemitConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="memit", title="MEMIT", family="direct", patch_kind="weight",
+        name="memit",
+        title="MEMIT",
+        family="direct",
+        patch_kind="weight",
         paper="Meng et al. 2023, Mass-Editing Memory in a Transformer, arXiv:2210.07229",
-        code="kmeng01/memit", needs_preparation=True, only_xy=False,
+        code="kmeng01/memit",
+        needs_preparation=True,
+        only_xy=False,
         differs="All values of a batch are optimised together on cached states; fp64 Cholesky, Woodbury; lambda may be "
         "relative to the key energy; the objective can ask that the answer ends; earlier keys may be protected.",
-    )  # fmt: skip
+    )
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -91,9 +96,8 @@ class Memit(LocatingEditor[MemitConfig]):
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight * scale, protected)
 
         return spread_over_layers(
-            model, requests, known.contexts, config, targets, config.layers, solve,
-            target_path=model.anatomy.block,
-        )  # fmt: skip
+            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block
+        )
 
 
 def _earlier_sites(model: EditableModel, requests: Sequence[EditRequest]) -> list[EditRequest]:

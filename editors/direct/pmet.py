@@ -48,12 +48,17 @@ class Pmet(LocatingEditor[PmetConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="pmet", title="PMET", family="direct", patch_kind="weight",
+        name="pmet",
+        title="PMET",
+        family="direct",
+        patch_kind="weight",
         paper="Li et al. 2024, PMET: Precise Model Editing in a Transformer, arXiv:2308.08742",
-        code="xpq-tech/PMET", needs_preparation=True, only_xy=False,
+        code="xpq-tech/PMET",
+        needs_preparation=True,
+        only_xy=False,
         differs="All values of a batch are optimised together on cached states; decay and clamp bound both changes together; "
         "fp64 Cholesky, Woodbury; the objective can ask that the answer ends.",
-    )  # fmt: skip
+    )
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -75,9 +80,16 @@ class Pmet(LocatingEditor[PmetConfig]):
 
         def write(group: Sequence[EditRequest], wanted: Tensor, note: dict[str, Any]) -> WeightPatch:
             updates = spread_over_layers(
-                model, group, known.contexts, config, wanted, config.layers, solve,
-                target_path=model.anatomy.mlp_out, share=square_root_share,
-            )  # fmt: skip
+                model,
+                group,
+                known.contexts,
+                config,
+                wanted,
+                config.layers,
+                solve,
+                target_path=model.anatomy.mlp_out,
+                share=square_root_share,
+            )
             return WeightPatch(updates, note)
 
         return write_groups("pmet", groups, targets, solution, write)

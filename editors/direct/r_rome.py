@@ -34,13 +34,20 @@ class RRome(RankOneEditor[RRomeConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="r_rome", title="R-ROME", family="direct", patch_kind="weight",
+        name="r_rome",
+        title="R-ROME",
+        family="direct",
+        patch_kind="weight",
         paper="Gupta et al. 2024, Rebuilding ROME, arXiv:2403.07175; Meng et al. 2022, arXiv:2202.05262",
-        code="scalable-model-editing/rebuilding-rome", max_batch=1, needs_preparation=True, only_xy=False,
-        modes=("single", "sequential"), why_not="a rank-one update holds one fact; use 'sequential', or memit",
+        code="scalable-model-editing/rebuilding-rome",
+        max_batch=1,
+        needs_preparation=True,
+        only_xy=False,
+        modes=("single", "sequential"),
+        why_not="a rank-one update holds one fact; use 'sequential', or memit",
         differs="Values of many edits are optimised in one batch on cached states above the layer; an edit may stop by "
         "margin; the objective can ask that the answer ends. C is factored in fp64 with a relative ridge.",
-    )  # fmt: skip
+    )
 
     def updates(self, model: EditableModel, requests: Sequence[EditRequest], known: LocatePreparation) -> RankOneUpdates:
         """The averaged key, or its forms, in every place; see `RankOneEditor.updates`."""

@@ -44,16 +44,23 @@ class Rome(RankOneEditor[RomeConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="rome", title="ROME", family="direct", patch_kind="weight",
+        name="rome",
+        title="ROME",
+        family="direct",
+        patch_kind="weight",
         paper="Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262",
-        code="kmeng01/rome", max_batch=1, needs_preparation=True, only_xy=False,
-        modes=("single", "sequential"), why_not="a rank-one update holds one fact; use 'sequential', or memit",
+        code="kmeng01/rome",
+        max_batch=1,
+        needs_preparation=True,
+        only_xy=False,
+        modes=("single", "sequential"),
+        why_not="a rank-one update holds one fact; use 'sequential', or memit",
         survey="The table grants ROME no mode; it edits single facts, and one after the other until it falls apart. It needs "
         "the subject's place in the prompt, which is more than (x, y).",
         differs="The published mix of averaged and bare keys is kept as `compat`; edits whose denominator vanishes or whose "
         "update is large are refused instead of written. Values of many edits are optimised in one batch; an edit may stop "
         "by margin; the objective can ask that the answer ends.",
-    )  # fmt: skip
+    )
 
     def updates(self, model: EditableModel, requests: Sequence[EditRequest], known: LocatePreparation) -> RankOneUpdates:
         """The published mix of keys, or the averaged one everywhere; see `RankOneEditor.updates`.

@@ -79,15 +79,19 @@ class UltraEdit(GroupEditor[UltraEditConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="ultraedit", title="UltraEdit", family="direct", patch_kind="weight",
+        name="ultraedit",
+        title="UltraEdit",
+        family="direct",
+        patch_kind="weight",
         paper="Gu et al. 2025, UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing, arXiv:2505.14679",
-        code="XiaojieGu/UltraEdit", needs_preparation=True,
+        code="XiaojieGu/UltraEdit",
+        needs_preparation=True,
         differs="Statistics start from training edits instead of from nothing, are each projection's own, and travel in the "
         "patches; population variance, as the unbiased one is NaN for one token and drifts as it is merged. eta and the "
         "ridge may be relative to the sizes of outputs and keys; generic text may stand in the solution. "
         "Solved by Cholesky in float64, in the dual form where there "
         "are fewer tokens than the width of a key. The stop behind an answer is part of it.",
-    )  # fmt: skip
+    )
 
     def __init__(self, config: UltraEditConfig) -> None:
         super().__init__(config)
@@ -160,9 +164,14 @@ class UltraEdit(GroupEditor[UltraEditConfig]):
 
     @torch.no_grad()
     def _patch(
-        self, model: EditableModel, batch: Sequence[EditRequest], factors: Factors, before: Mapping[str, _Moments],
-        second: Mapping[str, Tensor], prepared: Prepared,
-    ) -> WeightPatch:  # fmt: skip
+        self,
+        model: EditableModel,
+        batch: Sequence[EditRequest],
+        factors: Factors,
+        before: Mapping[str, _Moments],
+        second: Mapping[str, Tensor],
+        prepared: Prepared,
+    ) -> WeightPatch:
         names, counts = [r.request_id for r in batch], {}
         updates: dict[str, LowRank] = {}
         for path, found in factors.items():

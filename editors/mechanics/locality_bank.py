@@ -162,10 +162,13 @@ class LocalityBank:
         rows = tensors["ids"][span].split([lengths[i] for i in texts])
         ids, mask = pad_right([row.tolist() for row in rows], self.model.pad_id)
         return _Part(
-            upper_blocks(self.model, ids, mask, self.first), mask.bool().to(device),
+            upper_blocks(self.model, ids, mask, self.first),
+            mask.bool().to(device),
             torch.tensor([i for i in texts for _ in range(lengths[i])], device=device),
-            tensors["top"][span].to(device), tensors["log_probs"][span].to(device), tensors["log_rest"][span].to(device),
-        )  # fmt: skip
+            tensors["top"][span].to(device),
+            tensors["log_probs"][span].to(device),
+            tensors["log_rest"][span].to(device),
+        )
 
 
 class BankReader:

@@ -82,8 +82,14 @@ def measure_moments(
     total = sum(len(r) for r in rows)
     for chosen in length_groups([len(row) for row in rows], TOKENS_PER_PASS):
         ids, mask = pad_right([rows[i] for i in chosen], model.pad_id)
-        seen = trace(model, ids, mask, inputs=tuple(paths.values()),
-                     outputs=(*paths.values(), *blocks.values()), stop_after=blocks[layers[-1]])  # fmt: skip
+        seen = trace(
+            model,
+            ids,
+            mask,
+            inputs=tuple(paths.values()),
+            outputs=(*paths.values(), *blocks.values()),
+            stop_after=blocks[layers[-1]],
+        )
         for layer in layers:
             keys = seen.inputs[paths[layer]]
             real = mask.bool().to(keys.device)
@@ -120,11 +126,13 @@ def prepare_locate(model: EditableModel, corpus: Corpus, layers: tuple[int, ...]
         f"factor.{layer}": ridged_factor(m, config.second_moment_ridge).float().cpu() for layer, m in moments.second.items()
     }
     meta = {
-        "templates": list(contexts.templates), "groups": list(contexts.groups), "tokens": moments.tokens,
+        "templates": list(contexts.templates),
+        "groups": list(contexts.groups),
+        "tokens": moments.tokens,
         "energies": {str(layer): m.trace().item() for layer, m in moments.second.items()},
         "mlp_norms": {str(layer): v for layer, v in moments.mlp_norms.items()},
         "block_norms": {str(layer): v for layer, v in moments.block_norms.items()},
-    }  # fmt: skip
+    }
     return Prepared(tensors, meta)
 
 
@@ -145,8 +153,10 @@ def read_preparation(prepared: Prepared, layers: Sequence[int], device: torch.de
     return LocatePreparation(
         Contexts(tuple(meta["templates"]), tuple(meta["groups"])),
         {layer: prepared.tensors[f"factor.{layer}"].to(device, torch.float64) for layer in layers},
-        by_layer("energies"), by_layer("mlp_norms"), by_layer("block_norms"),
-    )  # fmt: skip
+        by_layer("energies"),
+        by_layer("mlp_norms"),
+        by_layer("block_norms"),
+    )
 
 
 class PreparationReader:

@@ -67,7 +67,7 @@ def spread_over_layers(
 
     Raises:
         EditRefused: a layer's update is refused by its solver or its norm.
-    """  # fmt: skip
+    """
     updates: dict[str, Update] = {}
     names = [r.request_id for r in requests]
     path = model.anatomy.mlp_out

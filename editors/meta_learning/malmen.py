@@ -98,9 +98,15 @@ class Malmen(GroupEditor[MalmenConfig]):
         """
         config, places = self.config, self._places(model)
         return train_nets(
-            model, corpus, places, config, bench, scalars={"step": config.edit_rate, "ridge": config.ridge},
-            gather=lambda nets, batches: self._gather(model, nets, places, batches), edit=terms,
-        )  # fmt: skip
+            model,
+            corpus,
+            places,
+            config,
+            bench,
+            scalars={"step": config.edit_rate, "ridge": config.ridge},
+            gather=lambda nets, batches: self._gather(model, nets, places, batches),
+            edit=terms,
+        )
 
     def _places(self, model: EditableModel) -> Places:
         return Places.of(model, self.config.layers, self.config.projections, self.config.tokens)

@@ -25,13 +25,19 @@ class FineTuningKl(BankEditor[FineTuningKlConfig]):
     """
 
     card = EditorCard(
-        name="ft_kl", title="FT + KL", family="regularization", patch_kind="weight", paper="arXiv:2104.08164",
-        code="zjunlp/EasyEdit (kl_factor of its FT, which the training loop never reads)", needs_preparation=True,
-        only_xy=False, scales=False,
+        name="ft_kl",
+        title="FT + KL",
+        family="regularization",
+        patch_kind="weight",
+        paper="arXiv:2104.08164",
+        code="zjunlp/EasyEdit (kl_factor of its FT, which the training loop never reads)",
+        needs_preparation=True,
+        only_xy=False,
+        scales=False,
         differs="KL at all positions of the bank's texts, from cached base distributions: the top tokens and the remaining "
         "mass as one class, a lower bound of the full KL. Texts that name an edited subject are left out. Preparation is one "
         "forward pass over the bank; no auxiliary model is trained.",
-    )  # fmt: skip
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one loss over the whole batch.
