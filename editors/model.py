@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,10 +29,8 @@ from warehouse.limits import PICKLES
 from warehouse.questions import Answer, Question
 from warehouse.records import checkpoint_id
 
-if TYPE_CHECKING:
-    from editors.base import Patch
-
 Undo = Callable[[], None]
+PatchKind = Literal["weight", "module", "memory", "prompt"]
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -46,6 +46,46 @@ def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
             if isinstance(child, NewGELUActivation):
                 setattr(parent, name, nn.GELU(approximate="tanh"))
     return model
+
+
+class Patch(ABC):
+    """What one edit leaves behind: saved, signed, promoted, taken off again.
+
+    `tensors` and `meta` hold all of it; a patch of this kind built from equal ones is an equal patch.
+    """
+
+    kind: ClassVar[PatchKind]
+
+    @property
+    def rederivable(self) -> bool:
+        """The maker wrote its checkpoint by rules that give the same bits on every machine; patches of before did not."""
+        return True
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    @abstractmethod
+    def meta(self) -> Mapping[str, Any]: ...
+
+    @classmethod
+    @abstractmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Patch: ...
+
+    @abstractmethod
+    def attach(self, model: EditableModel) -> Undo:
+        """Make the model show this edit. Weights need no undo: the model restores them from its base copy."""
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over kind, metadata and tensors (names, dtypes, shapes, bytes)."""
+        parts = [(f"{name}:{t.dtype}:{tuple(t.shape)}", tensor_bytes(t)) for name, t in self.tensors.items()]
+        return digest_of_parts([*parts, ("kind", self.kind.encode()), ("meta", canonical_json(dict(self.meta)))])
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
 
 class EditableModel:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.calls import Call, Generation, LogitBatch, PromptPositions
 from editors.tokens import encode_rows, pad_right
-
-if TYPE_CHECKING:
-    from editors.model import EditableModel
 
 #: Padded tokens in one forward pass. On a CPU the feed-forward activations of a pass must stay in its cache (512 tokens
 #: scored four times as many probes a second as 8,192); a GPU wants large passes.
@@ -22,10 +21,28 @@ LOGITS_PER_BATCH = 2**25
 PROMPTS_PER_GENERATION = 64
 
 
+class Wearer(Protocol):
+    """What a runner needs of the model that it runs: `EditableModel`, which imports this module.
+
+    `positions` is set for the length of each pass, for the hooks that patches have put on the model.
+    """
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pad_id: int
+    positions: PromptPositions | None
+
+    @property
+    def head(self) -> nn.Linear: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
 class PlainRunner:
     """Runs the Hugging Face model itself, with the hooks that patches have put on it."""
 
-    def __init__(self, model: EditableModel) -> None:
+    def __init__(self, model: Wearer) -> None:
         self._model = model
 
     def logits(self, call: Call) -> Iterator[LogitBatch]:

@@ -62,9 +62,16 @@ class CausalTrace:
 
 @torch.no_grad()
 def causal_trace(
-    model: EditableModel, prompt: str, subject: str, answer: str, *, noise: float = 3.0, samples: int = 10, seed: int = 0,
+    model: EditableModel,
+    prompt: str,
+    subject: str,
+    answer: str,
+    *,
+    noise: float = 3.0,
+    samples: int = 10,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> CausalTrace:  # fmt: skip
+) -> CausalTrace:
     """Trace one fact through the model as it stands.
 
     Meng et al. 2022 (ROME), section 2.1: Gaussian noise of `noise` times the standard deviation of the embeddings on
@@ -98,9 +105,7 @@ def causal_trace(
             columns.append(tracer.restored(site, layers))
         restored[site] = torch.stack(columns, 1).cpu()
     tokens = tuple(str(model.tokenizer.decode([i])) for i in row.ids[: row.start])
-    return CausalTrace(
-        prompt, answer, tokens, place, tracer.clean(), float(tracer.corrupted().mean()), restored, window
-    )  # fmt: skip
+    return CausalTrace(prompt, answer, tokens, place, tracer.clean(), float(tracer.corrupted().mean()), restored, window)
 
 
 def _subject_tokens(model: EditableModel, prompt: str, subject: str, row: LookupRow) -> range:

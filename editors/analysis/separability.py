@@ -11,9 +11,9 @@ from torch import Tensor
 
 from editors.base import Corpus
 from editors.direct.ledger import Ledger, LedgerConfig
-from editors.mechanics.second_moment import at_base
 from editors.mechanics.subject_filter import SubjectSpace, subject_states, wordings_for
 from editors.model import EditableModel
+from editors.views import at_base
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
@@ -38,9 +38,7 @@ class Separated:
         return float((self.own > self.foreign).float().mean())
 
 
-def separability(
-    model: EditableModel, corpus: Corpus, subjects: Sequence[str], config: LedgerConfig
-) -> dict[str, Separated]:  # fmt: skip
+def separability(model: EditableModel, corpus: Corpus, subjects: Sequence[str], config: LedgerConfig) -> dict[str, Separated]:
     """Own and foreign answers of a mean `key` (its cosine) and of the ledger's `filter` for each subject, at the base.
 
     Half of a subject's wordings make its detector, the other half ask it. One pass over the prompts up to the layer.

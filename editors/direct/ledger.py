@@ -13,12 +13,12 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from editors.base import NO_BENCH, Corpus, EditorCard, Patch, Prepared, RetractingEditor, Workbench
 from editors.exact import on_grid
 from editors.mechanics.answers import check_request
-from editors.mechanics.second_moment import at_base
 from editors.mechanics.side_by_side import side_by_side
 from editors.mechanics.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
 from editors.mechanics.subject_values import SubjectValueConfig, facts_of, group_by_subject, solve_subject, without
 from editors.model import EditableModel
 from editors.patches.slots import Slot, SlotBook, SlotPatch, slots_name
+from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest
 
@@ -54,7 +54,6 @@ class Ledger(RetractingEditor[LedgerConfig]):
     batching can show. Several edits of one subject share a slot, whose value is optimised for all of them together.
     """
 
-    config_class = LedgerConfig
     per_model = ("layer", "value_lr", "clamp_norm")
     card = EditorCard(
         name="ledger", title="Ledger (slots)", family="direct", patch_kind="module", paper="Errata's own: see docs/LEDGER.md",

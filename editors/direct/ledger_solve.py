@@ -16,13 +16,14 @@ from editors.mechanics.contexts import BARE
 from editors.mechanics.growing_solve import GrowingSolve
 from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.paraphrases import relation_templates
-from editors.mechanics.second_moment import LocatePreparation, PreparationReader, at_base, prepare_locate
+from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
 from editors.mechanics.solve import ridge_update
 from editors.mechanics.spread import spread_over_layers
 from editors.mechanics.subject_values import SubjectValueConfig, facts_of, group_by_subject, solve_subject, without
 from editors.model import EditableModel
 from editors.patches.total import TotalPatch, active_total
 from editors.patches.weight import LowRank, Update
+from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest
 
@@ -57,7 +58,6 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
     sequential updates with an accumulated Gram matrix to be this one solve.
     """
 
-    config_class = LedgerSolveConfig
     card = EditorCard(
         name="ledger_solve", title="Ledger (solve)", family="direct", patch_kind="weight",
         paper="Wang et al. 2026, arXiv:2605.26670; Meng et al. 2023, arXiv:2210.07229; see docs/LEDGER.md",

@@ -109,9 +109,11 @@ def answer_rows(model: EditableModel, requests: Sequence[EditRequest]) -> Answer
     ids, mask = pad_right([r.ids for r in rows], model.pad_id)
     device = model.hf.device
     return AnswerRows(
-        ids.to(device), mask.to(device), torch.tensor([r.start - 1 for r in rows], device=device),
+        ids.to(device),
+        mask.to(device),
+        torch.tensor([r.start - 1 for r in rows], device=device),
         tuple(tuple(r.ids[r.start :]) for r in rows),
-    )  # fmt: skip
+    )
 
 
 def label_logits(
@@ -136,9 +138,12 @@ def answer_labels(model: EditableModel, rows: AnswerRows, final: Float[Tensor, "
         token += [*target, *[0] * behind]
         is_stop += [False] * len(target) + [True] * behind
     labels = Labels(
-        torch.tensor(row, device=device), torch.tensor(at, device=device), torch.tensor(token, device=device),
-        torch.tensor(is_stop, device=device), len(starts),
-    )  # fmt: skip
+        torch.tensor(row, device=device),
+        torch.tensor(at, device=device),
+        torch.tensor(token, device=device),
+        torch.tensor(is_stop, device=device),
+        len(starts),
+    )
     with torch.no_grad():
         end = labels.is_stop
         ends = Labels(labels.row[end], labels.at[end], labels.token[end], end[end], labels.num_rows)

@@ -104,10 +104,12 @@ class ConditionNet:
         # The code starts as the token's own embedding and the shift as a multiple of the code, zero at first: before any
         # training the conditioned model is the base, and one number a block is all that it takes to speak up.
         weights = {
-            "enc1": normal(config.code_width, 2 * d_model), "enc2": torch.zeros(d_model, config.code_width),
+            "enc1": normal(config.code_width, 2 * d_model),
+            "enc2": torch.zeros(d_model, config.code_width),
             "asking": normal(config.attention_dim, d_model + PLACE_WIDTH),
-            "asked": normal(config.attention_dim, d_model + PLACE_WIDTH), "null": torch.zeros(1),
-        }  # fmt: skip
+            "asked": normal(config.attention_dim, d_model + PLACE_WIDTH),
+            "null": torch.zeros(1),
+        }
         for layer in config.film_layers:
             weights[f"{layer}.wide"] = normal(config.code_width, d_model)
             weights[f"{layer}.gamma"] = torch.zeros(d_model, config.code_width)
@@ -291,9 +293,12 @@ def _points_of(net: ConditionNet, model: EditableModel, rows: _Rows, draw: rando
 
 
 def train_conditioning(
-    model: EditableModel, edits: Sequence[TrainingEdit], aside: Sequence[TrainingEdit], config: ConditioningConfig,
+    model: EditableModel,
+    edits: Sequence[TrainingEdit],
+    aside: Sequence[TrainingEdit],
+    config: ConditioningConfig,
     bench: Workbench,
-) -> tuple[ConditionNet, dict[str, Any]]:  # fmt: skip
+) -> tuple[ConditionNet, dict[str, Any]]:
     """Negative log-likelihood of new answers, and divergence from the base on prompts to keep, over episodes.
 
     Returns:

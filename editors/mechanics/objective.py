@@ -149,10 +149,16 @@ class Objective:
         """The same edits with some of their rows, given as a mask (rows,)."""
         reads, number = rows[self.row], rows.cumsum(0) - 1
         return replace(
-            self, suffix=self.suffix.select(rows.nonzero()[:, 0]), edit=self.edit[rows], row=number[self.row[reads]],
-            place=self.place[reads], kind=self.kind[reads], label=self.label[reads], weight=self.weight[reads],
+            self,
+            suffix=self.suffix.select(rows.nonzero()[:, 0]),
+            edit=self.edit[rows],
+            row=number[self.row[reads]],
+            place=self.place[reads],
+            kind=self.kind[reads],
+            label=self.label[reads],
+            weight=self.weight[reads],
             base=self.base[reads[self.kind >= Kind.ESSENCE]],
-        )  # fmt: skip
+        )
 
 
 @torch.no_grad()
@@ -204,11 +210,20 @@ def build_objective(
     # A clone: `stops` may have been made in inference mode, which autograd cannot read.
     stops = model.stops.to(device).clone()
     objective = Objective(
-        suffix, torch.tensor(owner, device=device), read_row, read_at - lookup[read_row], kind_of,
+        suffix,
+        torch.tensor(owner, device=device),
+        read_row,
+        read_at - lookup[read_row],
+        kind_of,
         torch.tensor([label for *_, label, _ in reads], device=device),
-        torch.tensor([share for *_, share in reads], device=device), base, base_values.norm(dim=1),
-        stops, final_norm, head, config.value_decay,
-    )  # fmt: skip
+        torch.tensor([share for *_, share in reads], device=device),
+        base,
+        base_values.norm(dim=1),
+        stops,
+        final_norm,
+        head,
+        config.value_decay,
+    )
     return _most_confident(objective, config.kept_count), base_values
 
 

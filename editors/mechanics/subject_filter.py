@@ -12,6 +12,7 @@ from torch import Tensor
 from editors.base import Corpus, Prepared
 from editors.mechanics.contexts import encode_lookups
 from editors.mechanics.paraphrases import SLOT, relation_templates
+from editors.mechanics.passes import trace_lookups
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.tokens import pad_right
@@ -63,18 +64,10 @@ def subject_states(
         InvalidRequest: a subject is not in its prompt.
     """
     rows = encode_lookups(model, prompts, subjects, [""] * len(prompts))
-    order = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
     found = torch.empty(len(rows), model.anatomy.d_model(model.hf))
-    at = 0
-    while at < len(order):
-        size = 1
-        while at + size < len(order) and (size + 1) * (rows[order[at + size]].lookup + 1) <= TOKENS_PER_PASS:
-            size += 1
-        chosen = order[at : at + size]
-        ids, mask = pad_right([rows[i].ids[: rows[i].lookup + 1] for i in chosen], model.pad_id)
-        seen = trace(model, ids, mask, inputs=(site,), stop_after=site)
-        found[chosen] = seen.inputs[site][torch.arange(len(chosen)), mask.sum(1) - 1].float().cpu()
-        at += size
+    for chosen, seen in trace_lookups(model, rows, TOKENS_PER_PASS, site):
+        last = torch.tensor([rows[i].lookup for i in chosen])
+        found[chosen] = seen.inputs[site][torch.arange(len(chosen)), last].float().cpu()
     return found
 
 

@@ -63,9 +63,14 @@ def two_latent_objective(
     attention_values = seen.outputs[attention][every, lookup][firsts].float()
     above = objective.suffix
     suffix = TwoLatentSuffix(
-        above.hidden, above.blocks, above.calls, above.prefix, seen.inputs[norm][every, lookup],
-        model.hf.get_submodule(norm), model.hf.get_submodule(anatomy.mlp.format(layer=layer)),
-    )  # fmt: skip
+        above.hidden,
+        above.blocks,
+        above.calls,
+        above.prefix,
+        seen.inputs[norm][every, lookup],
+        model.hf.get_submodule(norm),
+        model.hf.get_submodule(anatomy.mlp.format(layer=layer)),
+    )
     base_values = torch.cat([attention_values, mlp_values], dim=1)
     return replace(objective, suffix=suffix, base_norms=base_values.norm(dim=1)), base_values
 
@@ -93,6 +98,9 @@ def optimise_two_latents(
             parts[i] = (deltas[number], base_values[number], steps[number], losses[number], margins[number] > 0)
     whole = [parts[i] for i in range(len(requests))]
     return ValueSolution(
-        torch.stack([p[0] for p in whole]), torch.stack([p[1] for p in whole]), tuple(p[2] for p in whole),
-        tuple(p[3] for p in whole), tuple(p[4] for p in whole),
-    )  # fmt: skip
+        torch.stack([p[0] for p in whole]),
+        torch.stack([p[1] for p in whole]),
+        tuple(p[2] for p in whole),
+        tuple(p[3] for p in whole),
+        tuple(p[4] for p in whole),
+    )

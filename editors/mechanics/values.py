@@ -53,6 +53,11 @@ class ValueSolution:
         return self.base_values + self.deltas
 
 
+def anchored(targets: Tensor, mean_norm: float, config: LocateEditConfig) -> Tensor:
+    """The targets (edits, d_model) at the mean norm of base values at their site if `anchor_norm` asks for it, or as solved."""
+    return targets * (mean_norm / targets.norm(dim=1, keepdim=True)) if config.anchor_norm else targets
+
+
 def optimise_values(
     model: EditableModel,
     requests: Sequence[EditRequest],
@@ -73,7 +78,7 @@ def optimise_values(
     Raises:
         InvalidRequest: an empty target, or a subject that is not in its prompt.
         EditRefused: the objective became infinite or NaN.
-    """  # fmt: skip
+    """
     path = model.anatomy.mlp_out if site == "mlp" else model.anatomy.block
     model.anatomy.module(model.hf, path, layer)
     start = time.perf_counter()
@@ -89,13 +94,19 @@ def optimise_values(
             parts[i] = (deltas[number], base_values[number], steps[number], losses[number], margins[number] > 0)
     whole = [parts[i] for i in range(len(requests))]
     log.info(
-        "solved %d of %d values in %.2f s, %d steps", sum(p[4] for p in whole), len(whole),
-        time.perf_counter() - start, sum(p[2] for p in whole),
-    )  # fmt: skip
+        "solved %d of %d values in %.2f s, %d steps",
+        sum(p[4] for p in whole),
+        len(whole),
+        time.perf_counter() - start,
+        sum(p[2] for p in whole),
+    )
     return ValueSolution(
-        torch.stack([p[0] for p in whole]), torch.stack([p[1] for p in whole]), tuple(p[2] for p in whole),
-        tuple(p[3] for p in whole), tuple(p[4] for p in whole),
-    )  # fmt: skip
+        torch.stack([p[0] for p in whole]),
+        torch.stack([p[1] for p in whole]),
+        tuple(p[2] for p in whole),
+        tuple(p[3] for p in whole),
+        tuple(p[4] for p in whole),
+    )
 
 
 def value_chunks(model: EditableModel, encoded: Sequence[EncodedEdit], order: Sequence[int], layer: int) -> list[list[int]]:

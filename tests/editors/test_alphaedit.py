@@ -14,6 +14,7 @@ from editors.direct.alphaedit import AlphaEdit, AlphaEditConfig, earlier_keys
 from editors.errors import EditRefused
 from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.null_space import null_dimension, null_space_update, read_null_spaces
+from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor
@@ -102,7 +103,7 @@ def test_the_second_batch_solves_the_published_system_with_the_first_ones_keys(t
     editor, prepared = editor_for(tiny, {"layers": [0]})
     known = read_null_spaces(prepared, (0,), tiny.hf.device, editor.config.null_share, None)
     tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS[:3]), prepared))
-    solution = editor._values(tiny, SIX_REQUESTS[3:], known)
+    solution = optimise_values(tiny, SIX_REQUESTS[3:], known.contexts, 0, "block", editor.config)
     patch = editor.edit(tiny, batch_of(SIX_REQUESTS[3:]), prepared)
     weights = known.contexts.weights(editor.config.key_average)
     k0, k1 = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,15 @@ def test_moments_merged_batch_by_batch_equal_those_of_all_rows() -> None:
     assert moments.count == 50
     torch.testing.assert_close(moments.mean, rows.mean(0))
     torch.testing.assert_close(moments.variance, ((rows - rows.mean(0)) ** 2).mean(0))
+
+
+def test_moments_of_features_of_far_scales_equal_numpy() -> None:
+    rows = np.random.default_rng(0).normal(5.0, [1e-3, 1.0, 1e3], (37, 3))
+    moments = LifelongMoments.empty(3)
+    for part in np.split(rows, [1, 1, 8, 30]):
+        moments = moments.merged(torch.from_numpy(part))
+    np.testing.assert_allclose(moments.mean.numpy(), rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.variance.sqrt().numpy(), rows.std(0), rtol=1e-10)
 
 
 def test_moments_of_one_row_are_finite() -> None:
