@@ -191,8 +191,10 @@ class Wise(Editor[WiseConfig]):
             meta: `prompts`, and `output_norm`, the mean norm of the projection's output over their tokens.
 
         Raises:
+            UnsupportedModel: a layer that the model does not have.
             ValueError: the corpus holds no prompt.
         """
+        self._site(model)
         count, shuffle = self.config.num_prompts, random.Random(self.config.seed).shuffle
         asked = sorted({p for e in corpus.edits for p in (e.request.prompt, *(prompt for prompt, _ in e.kept))})
         texts = sorted({t for t in corpus.texts if t.strip()} - set(asked))

@@ -58,8 +58,11 @@ def measure_moments(
     published weights of it keep their meaning.
 
     Raises:
+        UnsupportedModel: a layer that the model does not have.
         ValueError: the texts hold no token.
     """
+    for layer in layers:
+        model.anatomy.module(model.hf, model.anatomy.mlp_out, layer)
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
     limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or TOKENS_PER_PASS

@@ -18,7 +18,7 @@ from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor
-from editors.session import batch_of, run_edits
+from editors.session import batch_of
 from tests.support import CORPUS, SIX_REQUESTS, request
 
 DRAW = {"dtype": torch.float64}
@@ -145,14 +145,6 @@ def test_an_edit_after_a_rollback_is_as_if_the_other_had_never_been(tiny: Editab
     after = editor.edit(tiny, batch_of(SIX_REQUESTS[3:]), prepared)
     tiny.rollback(0)
     assert editor.edit(tiny, batch_of(SIX_REQUESTS[3:]), prepared).digest == fresh.digest != after.digest
-
-
-def test_batches_in_sequence_of_a_size_that_does_not_divide(tiny: EditableModel) -> None:
-    editor, prepared = editor_for(tiny)
-    steps = list(run_edits(editor, tiny, SIX_REQUESTS, prepared, mode="sequential-batch", batch_size=4))
-    assert [len(s.batch.requests) for s in steps] == [4, 2]
-    name = tiny.anatomy.mlp_out.format(layer=2) + ".weight"
-    assert earlier_keys(tiny, name, frozenset()).shape[1] == 6
 
 
 def test_a_refused_batch_leaves_the_model_as_it_was(tiny: EditableModel) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from editors.architectural.grace import Grace, GraceConfig
 from editors.base import Corpus, Prepared
-from editors.errors import EditRefused, PatchError, UnsupportedModel
+from editors.errors import EditRefused, PatchError
 from editors.model import EditableModel
 from editors.patches.memory import RETIRED, Codebook, MemoryPatch, RadiusChange, codebook_name
 from editors.preparation import prepared_for
@@ -271,11 +271,6 @@ def test_a_batch_comes_off_exactly(tiny: EditableModel) -> None:
     tiny.push(editor.edit(tiny, batch_of([B, SIX_REQUESTS[4]]), prepared))
     tiny.rollback(1)
     assert torch.equal(book_of(tiny).keys, keys) and torch.equal(book_of(tiny).radii, radii)
-
-
-def test_a_layer_that_is_not_there_is_refused(tiny: EditableModel) -> None:
-    with pytest.raises(UnsupportedModel, match="layer 8"):
-        grace(layer=8).prepare(tiny, CORPUS)
 
 
 def test_a_value_that_runs_away_is_refused() -> None:

@@ -216,14 +216,6 @@ def test_a_killed_preparation_goes_on_to_the_same_result(tmp_path: Path) -> None
     assert again.meta["curve"][-1]["margin"] == pytest.approx(0.08)
 
 
-def test_a_preparation_leaves_the_model_and_the_random_streams_as_they_were(tiny: EditableModel) -> None:
-    before, stream = tiny.state_digest(), torch.get_rng_state()
-    editor(updates=2).prepare(tiny, CORPUS)
-    assert tiny.state_digest() == before
-    assert torch.equal(torch.get_rng_state(), stream)
-    assert not any(p.requires_grad or p.grad is not None for p in tiny.hf.parameters())
-
-
 def test_a_corpus_without_training_edits_is_refused(tiny: EditableModel) -> None:
     with pytest.raises(ValueError, match="two subjects"):
         editor().prepare(tiny, Corpus(CORPUS.texts))

@@ -17,7 +17,7 @@ from editors.mechanics.second_moment import read_preparation
 from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.presets import load_editor, sections
-from editors.session import batch_of, run_edits
+from editors.session import batch_of
 from tests.support import CORPUS, SIX_REQUESTS, request
 
 
@@ -71,19 +71,6 @@ def test_the_relative_ridge_does_not_see_the_scale_of_keys_against_the_corpus(ti
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_editing_leaves_the_model_bit_for_bit_also_above_another_patch(tiny: EditableModel) -> None:
-    editor, prepared = editor_for(tiny)
-    base = tiny.state_digest()
-    patch = editor.edit(tiny, batch_of(SIX_REQUESTS[:4]), prepared)
-    assert tiny.state_digest() == base
-    tiny.push(patch)
-    once = tiny.state_digest()
-    editor.edit(tiny, batch_of(SIX_REQUESTS[4:]), prepared)
-    assert tiny.state_digest() == once
-    tiny.rollback(0)
-    assert tiny.state_digest() == base
-
-
 def test_editing_each_equals_batches_of_one(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny)
     for r, patch in zip(SIX_REQUESTS, editor.edit_each(tiny, SIX_REQUESTS, prepared), strict=True):
@@ -132,13 +119,6 @@ def test_rollback_takes_the_protected_keys_along(tiny: EditableModel) -> None:
     tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS[:3]), prepared))
     tiny.rollback(0)
     assert editor.edit(tiny, batch_of(SIX_REQUESTS[3:]), prepared).digest == fresh.digest
-
-
-def test_batches_in_sequence_of_a_size_that_does_not_divide(tiny: EditableModel) -> None:
-    editor, prepared = editor_for(tiny)
-    steps = list(run_edits(editor, tiny, SIX_REQUESTS, prepared, mode="sequential-batch", batch_size=4))
-    assert [len(s.batch.requests) for s in steps] == [4, 2]
-    assert len(tiny.patches) == 2
 
 
 def test_layers_must_ascend_and_every_preset_section_is_valid() -> None:

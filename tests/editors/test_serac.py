@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.architectural.serac import Serac, statements
+from editors.architectural.serac import statements
 from editors.base import Prepared, Workbench
 from editors.calls import Call, Generation
 from editors.errors import PatchError
@@ -29,7 +29,6 @@ from editors.patches.scope_index import Classifier, ScopeIndex
 from editors.patches.serac import MEMORY, SeracPatch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
-from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, request, tiny_model
 
 
@@ -217,22 +216,6 @@ def test_networks_of_another_preparation_are_refused(tiny: EditableModel) -> Non
 
 
 # ------------------------------------------------------------ preparation
-
-
-def test_a_killed_preparation_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    model = tiny_model()
-    editor = load_editor("serac", model)
-    assert isinstance(editor, Serac)
-
-    for stage in ("scope", "counterfactual"):
-
-        def kill(step: int, total: int, note: str, stage: str = stage) -> None:
-            if note.startswith(stage) and 2 * step > total:
-                raise Killed
-
-        with pytest.raises(Killed):
-            editor.prepare(model, CORPUS, Workbench(tmp_path, kill))
-    assert editor.prepare(model, CORPUS, Workbench(tmp_path)).digest == prepared().digest
 
 
 def test_stages_that_are_done_are_not_run_again(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from editors.architectural.wise import Wise, WiseConfig, activation_loss
-from editors.base import NOTHING, Corpus, Prepared
+from editors.base import NOTHING, Corpus
 from editors.calls import Generation
-from editors.errors import EditRefused, PatchError, UnsupportedModel
+from editors.errors import EditRefused, PatchError
 from editors.mechanics.answers import answer_rows
 from editors.mechanics.locality_bank import out_of_scope
 from editors.model import EditableModel
@@ -355,11 +355,6 @@ def test_an_empty_corpus_is_refused(tiny: EditableModel) -> None:
 def test_an_edit_without_its_preparation_is_refused(tiny: EditableModel) -> None:
     with pytest.raises(ValueError, match="prepare it first"):
         wise().edit(tiny, batch_of(SIX_REQUESTS[:1]), NOTHING)
-
-
-def test_a_layer_that_is_not_there_is_refused(tiny: EditableModel) -> None:
-    with pytest.raises(UnsupportedModel, match="layer 8"):
-        wise(layer=8).edit(tiny, batch_of(SIX_REQUESTS[:1]), Prepared(meta={"prompts": [], "output_norm": 1.0}))
 
 
 def test_a_loss_that_runs_away_is_refused() -> None:
