@@ -20,7 +20,7 @@ from editors.calls import Call, Generation, PromptPositions, Runner
 from editors.errors import UnsupportedModel
 from editors.runner import PlainRunner
 from editors.scoring import score_call, stop_tokens
-from editors.tokens import continuation_of, pad_id_of
+from editors.tokens import asking_tokenizer, continuation_of, pad_id_of
 from warehouse.digests import canonical_json, digest_of, digest_of_parts
 from warehouse.limits import PICKLES
 from warehouse.questions import Answer, Question
@@ -61,9 +61,10 @@ class EditableModel:
         revision: str = "local",
     ) -> None:
         self.hf = fuse_activations(model.eval().requires_grad_(False))
-        self.tokenizer = tokenizer
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
+        #: `tokenizer` asks; the one that came with the model is what exports carry.
+        self.tokenizer, self.own_tokenizer = asking_tokenizer(tokenizer), tokenizer
         self.name, self.revision = name, revision
         self.anatomy = anatomy_of(model)
         self.pad_id = pad_id_of(tokenizer)
@@ -265,6 +266,15 @@ class EditableModel:
         return int(self.head.weight.shape[0])
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a generation: those of the checkpoint's generation settings, else its tokenizer's."""
+        shipped = getattr(self.hf.generation_config, "eos_token_id", None)
+        for found in (shipped, self.hf.config.eos_token_id, self.tokenizer.eos_token_id):
+            if found is not None:
+                return tuple(int(token) for token in (found if isinstance(found, (list, tuple)) else (found,)))
+        return ()
+
+    @property
     def stops(self) -> Tensor:
         """(vocab,) True for tokens that end an answer; computed once."""
         if self._stops is None:
@@ -320,4 +330,4 @@ class EditableModel:
             path = folder / "config.json"
             config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        self.tokenizer.save_pretrained(folder)
+        self.own_tokenizer.save_pretrained(folder)
