@@ -150,7 +150,7 @@ class Ledger(Editor[LedgerConfig]):
         barred = [p for r in requests for p in r.rephrases]
         prompts = [r.prompt for r in requests]
         prompts = list(dict.fromkeys([subject, *prompts, *wordings_for(subject, every, self.config.key_wordings, barred)]))
-        states = subject_states(model, prompts, [subject] * len(prompts), self._site(model))
+        states = subject_states(model, prompts, [subject] * len(prompts), self._site(model), every)
         vector = space.filter(states, self.config.filter_slack)
         own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))
         foreign = float(space.scores(vector, space.bank).max())

@@ -47,7 +47,8 @@ def lookup_states(
     place = path.format(layer=layer)
     prompts = [text for r in requests for text in contexts.fill(r.prompt)]
     subjects = [r.subject for r in requests for _ in contexts.templates]
-    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts))
+    places = [at for r in requests for at in contexts.places(r.prompt, r.subject, model.tokenizer)]
+    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts), places=places)
     order = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
     inputs: list[Tensor] = [torch.empty(0)] * len(rows)
     outputs: list[Tensor] = [torch.empty(0)] * len(rows)
