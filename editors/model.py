@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
 from editors.anatomy import anatomy_of
 from editors.calls import Call, Generation, PromptPositions, Runner
 from editors.errors import UnsupportedModel
+from editors.loading import load_checkpoint
 from editors.runner import PlainRunner
 from editors.scoring import score_call, stop_tokens
 from editors.tokens import asking_tokenizer, continuation_of, pad_id_of
 from warehouse.digests import canonical_json, digest_of, digest_of_parts
-from warehouse.limits import PICKLES
 from warehouse.questions import Answer, Question
 
 if TYPE_CHECKING:
@@ -95,25 +95,10 @@ class EditableModel:
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
 
         Raises:
-            UnsupportedModel: nothing loadable at that name, weights only as a pickle, or an architecture without anatomy.
+            UnsupportedModel: nothing whole and loadable at that name (see `editors.loading`), or an architecture without
+                anatomy.
         """
-        files = sorted(p.name for p in Path(name).iterdir()) if Path(name).is_dir() else []
-        pickles = [n for n in files if Path(n).suffix in PICKLES]
-        if pickles and not any(n.endswith(".safetensors") for n in files):
-            raise UnsupportedModel(
-                f"{name} has its weights in {pickles[0]}, a pickle, which can run code when it is loaded; have them saved as "
-                "safetensors (`save_pretrained`) where they come from"
-            )
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if revision is not None and not Path(name).exists():
-            options["revision"] = revision
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options
-            )
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        except (OSError, ValueError) as error:
-            raise UnsupportedModel(f"cannot load model {name!r} (revision {revision}): {error}") from error
+        model, tokenizer = load_checkpoint(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
         return cls(model, tokenizer, name=name, revision=revision or "local")
 
     # ------------------------------------------------------------ identity
