@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
 from editors.anatomy import anatomy_of
 from editors.calls import Call, Generation, PromptPositions, Runner
 from editors.errors import UnsupportedModel
 from editors.exact import aligned
+from editors.loading import load_checkpoint
 from editors.runner import PlainRunner
 from editors.scoring import score_call, stop_tokens
-from editors.tokens import continuation_of, pad_id_of
+from editors.tokens import asking_tokenizer, continuation_of, pad_id_of
 from warehouse.digests import canonical_json, digest_of_parts
-from warehouse.limits import PICKLES
 from warehouse.questions import Answer, Question
 from warehouse.records import checkpoint_id
 
@@ -103,9 +103,10 @@ class EditableModel:
         revision: str = "local",
     ) -> None:
         self.hf = fuse_activations(model.eval().requires_grad_(False))
-        self.tokenizer = tokenizer
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
+        #: `tokenizer` asks; the one that came with the model is what exports carry.
+        self.tokenizer, self.own_tokenizer = asking_tokenizer(tokenizer), tokenizer
         self.name, self.revision = name, revision
         self.anatomy = anatomy_of(model)
         self.pad_id = pad_id_of(tokenizer)
@@ -139,25 +140,10 @@ class EditableModel:
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
 
         Raises:
-            UnsupportedModel: nothing loadable at that name, weights only as a pickle, or an architecture without anatomy.
+            UnsupportedModel: nothing whole and loadable at that name (see `editors.loading`), or an architecture without
+                anatomy.
         """
-        files = sorted(p.name for p in Path(name).iterdir()) if Path(name).is_dir() else []
-        pickles = [n for n in files if Path(n).suffix in PICKLES]
-        if pickles and not any(n.endswith(".safetensors") for n in files):
-            raise UnsupportedModel(
-                f"{name} has its weights in {pickles[0]}, a pickle, which can run code when it is loaded; have them saved as "
-                "safetensors (`save_pretrained`) where they come from"
-            )
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if revision is not None and not Path(name).exists():
-            options["revision"] = revision
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options
-            )
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        except (OSError, ValueError) as error:
-            raise UnsupportedModel(f"cannot load model {name!r} (revision {revision}): {error}") from error
+        model, tokenizer = load_checkpoint(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
         return cls(model, tokenizer, name=name, revision=revision or "local")
 
     # ------------------------------------------------------------ identity
@@ -310,6 +296,15 @@ class EditableModel:
         return int(self.head.weight.shape[0])
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a generation: those of the checkpoint's generation settings, else its tokenizer's."""
+        shipped = getattr(self.hf.generation_config, "eos_token_id", None)
+        for found in (shipped, self.hf.config.eos_token_id, self.tokenizer.eos_token_id):
+            if found is not None:
+                return tuple(int(token) for token in (found if isinstance(found, (list, tuple)) else (found,)))
+        return ()
+
+    @property
     def stops(self) -> Tensor:
         """(vocab,) True for tokens that end an answer; computed once."""
         if self._stops is None:
@@ -365,4 +360,4 @@ class EditableModel:
             path = folder / "config.json"
             config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        self.tokenizer.save_pretrained(folder)
+        self.own_tokenizer.save_pretrained(folder)

@@ -61,7 +61,7 @@ def separability(model: EditableModel, corpus: Corpus, subjects: Sequence[str], 
     names = [s for prompts, s in asked for _ in prompts]
     with at_base(model):
         site = model.anatomy.mlp.format(layer=config.layer)
-        states = subject_states(model, [p for prompts, _ in asked for p in prompts], names, site)
+        states = subject_states(model, [p for prompts, _ in asked for p in prompts], names, site, every)
     owner = torch.tensor([i for i, (prompts, _) in enumerate(asked) for _ in prompts])
     # Wordings come in an order of the subject's own, so every second one is a fair half.
     place = torch.cat([torch.arange(len(prompts)) for prompts, _ in asked])

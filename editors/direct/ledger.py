@@ -146,7 +146,7 @@ class Ledger(RetractingEditor[LedgerConfig]):
         barred = [p for r in requests for p in r.rephrases]
         prompts = [r.prompt for r in requests]
         prompts = list(dict.fromkeys([subject, *prompts, *wordings_for(subject, every, self.config.key_wordings, barred)]))
-        states = subject_states(model, prompts, [subject] * len(prompts), self._site(model))
+        states = subject_states(model, prompts, [subject] * len(prompts), self._site(model), every)
         # On the grid before anything is measured with it: what it is measured with is what is served.
         vector = on_grid(space.filter(states, self.config.filter_slack)).float()
         own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))

@@ -32,7 +32,7 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> P
             export_plain(model, folder)
         elif any(p.kind != "weight" for p in model.patches):
             widened(model).save_pretrained(folder, safe_serialization=True)
-            model.tokenizer.save_pretrained(folder)
+            model.own_tokenizer.save_pretrained(folder)
         else:
             model.save_pretrained(folder)
     except UnsupportedModel as error:

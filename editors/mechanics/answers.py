@@ -18,6 +18,7 @@ from torch import Tensor
 from editors.calls import PromptPositions
 from editors.errors import InvalidRequest
 from editors.model import EditableModel
+from editors.subjects import place_of
 from editors.tokens import continuation_of, encode_rows, pad_right
 from warehouse.records import EditRequest
 
@@ -84,11 +85,10 @@ def check_request(request: EditRequest) -> None:
     """
     if not request.target_new.strip():
         raise InvalidRequest(f"request {request.request_id} has an empty target; give the new object")
-    if not request.subject or request.subject not in request.prompt:
-        raise InvalidRequest(
-            f"request {request.request_id}: subject {request.subject!r} is not in the prompt {request.prompt!r}; "
-            "a prompt must name its subject"
-        )
+    try:
+        place_of(request.prompt, request.subject)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"request {request.request_id}: {error}") from error
 
 
 def answer_rows(model: EditableModel, requests: Sequence[EditRequest]) -> AnswerRows:

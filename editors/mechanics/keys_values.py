@@ -46,7 +46,8 @@ def lookup_states(
     place = path.format(layer=layer)
     prompts = [text for r in requests for text in contexts.fill(r.prompt)]
     subjects = [r.subject for r in requests for _ in contexts.templates]
-    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts))
+    places = [at for r in requests for at in contexts.places(r.prompt, r.subject, model.tokenizer)]
+    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts), places=places)
     inputs: list[Tensor] = [torch.empty(0)] * len(rows)
     outputs: list[Tensor] = [torch.empty(0)] * len(rows)
     for chosen, seen in trace_lookups(model, rows, TOKENS_PER_PASS, place, outputs=(place,)):

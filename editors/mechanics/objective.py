@@ -51,22 +51,26 @@ def encode_edits(
     prompts: list[str] = []
     subjects: list[str] = []
     continuations: list[str] = []
+    places: list[int] = []
     kinds: list[list[Kind]] = []
     for request in requests:
         if not request.target_new.strip():
             raise InvalidRequest(f"request {request.request_id} has an empty target; an edit needs an answer to write")
         texts = [(text, continuation_of(request.target_new), Kind.TARGET) for text in contexts.fill(request.prompt)]
+        places += contexts.places(request.prompt, request.subject, model.tokenizer)
         if config.kl_weight:
             # Only the lookup token is read, so nothing behind the subject is needed.
             texts.append((request.subject, "", Kind.ESSENCE))
+            places.append(0)
         if config.kept_weight:
             others = sorted(p for r, p in config.kept_prompts.items() if r != request.relation)
             texts += [(p.replace("{}", request.subject), "", Kind.KEPT) for p in others]
+            places += [p.index("{}") for p in others]
         prompts += [t for t, _, _ in texts]
         continuations += [c for _, c, _ in texts]
         subjects += [request.subject] * len(texts)
         kinds.append([k for _, _, k in texts])
-    rows = encode_lookups(model, prompts, subjects, continuations)
+    rows = encode_lookups(model, prompts, subjects, continuations, places=places)
     edits, at = [], 0
     for own in kinds:
         edits.append(EncodedEdit(tuple(rows[at : at + len(own)]), tuple(own)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,14 +56,17 @@ class SubjectSpace:
 
 @torch.no_grad()
 def subject_states(
-    model: EditableModel, prompts: Sequence[str], subjects: Sequence[str], site: str
+    model: EditableModel, prompts: Sequence[str], subjects: Sequence[str], site: str, wordings: Collection[str] = ()
 ) -> Float[Tensor, "prompts d_model"]:
     """Input of the module `site` at each subject's last token; fp32 on the CPU.
+
+    Args:
+        wordings: templates that some of the prompts were made from.
 
     Raises:
         InvalidRequest: a subject is not in its prompt.
     """
-    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts))
+    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts), wordings=wordings)
     found = torch.empty(len(rows), model.anatomy.d_model(model.hf))
     for chosen, seen in trace_lookups(model, rows, TOKENS_PER_PASS, site):
         last = torch.tensor([rows[i].lookup for i in chosen])
@@ -111,7 +114,7 @@ def prepare_space(
     every = sorted({t for known in templates.values() for t in known})
     subjects = sorted({e.request.subject for e in corpus.edits})
     pairs = [(p, s) for s in subjects for p in [s, *wordings_for(s, every, wordings, ())]]
-    known = subject_states(model, [p for p, _ in pairs], [s for _, s in pairs], site)
+    known = subject_states(model, [p for p, _ in pairs], [s for _, s in pairs], site, every)
     plain = text_states(model, corpus.texts, site, tokens, seed)
     bank = torch.cat([known, plain])
     mean = bank.mean(0)

@@ -149,7 +149,7 @@ def test_a_row_does_not_depend_on_longer_ones_beside_it(tiny: EditableModel) -> 
 
 def test_it_learns_to_say_answers_that_it_never_saw() -> None:
     model = tiny_model()
-    config = CounterfactualConfig(answer_width=32, answer_layers=1, answer_updates=150, answer_batch=16)
+    config = CounterfactualConfig(answer_width=32, answer_layers=1, answer_updates=300, answer_batch=16)
     net, card = train_counterfactual(model, TRAINING_EDITS[:3], TRAINING_EDITS[3:], config, Workbench())
     unseen = Statement((5, 6), (211, 57, 300, 42, end_id(model)))
     assert net.write(model, [unseen], [(5, 6)], 10) == [list(unseen.answer)]
