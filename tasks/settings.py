@@ -38,11 +38,14 @@ class EditorSettings(_Section):
 
 
 class SourceSettings(_Section):
-    """Where updates come from: `recorded` nights, `knowedit` files, `requests` (newline-delimited JSON), or `wikidata`:
-    only the nights that `errata ingest wikidata` brought, which need no path."""
+    """Where updates come from: `recorded` nights, `knowedit` files, `benchmark` files in their published shapes, `requests`
+    (newline-delimited JSON), or `wikidata`: only the nights that `errata ingest wikidata` brought, which need no path.
 
-    kind: Literal["recorded", "knowedit", "requests", "wikidata"] = "recorded"
+    `task` names what content cannot tell: a format of `benchmark`, or a KnowEdit task of a file with another name."""
+
+    kind: Literal["recorded", "knowedit", "benchmark", "requests", "wikidata"] = "recorded"
     path: str = str(REFERENCE / "nights")
+    task: str = ""
 
 
 class WikidataSettings(_Section):

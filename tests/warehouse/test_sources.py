@@ -72,7 +72,7 @@ def test_an_unknown_night_lists_those_there_are() -> None:
 def test_a_missing_folder_and_an_unknown_source_are_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
         RecordedSource(tmp_path / "nowhere").nights()
-    with pytest.raises(SourceError, match="there are: recorded, knowedit, requests"):
+    with pytest.raises(SourceError, match="there are: recorded, knowedit, benchmark, requests"):
         open_source("records")
     with pytest.raises(SourceError, match="give its path"):
         open_source("requests")

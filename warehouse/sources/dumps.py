@@ -129,9 +129,9 @@ class _Lines:
             return
         if isinstance(value, dict) and "id" not in value:
             way_out = "Take the entities out: jq -c '.entities[]'" if "entities" in value else "It names no entity"
-            names = ", ".join(list(value)[:5]) or "nothing"
+            names = ", ".join(list(value)[:5])
             raise SourceError(
-                f"{self._path}: this is an answer of an API or another document, with {names} in it; expected {WANTED}. {way_out}"
+                f"{self._path}: this is an answer of an API or another document ({names}); expected {WANTED}. {way_out}"
             )
 
     def check_end(self) -> None:

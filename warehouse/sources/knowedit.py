@@ -59,7 +59,13 @@ class KnowEditSource:
     name = "knowedit"
 
     def __init__(self, path: Path, task: Task | None = None) -> None:
-        """`task` names the shape of files that do not bear a published name."""
+        """`task` names the shape of files that do not bear a published name.
+
+        Raises:
+            SourceError: no task of that name.
+        """
+        if task is not None and task not in TASKS:
+            raise SourceError(f"no KnowEdit task {task!r}; there are: {', '.join(TASKS)}")
         self.path, self.task = path, task
 
     def nights(self) -> tuple[str, ...]:
