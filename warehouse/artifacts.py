@@ -261,6 +261,10 @@ def open_store(url: str) -> ObjectStore:
         from warehouse.artifacts_directory import DirectoryStore
 
         return DirectoryStore(Path(url).expanduser())
+    if parts.query or parts.fragment:
+        raise ValueError(
+            f"store address {url!r} has a '?' or '#'; in an address they are written %3F and %23, in a plain path as is"
+        )
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise ValueError(f"store address {url!r}: a file address has three slashes, as in file:///srv/errata")

@@ -18,7 +18,7 @@ warehouse_app = typer.Typer(help="The DuckDB warehouse.", no_args_is_help=True)
 @reported
 def show(as_json: Json = False) -> None:
     """Every setting, its value in force, and where it comes from."""
-    settings = configure()
+    settings = configure(writes=False)
     rows = []
     for name, origin in origins(settings).items():
         value: object = settings
