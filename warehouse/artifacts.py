@@ -263,7 +263,7 @@ def open_store(url: str) -> ObjectStore:
         return DirectoryStore(Path(url).expanduser())
     if parts.query or parts.fragment:
         raise ValueError(
-            f"store address {url!r} has a '?' or '#'; in an address they are written %3F and %23, in a plain path as is"
+            f"store address {url!r} has a '?' or '#'; write %3F and %23 in a file address, and choose a prefix without them"
         )
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path:

@@ -120,6 +120,20 @@ def test_json_lines_cut_inside_the_last_line_break_off_and_a_missing_newline_doe
         list(read_dump(path))
 
 
+def test_a_slice_without_its_beginning_is_no_whole_dump(tmp_path: Path) -> None:
+    path = write_dump(tmp_path / "d.json", TOKYO, *COUNTRIES)
+    path.write_bytes(path.read_bytes().split(b"\n", 5)[-1])
+    with pytest.raises(BrokenDump, match=r"own beginning is missing; \d+ bytes and 17 items"):
+        list(read_dump(path))
+
+
+def test_zeros_at_the_end_of_a_download_are_no_entities(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(f"{json.dumps(TOKYO)}\n".encode() + b"\x00" * 5000)
+    with pytest.raises(BrokenDump, match="line 2: the file breaks off"):
+        list(read_dump(path))
+
+
 def test_two_slices_one_behind_the_other_are_whole(tmp_path: Path) -> None:
     path = write_dump(tmp_path / "d.json", TOKYO)
     path.write_bytes(path.read_bytes() + write_dump(tmp_path / "e.json", *COUNTRIES).read_bytes())
@@ -165,6 +179,7 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
     "error page": (b"\n<!DOCTYPE html><title>404</title>", "HTML"),
     "csv": (b"id,label\nQ1490,Tokyo\n", "CSV"),
+    "zeros": (b"\x00" * 600, "no text"),
     "empty": (b"", "empty"),
     "blank": (b"\n \n", "empty"),
     "text": (b"Not found\n", "no JSON"),
@@ -210,7 +225,8 @@ def test_other_spellings_of_a_request_file_are_read(tmp_path: Path, name: str, p
     (tmp_path / name).write_bytes(pack(TWO))
     source = RequestsSource(tmp_path)
     (night,) = source.nights()
-    assert night == "mine" and [type(parse_change(one)) for one in source.records(night)] == [EditRequest, EditRequest]
+    assert RequestsSource(tmp_path / name).nights() == (night,) == ("mine",)
+    assert [type(parse_change(one)) for one in source.records(night)] == [EditRequest, EditRequest]
 
 
 @pytest.mark.parametrize("name", ["night-01.events.JSONL", "night-01.events.ndjson"])

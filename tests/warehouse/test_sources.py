@@ -224,6 +224,11 @@ def test_an_empty_or_truncated_document_is_an_error(tmp_path: Path, content: str
         list(source.records("recent_test"))
 
 
+def test_a_mark_before_a_document_is_not_part_of_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "recent_test.json", b"\xef\xbb\xbf" + json.dumps([RECENT]).encode())
+    assert len(list(KnowEditSource(path).records("recent_test"))) == 1
+
+
 def test_a_file_of_another_name_needs_its_task(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.json", json.dumps([RECENT]))
     with pytest.raises(SourceError, match="or name the task"):

@@ -117,6 +117,19 @@ def parse_time(value: object) -> datetime | None:
         return None
 
 
+def night_of_lines(path: Path, suffix: str = "") -> str | None:
+    """The night that a file's name stands for: without the endings of JSON lines and of a compression, in any case.
+
+    Args:
+        suffix: what stands before those endings and does not belong to the night's name.
+
+    Returns:
+        None where the name has none of the endings.
+    """
+    endings = (suffix + ending + packed for ending in LINE_SUFFIXES for packed in ("", ".gz", ".bz2", ".xz"))
+    return next((path.name[: -len(ending)] for ending in endings if path.name.lower().endswith(ending)), None)
+
+
 def line_files(folder: Path, suffix: str = "") -> dict[str, Path]:
     """Night -> file of newline-delimited JSON in a folder, in the order of their names; capitals in the ending do not count.
 
@@ -128,12 +141,10 @@ def line_files(folder: Path, suffix: str = "") -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    endings = tuple(suffix + ending + packed for ending in LINE_SUFFIXES for packed in ("", ".gz", ".bz2", ".xz"))
     for path in paths:
-        ending = next((ending for ending in endings if path.name.lower().endswith(ending)), None)
-        if ending is None:
+        night = night_of_lines(path, suffix)
+        if night is None:
             continue
-        night = path.name[: -len(ending)]
         if night in found:
             raise SourceError(f"{path}: night {night!r} is {found[night].name} already; give one of them another name")
         found[night] = path

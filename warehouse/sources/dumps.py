@@ -142,6 +142,8 @@ class _Lines:
         where = f"line {self._number - 1}"
         if self._num_found == 0 and not self._has_array:
             raise SourceError(f"{self._path}: the file is empty; expected {WANTED}")
+        if self._depth < 0:
+            raise _Ended(f"{where}: an array ends (`]`) that has no beginning, so the file's own beginning is missing")
         if self._depth > 0:
             raise _Ended(f"{where}: the array that the file begins with has no end (`]`), so the file breaks off")
         if not self._has_array and self._last and not self._last.endswith(b"\n"):

@@ -101,12 +101,15 @@ def refuse_foreign(path: Path, head: bytes, wanted: str) -> None:
     for magic, name, way_out in _FOREIGN:
         if head.lstrip(b" \t\r\n" if magic == b"<" else b"").startswith(magic):
             raise SourceError(f"{path}: this is {name}; expected {wanted}. {way_out[0].upper()}{way_out[1:]}")
-    sample = head[:512]
-    # Without a mark: every other byte of plain Latin text in UTF-16 is zero.
-    if len(sample) >= 4 and sample.count(0) * 3 > len(sample):
-        wide = sample[1::2].count(0) > len(sample) // 3 or sample[::2].count(0) > len(sample) // 3
-        name = "UTF-16 text without a byte-order mark" if wide else "no text"
-        raise SourceError(f"{path}: this is {name}; expected {wanted}. Convert it to UTF-8: iconv -t UTF-8")
+    start = head[:4]
+    if 0 in start:
+        # Without a mark: every other byte of Latin text in UTF-16 is zero.
+        zeros = tuple(byte == 0 for byte in start)
+        if zeros in ((False, True, False, True), (True, False, True, False)):
+            raise SourceError(
+                f"{path}: this is UTF-16 text without a byte-order mark; expected {wanted}. Convert it: iconv -t UTF-8"
+            )
+        raise SourceError(f"{path}: this is no text, it begins with {start!r}; expected {wanted}. Get the file again")
 
 
 def refuse_no_lines(path: Path, head: bytes) -> None:

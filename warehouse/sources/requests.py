@@ -7,7 +7,7 @@ from pathlib import Path
 
 from warehouse.errors import SourceError
 from warehouse.records import UpdateRecord
-from warehouse.sources.base import RecordIds, check_night, decode_object, line_files, parse_time, read_lines
+from warehouse.sources.base import RecordIds, check_night, decode_object, line_files, night_of_lines, parse_time, read_lines
 
 
 class RequestsSource:
@@ -34,7 +34,7 @@ class RequestsSource:
             return line_files(self.path)
         if not self.path.is_file():
             raise SourceError(f"{self.path}: no such file or folder; give a .jsonl file of edit requests")
-        return {self.path.stem: self.path}
+        return {night_of_lines(self.path) or self.path.stem: self.path}
 
     def _read(self, night: str, path: Path) -> Iterator[UpdateRecord]:
         ids = RecordIds(night)
