@@ -16,7 +16,7 @@ import pytest
 
 from tests.warehouse.documents import document, item, statement, write_dump
 from tests.warehouse.test_changes import EVENT, REQUEST
-from warehouse.changes import parse_change
+from warehouse.changes import Malformed, parse_change
 from warehouse.dump_ingest import catch_up, fill
 from warehouse.errors import SourceError
 from warehouse.records import EditRequest
@@ -236,10 +236,12 @@ def test_a_recorded_night_is_known_by_any_of_its_endings(tmp_path: Path, name: s
     assert source.nights() == ("night-01",) and len(list(source.records("night-01"))) == 1
 
 
+ARRAY_OF_REQUESTS = f"[\n{json.dumps(REQUEST)},\n{json.dumps(REQUEST)}\n]\n".encode()
 LINES_ONLY: dict[str, tuple[bytes, str]] = {
     "pretty array": (json.dumps([REQUEST], indent=2).encode(), "one JSON array"),
     "array": (json.dumps([REQUEST, REQUEST]).encode(), "one JSON array"),
     "pretty object": (json.dumps(REQUEST, indent=2).encode(), "pretty-printed"),
+    "array with its elements on lines": (ARRAY_OF_REQUESTS, "one JSON array"),
     "tsv": (b"prompt\tsubject\nThe capital of Japan is\tJapan\n", "tab-separated"),
     "semicolons": (b"prompt;subject\n", "semicolon-separated"),
 }  # fmt: skip
@@ -256,6 +258,14 @@ def test_a_night_in_another_format_is_refused_by_name(tmp_path: Path, name: str,
         records = RecordedSource(tmp_path).records("night")
     with pytest.raises(SourceError, match=rf"night\.events\.jsonl: .*{said}"):
         list(records)
+
+
+@pytest.mark.parametrize("first", ["{", "[", "[1]", '[{"a": 1}]', "null", "prompt,subject", "{oops", "\x00", "<p>"])
+def test_a_broken_first_record_is_one_record_and_the_night_is_read(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{first}\n{TWO}")
+    found = [type(parse_change(one)) for one in RequestsSource(path).records("mine")]
+    assert found == [Malformed, EditRequest, EditRequest]
 
 
 def test_a_cut_off_archive_of_requests_is_an_error(tmp_path: Path) -> None:

@@ -98,11 +98,15 @@ def refuse_foreign(path: Path, head: bytes, wanted: str) -> None:
     """Raises:
     SourceError: these first bytes are of a known format that is no UTF-8 text; names it and the way out.
     """
+    # One bad first line before JSON is one bad record.
+    has_objects = b"\n{" in head
     for magic, name, way_out in _FOREIGN:
-        if head.lstrip(b" \t\r\n" if magic == b"<" else b"").startswith(magic):
+        if head.startswith(magic) or (magic == b"<" and head.lstrip().startswith(magic)):
+            if magic == b"<" and has_objects:
+                continue
             raise SourceError(f"{path}: this is {name}; expected {wanted}. {way_out[0].upper()}{way_out[1:]}")
     start = head[:4]
-    if 0 in start:
+    if 0 in start and not has_objects:
         # Without a mark: every other byte of Latin text in UTF-16 is zero.
         zeros = tuple(byte == 0 for byte in start)
         if zeros in ((False, True, False, True), (True, False, True, False)):
@@ -118,16 +122,18 @@ def refuse_no_lines(path: Path, head: bytes) -> None:
     Raises:
         SourceError: names what it looks like.
     """
-    lines = [line.strip() for line in head.split(b"\n")]
-    first = next((line for line in lines if line), b"")
-    if not first:
+    lines = [line for line in (line.strip() for line in head.split(b"\n")) if line]
+    if not lines:
         return
+    first, second = lines[0], lines[1] if len(lines) > 1 else b""
     wanted = "expected one JSON object on each line"
     has_objects = any(line.startswith(b"{") for line in lines)
-    # A first record that is a list of something else is one broken record of a night.
-    if first == b"[" or first.replace(b" ", b"").startswith(b"[{") or (first.startswith(b"[") and not has_objects):
+    # One broken record at the beginning is no reason to refuse a night: the next line has to belong to the same document.
+    goes_on = second == b"{" or second.endswith(b",") or b"]" in lines
+    is_array = goes_on if first == b"[" else first.startswith(b"[") and (first.endswith((b",", b"{")) or not has_objects)
+    if is_array or (first.replace(b" ", b"").startswith(b"[{") and len(lines) == 1):
         raise SourceError(f"{path}: this is one JSON array; {wanted}. Write its elements on lines: jq -c '.[]'")
-    if first == b"{":
+    if first == b"{" and second.startswith(b'"'):
         raise SourceError(f"{path}: this is JSON over many lines (pretty-printed); {wanted}. Write it on lines: jq -c .")
     if not has_objects:
         separator = next((name for sign, name in _SEPARATORS.items() if sign in first), None)
