@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 import typer
 from rich.logging import RichHandler
@@ -43,6 +44,7 @@ app.add_typer(editors.app, name="editors")
 app.add_typer(state.config_app, name="config")
 app.add_typer(reference.app, name="reference")
 app.add_typer(state.warehouse_app, name="warehouse")
+app.add_typer(state.store_app, name="store")
 app.add_typer(state.validate_app, name="validate")
 app.add_typer(entities.app, name="entities")
 app.add_typer(queue.quarantine_app, name="quarantine")
@@ -71,16 +73,33 @@ app.command()(ingest.replay)
 app.command()(demo.demo)
 
 
+def _log_level(name: str) -> int:
+    """A level of logging by its name in any case, or its number; nothing means warnings.
+
+    Raises:
+        ValueError: no such level.
+    """
+    name = name.strip()
+    levels = logging.getLevelNamesMapping()
+    if name.isdecimal():
+        return int(name)
+    if (name.upper() or "WARNING") not in levels:
+        raise ValueError(f"ERRATA_LOG={name!r} is no level; there are debug, info, warning, error and critical")
+    return levels[name.upper() or "WARNING"]
+
+
 def main() -> None:
     """Entry point of the console script: quiet libraries first, then the command."""
     try:
-        reported(configure)()
+        # Help needs no settings, and is what a person asks for whose settings are broken.
+        if "--help" not in sys.argv[1:]:
+            reported(configure)(writes=False)
+        level = reported(_log_level)(os.environ.get("ERRATA_LOG", ""))
     except typer.Exit as stop:
-        # A broken errata.toml: said in one line already, and no command can run.
+        # A broken errata.toml or level: said in one line already, and no command can run.
         raise SystemExit(stop.exit_code) from None
     # Prefect would print a traceback for every error that the command reports in one line.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    level = os.environ.get("ERRATA_LOG", "WARNING")
     # The level on the handler too: some libraries set their own loggers to INFO.
     logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(level, console=errors)])
     app()

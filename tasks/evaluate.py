@@ -20,6 +20,7 @@ from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, store_of, warehouse
 from warehouse.intake import requests_by_id
 from warehouse.ledger import active_edits, edits_of
+from warehouse.own_probes import own_probes
 from warehouse.probes import build_edit_probes, make_probe, make_probe_set, save_probe_set, standing_probes
 from warehouse.records import EditRequest, EvaluationReport, Probe, ProbeSet
 from warehouse.reports import reports_after, save_report
@@ -43,7 +44,10 @@ def in_force(settings: Settings, tonight: list[EditRequest], reverted: Collectio
 def probe_sets(
     settings: Settings, tonight: list[EditRequest], retained: list[EditRequest], gone: Sequence[Probe] = ()
 ) -> tuple[ProbeSet, ProbeSet]:
-    """The night's probe set (edits, what must be gone, drawdown, held text) and the retain set, both stored by digest."""
+    """The night's probe set and the retain set, both stored by digest.
+
+    The first has the edits, what their source asks about them, what must be gone, drawdown and held text.
+    """
     sizes = settings.probes
     with warehouse(settings) as wh:
         # Subjects of the second moment and of any edit are never asked about as bystanders.
@@ -53,7 +57,8 @@ def probe_sets(
             wh, kind="drawdown", limit=sizes.drawdown, excluded_subjects=bystanders, requests=retained, seed=sizes.seed
         )
         held = standing_probes(wh, kind="held_text", limit=sizes.held_texts)
-        probes = make_probe_set("night", [*edits.probes, *gone, *drawdown.probes, *held.probes])
+        own = own_probes(wh, tonight, retained)
+        probes = make_probe_set("night", [*edits.probes, *own, *gone, *drawdown.probes, *held.probes])
         retain = standing_probes(wh, kind="retain", limit=len(retained), requests=retained)
         save_probe_set(wh, probes)
         save_probe_set(wh, retain)

@@ -24,7 +24,7 @@ def source_of(settings: Settings, night: str | None = None) -> Source:
     """The configured source; a night that came over the live stream is the live source's, whatever is configured."""
     if settings.source.kind == "wikidata" or (night is not None and night in streamed(settings)):
         return open_source("wikidata", settings.warehouse_path)
-    return open_source(settings.source.kind, Path(settings.source.path))
+    return open_source(settings.source.kind, Path(settings.source.path), settings.source.task)
 
 
 def nights_of(settings: Settings) -> tuple[str, ...]:

@@ -25,6 +25,10 @@ def open_store(url: str) -> ObjectStore:
         if not url:
             raise ValueError("the store's address is empty; give a folder or s3://bucket/prefix")
         return DirectoryStore(Path(url).expanduser())
+    if parts.query or parts.fragment:
+        raise ValueError(
+            f"store address {url!r} has a '?' or '#'; write %3F and %23 in a file address, and choose a prefix without them"
+        )
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise ValueError(f"store address {url!r}: a file address has three slashes, as in file:///srv/errata")

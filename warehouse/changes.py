@@ -65,6 +65,13 @@ class Malformed(Record):
 
 def parse_change(record: UpdateRecord) -> Change | EditRequest | Malformed:
     """Read a record of any source. Never raises: whatever cannot be read comes back as `Malformed`."""
+    if record.source.startswith("benchmark:"):
+        from warehouse.sources.benchmark import to_request
+
+        try:
+            return to_request(record)
+        except (SourceError, ValidationError) as error:
+            return _malformed(record, "malformed_record", str(error))
     data = record.raw.encode("utf-8", "surrogatepass")
     if len(data) > MAX_RECORD_BYTES:
         return _malformed(record, "too_large", f"it has {len(data)} bytes; the limit is {MAX_RECORD_BYTES}")

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from warehouse.digests import sha256_bytes
 from warehouse.errors import SourceError
 from warehouse.records import UpdateRecord
+from warehouse.sources.formats import BROKEN, HEAD_BYTES, LINE_SUFFIXES, opened, refuse_no_lines
 
 #: A record larger than this is kept as received but never parsed.
 MAX_RECORD_BYTES = 64 * 1024
@@ -46,22 +47,25 @@ class Source(Protocol):
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The non-blank lines of a file one by one, without their line ends.
+    """The non-blank lines of a file one by one, without their line ends; gzip, bzip2 and xz are unpacked.
 
     Bytes that are no UTF-8 come as `\\xNN`, so that the text can be stored and still shows what was received.
 
     Raises:
-        SourceError: the file is missing, is no file, or has no line in it.
+        SourceError: the file is missing, is no file, has no line in it, breaks off inside its compression, or is of a format
+            that holds no lines of JSON.
     """
-    if not path.is_file():
-        raise SourceError(f"{path}: no such file; give the path of an existing file")
-    found = False
-    with path.open("rb") as handle:
-        for line in handle:
-            text = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
-            if text.strip():
-                found = True
-                yield text
+    found = 0
+    with opened(path, "newline-delimited JSON") as (handle, _):
+        refuse_no_lines(path, handle.peek(HEAD_BYTES))
+        try:
+            for line in handle:
+                text = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
+                if text.strip():
+                    found += 1
+                    yield text
+        except BROKEN as error:
+            raise SourceError(f"{path}: the file breaks off or is damaged after {found} lines: {error}") from error
     if not found:
         raise SourceError(f"{path}: the file is empty; expected one JSON object on each line")
 
@@ -111,6 +115,43 @@ def parse_time(value: object) -> datetime | None:
         return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     except ValueError:
         return None
+
+
+def night_of_lines(path: Path, suffix: str = "") -> str | None:
+    """The night that a file's name stands for: without the endings of JSON lines and of a compression, in any case.
+
+    Args:
+        suffix: what stands before those endings and does not belong to the night's name.
+
+    Returns:
+        None where the name has none of the endings.
+    """
+    endings = (suffix + ending + packed for ending in LINE_SUFFIXES for packed in ("", ".gz", ".bz2", ".xz"))
+    return next((path.name[: -len(ending)] for ending in endings if path.name.lower().endswith(ending)), None)
+
+
+def line_files(folder: Path, suffix: str = "") -> dict[str, Path]:
+    """Night -> file of newline-delimited JSON in a folder, in the order of their names; capitals in the ending do not count.
+
+    Args:
+        suffix: what stands before `.jsonl` or `.ndjson` and does not belong to the night's name.
+
+    Raises:
+        SourceError: two files would be one night, or there are files and none of them is such a file.
+    """
+    found: dict[str, Path] = {}
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    for path in paths:
+        night = night_of_lines(path, suffix)
+        if night is None:
+            continue
+        if night in found:
+            raise SourceError(f"{path}: night {night!r} is {found[night].name} already; give one of them another name")
+        found[night] = path
+    if paths and not found:
+        names = ", ".join(path.name for path in paths[:5])
+        raise SourceError(f"{folder}: no file there is newline-delimited JSON by its name (*{suffix}.jsonl); found {names}")
+    return found
 
 
 def check_night(name: str, night: str, nights: tuple[str, ...], where: Path) -> None:
