@@ -71,5 +71,5 @@ def editor_class(name: str) -> type[Editor]:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UnknownEditor(f"editor {name!r} points at {path!r}, which cannot be imported: {error}") from error

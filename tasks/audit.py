@@ -27,7 +27,7 @@ from warehouse.audit import (
     verdicts_payload,
 )
 from warehouse.digests import digest_of, sha256_file
-from warehouse.errors import WarehouseError
+from warehouse.errors import UsageError, WarehouseError
 from warehouse.export import check_export
 from warehouse.promotion import read_manifest, read_pointer
 from warehouse.records import Record
@@ -135,7 +135,7 @@ def _derived(settings: Settings, store: ObjectStore) -> list[Break]:
         manifest = read_manifest(store, found[0].checkpoint_id)
         # An empty home: what this machine keeps of patches is no witness.
         model = at_checkpoint(settings.model_copy(update={"home": folder}), store, manifest.checkpoint)
-    except (WarehouseError, EditorError, ValueError) as error:
+    except (WarehouseError, EditorError, UsageError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         return [Break(what=f"channel {settings.channel_name}", found=str(error))]
     own = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")

@@ -15,6 +15,7 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch
 from tasks.settings import ModelSettings, Settings
 from warehouse.artifacts import ObjectStore, patch_key
+from warehouse.errors import UsageError
 from warehouse.promotion import read_manifest, read_pointer
 from warehouse.records import Checkpoint, Manifest
 from warehouse.whole_files import whole_file
@@ -121,13 +122,13 @@ def at_checkpoint(settings: Settings, store: ObjectStore, checkpoint: Checkpoint
 
     Raises:
         PatchError: a patch is damaged.
-        ValueError: the checkpoint was made from another base model.
+        UsageError: the checkpoint was made from another base model.
     """
     model = base_model(settings)
     if checkpoint is None:
         return model
     if checkpoint.base_digest != model.base_digest:
-        raise ValueError(
+        raise UsageError(
             f"checkpoint {checkpoint.checkpoint_id[:12]} belongs to base {checkpoint.base_digest[:12]} "
             f"({checkpoint.base_model}), but {settings.model.name} has {model.base_digest[:12]}; use another lineage"
         )

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
+from warehouse.errors import UsageError, problems
 from warehouse.limits import Limits
 from warehouse.reference import HERE as REFERENCE
 
@@ -190,7 +198,10 @@ def silence_telemetry(settings: Settings) -> None:
         os.environ.setdefault(name, value)
     # Prefect keeps its state with ours, so that a home is one folder.
     home = (settings.home / "prefect").absolute()
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"home {str(settings.home)!r} cannot be made: {error.strerror or error}") from error
     os.environ.setdefault("PREFECT_HOME", str(home))
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tasks,editors,checks,warehouse")
 
@@ -199,13 +210,20 @@ def configure(config: Mapping[str, Any] | None = None, *, lineage: str | None = 
     """Settings with `config` (shaped as `errata.toml`) and the two names that a night is usually run with on top.
 
     Raises:
-        ValidationError: an unknown or ill-typed setting; the message names it.
+        UsageError: an unknown or ill-typed setting, or a file that is no TOML; the message names it.
     """
     values: dict[str, Any] = dict(config or {})
     if lineage is not None:
         values["lineage"] = lineage
     if editor is not None:
         values["editor"] = {**values.get("editor", {}), "name": editor}
-    settings = Settings(**values)
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise UsageError(f"settings ({CONFIG_FILE}, ERRATA_* variables): {problems(error)}") from error
+    except SettingsError as error:
+        raise UsageError(f"settings (ERRATA_* variables): {error}; expected JSON") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{CONFIG_FILE} cannot be read: {error}") from error
     silence_telemetry(settings)
     return settings

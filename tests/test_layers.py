@@ -121,6 +121,25 @@ def test_a_statement_is_found_where_it_is_given() -> None:
     assert statements_given_in("with warehouse(settings) as wh:\n    wh.scalar(STATEMENT)") == [2]
 
 
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_an_error_has_the_root_of_its_package(package: str) -> None:
+    """The command line knows the roots alone. `_Private` ones never leave their module."""
+    roots = {"WarehouseError", "UsageError", "EditorError", "ChecksError", "TasksError"}
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                bare = bases and bases <= {"Exception", "BaseException", "ValueError", "RuntimeError", "KeyError", "TypeError"}
+                assert not bare or node.name in roots, f"{path.relative_to(ROOT)}: {node.name} has no root of ours"
+
+
+def test_flows_raise_no_bare_value_error() -> None:
+    for path in (ROOT / "flows").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+                assert node.exc.func.id != "ValueError", f"{path}:{node.lineno}: a user's mistake is a UsageError"
+
+
 def test_no_flow_file_bears_the_name_of_a_dependency() -> None:
     import importlib.util
 

@@ -16,6 +16,7 @@ from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.tokens import pad_right
+from warehouse.errors import UsageError
 
 TOKENS_PER_PASS = 4096
 
@@ -125,7 +126,7 @@ def ridged_factor(second: Tensor, ridge: float) -> Tensor:
     matrix.diagonal().add_(ridge * matrix.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed):
-        raise ValueError(f"second moment ({size} x {size}) is not positive definite; raise second_moment_ridge ({ridge})")
+        raise UsageError(f"second moment ({size} x {size}) is not positive definite; raise second_moment_ridge ({ridge})")
     return factor
 
 
