@@ -16,11 +16,11 @@ from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.errors import Conflict, NotFound, UsageError
 from warehouse.intake import verdicts_of
+from warehouse.live_ingest import Filters, Limits, LiveIngest
 from warehouse.sources.base import parse_time
 from warehouse.sources.documents import Mode
 from warehouse.sources.replay import STREAM_PATH
 from warehouse.sources.stream import EventStream
-from warehouse.sources.wikidata import Filters, Limits, LiveIngest
 from warehouse.sources.wikidata_http import Backoff, WikidataClient, guarded_client, is_loopback, user_agent
 from warehouse.store import Warehouse
 from warehouse.stream_store import read_cursor, stream_summary

@@ -13,6 +13,7 @@ from warehouse.digests import digest_of
 from warehouse.errors import SourceError
 from warehouse.records import EditRequest, Entity, Record, UpdateRecord
 from warehouse.sources.base import MAX_RECORD_BYTES
+from warehouse.sources.knowedit import to_request
 
 Op = Literal["set_value", "add_statement", "remove_statement", "set_rank", "add_qualifier", "set_label", "set_description"]
 Rank = Literal["preferred", "normal", "deprecated"]
@@ -77,9 +78,6 @@ def parse_change(record: UpdateRecord) -> Change | EditRequest | Malformed:
         return _malformed(record, "malformed_record", f"it is a {type(item).__name__}; expected a JSON object")
     try:
         if record.source.startswith("knowedit:"):
-            # Imported here: a change can be read without the database that the probes of KnowEdit come with.
-            from warehouse.sources.knowedit import to_request
-
             return to_request(record)
         if "op" in item or "property" in item:
             return _change(record, _Event.model_validate_json(data))

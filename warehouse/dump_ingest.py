@@ -37,8 +37,8 @@ from warehouse.sources.entities import (
     parse_entity,
     record_id_of,
 )
+from warehouse.sources.pending import SOURCE
 from warehouse.store import Warehouse
-from warehouse.stream_store import SOURCE
 from warehouse.world_store import fact_id
 
 #: Opens the warehouse for one short piece of work.

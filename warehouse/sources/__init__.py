@@ -12,7 +12,7 @@ SOURCES = {
     "recorded": "warehouse.sources.recorded:RecordedSource",
     "knowedit": "warehouse.sources.knowedit:KnowEditSource",
     "requests": "warehouse.sources.requests:RequestsSource",
-    "wikidata": "warehouse.sources.wikidata:WikidataSource",
+    "wikidata": "warehouse.live_ingest:WikidataSource",
 }
 
 
