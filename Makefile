@@ -7,7 +7,7 @@ export GX_ANALYTICS_ENABLED := False
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check quality tamper clean setup kill
+.PHONY: demo test check laws quality tamper clean setup kill
 
 setup: $(STAMP)
 
@@ -24,6 +24,14 @@ demo: setup
 ## Everything that CI runs.
 test: setup check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(MAKE) laws
+
+## What must be equal to the bit, as another processor and another number of threads would compute it; CI runs it too.
+OLD_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+laws: setup
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m law
+	env $(OLD_PROCESSOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m law -n 2
+	env $(OLD_PROCESSOR) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m law
 
 check: setup
 	$(BIN)/ruff check .

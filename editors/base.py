@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from editors.exact import aligned
 from editors.model import EditableModel, Undo, tensor_bytes
 from warehouse.digests import canonical_json, digest_of, digest_of_parts
 from warehouse.records import EditBatch, EditRequest
@@ -137,7 +138,8 @@ class Workbench:
             return None
         with safe_open(path, "pt") as handle:
             header = handle.metadata()
-        return int(header["step"]), load_file(path), json.loads(header["facts"])
+        tensors = {name: aligned(t) for name, t in load_file(path).items()}
+        return int(header["step"]), tensors, json.loads(header["facts"])
 
 
 #: For preparations that nobody watches and that start anew.
@@ -146,10 +148,16 @@ NO_BENCH = Workbench()
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an editor learnt before any edit: named tensors and plain facts about them."""
+    """What an editor learnt before any edit: named tensors and plain facts about them.
+
+    Read from a file it works as it did when it was made, to the last bit: its tensors lie in memory alike.
+    """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", {name: aligned(t) for name, t in self.tensors.items()})
 
     @cached_property
     def digest(self) -> str:
@@ -168,6 +176,11 @@ class Patch(ABC):
     """
 
     kind: ClassVar[PatchKind]
+
+    @property
+    def rederivable(self) -> bool:
+        """The maker wrote its checkpoint by rules that give the same bits on every machine; patches of before did not."""
+        return True
 
     @property
     @abstractmethod

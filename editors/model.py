@@ -18,6 +18,7 @@ from transformers.activations import NewGELUActivation
 from editors.anatomy import anatomy_of
 from editors.calls import Call, Generation, PromptPositions, Runner
 from editors.errors import UnsupportedModel
+from editors.exact import aligned
 from editors.runner import PlainRunner
 from editors.scoring import score_call, stop_tokens
 from editors.tokens import continuation_of, pad_id_of
@@ -73,6 +74,9 @@ class EditableModel:
         self._undos: list[Undo] = []
         self._originals: dict[str, Tensor] = {}
         self._parameters = dict(model.named_parameters())
+        for parameter in self._parameters.values():
+            # A copy of the model answers like the model itself, to the last bit, only if its weights lie alike.
+            parameter.data = aligned(parameter.data)
         self._plain = PlainRunner(self)
         self._runner: Runner = self._plain
         self._stops: Tensor | None = None

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from checks.gates import decide
-from editors.errors import EditorError
 from tasks.audit_store import channels, look_through, other_chains, strays
-from tasks.models import at_checkpoint
-from tasks.promote import NOTE, materialise
+from tasks.rederive import rederived
 from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
-from warehouse.artifacts import ObjectStore, checkpoint_key
+from warehouse.artifacts import ObjectStore
 from warehouse.audit import (
     AuditEntry,
     Break,
@@ -26,10 +22,9 @@ from warehouse.audit import (
     entries,
     verdicts_payload,
 )
-from warehouse.digests import digest_of, sha256_file
-from warehouse.errors import UsageError, WarehouseError
+from warehouse.digests import digest_of
+from warehouse.errors import NotFound, WarehouseError
 from warehouse.export import check_export
-from warehouse.promotion import read_manifest, read_pointer
 from warehouse.records import Record
 from warehouse.reports import load_decision, load_policy, load_report
 from warehouse.store import Warehouse
@@ -42,7 +37,10 @@ Progress = Callable[[str], None]
 
 
 class AuditReport(Record):
-    """What `errata audit` looked at, and what does not hold."""
+    """What `errata audit` looked at, and what does not hold.
+
+    `notes`: what holds, but to a tolerance only, and why.
+    """
 
     entries: int
     checkpoints: int
@@ -50,6 +48,7 @@ class AuditReport(Record):
     signatures: int
     evaluated: bool
     breaks: tuple[Break, ...]
+    notes: tuple[str, ...] = ()
 
 
 def audit(
@@ -60,10 +59,19 @@ def audit(
     Args:
         deep: also evaluate production again and compare its answers.
         exported: also check this export of the warehouse.
+
+    Raises:
+        NotFound: nothing was ever done here, so that nothing could be found wrong either.
     """
+    if not settings.warehouse_path.is_file():
+        raise NotFound(
+            f"there is nothing to audit: no warehouse at {settings.warehouse_path}; check `home` (ERRATA_HOME), or bring the "
+            "warehouse back from a copy"
+        )
     store = store_of(settings)
     with warehouse(settings) as wh:
         chain = entries(wh)
+        _refuse_nothing(settings, store, chain)
         progress("the chain")
         breaks = [*check_chain(chain), *check_mirror(chain, store), *_vouched(wh, chain)]
         progress("decisions")
@@ -74,7 +82,8 @@ def audit(
     seen = look_through(settings, store, chain, progress)
     breaks += [*seen.breaks, *strays(store, chain, seen), *channels(settings, store, chain), *other_chains(store, chain)]
     progress("production's weights from the base and its patches")
-    breaks += _derived(settings, store)
+    again = rederived(settings, store)
+    breaks += again.breaks
     if deep:
         from tasks.audit_deep import evaluated_again
 
@@ -82,8 +91,20 @@ def audit(
         breaks += evaluated_again(settings)
     return AuditReport(
         entries=len(chain), checkpoints=seen.promoted, objects=seen.objects, signatures=seen.signatures, evaluated=deep,
-        breaks=tuple(breaks),
+        breaks=tuple(breaks), notes=again.notes,
     )  # fmt: skip
+
+
+def _refuse_nothing(settings: Settings, store: ObjectStore, chain: list[AuditEntry]) -> None:
+    """An empty trail over objects in the store is a break like any other; over nothing it says nothing."""
+    if not chain and not any(True for _ in store.list()):
+        raise NotFound(
+            f"there is nothing to audit: the trail in {settings.warehouse_path} is empty and {store.url} holds nothing; run a "
+            "night first, or check `home` (ERRATA_HOME) and `store`"
+        )
+    known = {e.lineage for e in chain if e.kind in ("promotion", "rejection")}
+    if known and settings.lineage not in known:
+        raise NotFound(f"there is nothing to audit on lineage {settings.lineage!r}: the trail knows {', '.join(sorted(known))}")
 
 
 def _vouched(wh: Warehouse, chain: list[AuditEntry]) -> Iterator[Break]:
@@ -123,33 +144,3 @@ def _decisions(wh: Warehouse, chain: list[AuditEntry]) -> Iterator[Break]:
         # Not the ids: a policy of an earlier release has another digest today.
         if (again.verdict, again.results) != (decision.verdict, decision.results):
             yield Break(what=f"decision {entry.subject}", found="its policy decides otherwise on its report")
-
-
-def _derived(settings: Settings, store: ObjectStore) -> list[Break]:
-    """Production's files made again from the base and the patches of the store, bit for bit."""
-    folder = Path(tempfile.mkdtemp())
-    try:
-        found = read_pointer(store, settings.channel_name)
-        if found is None:
-            return []
-        manifest = read_manifest(store, found[0].checkpoint_id)
-        # An empty home: what this machine keeps of patches is no witness.
-        model = at_checkpoint(settings.model_copy(update={"home": folder}), store, manifest.checkpoint)
-    except (WarehouseError, EditorError, UsageError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        return [Break(what=f"channel {settings.channel_name}", found=str(error))]
-    own = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
-    try:
-        materialise(model, manifest.checkpoint, folder / "model")
-        made = {p.relative_to(folder / "model").as_posix(): p for p in (folder / "model").rglob("*") if p.is_file()}
-        breaks = []
-        for key, digest in manifest.files.items():
-            name = key.removeprefix(own)
-            if not key.startswith(own) or name == NOTE:
-                continue
-            if name not in made or sha256_file(made[name]) != digest:
-                breaks.append(Break(what=key, found="the base and the patches do not give this file"))
-        return breaks
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        model.rollback(0)

@@ -15,7 +15,8 @@ import torch
 from editors.model import EditableModel
 from tests.support import tiny_model
 
-torch.set_num_threads(1)
+# One is fastest beside other workers; laws are also run with two (`make laws`).
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(params=["gpt2", "llama"])

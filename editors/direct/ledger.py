@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Patch, Prepared, Workbench
+from editors.exact import on_grid
 from editors.mechanics.answers import check_request
 from editors.mechanics.second_moment import at_base
 from editors.mechanics.side_by_side import side_by_side
@@ -151,7 +152,8 @@ class Ledger(Editor[LedgerConfig]):
         prompts = [r.prompt for r in requests]
         prompts = list(dict.fromkeys([subject, *prompts, *wordings_for(subject, every, self.config.key_wordings, barred)]))
         states = subject_states(model, prompts, [subject] * len(prompts), self._site(model))
-        vector = space.filter(states, self.config.filter_slack)
+        # On the grid before anything is measured with it: what it is measured with is what is served.
+        vector = on_grid(space.filter(states, self.config.filter_slack)).float()
         own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))
         foreign = float(space.scores(vector, space.bank).max())
         value, _ = solve_subject(model, requests, templates, self.config.layer, model.anatomy.mlp_out, self.config)

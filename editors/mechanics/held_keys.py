@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from editors.exact import aligned
+
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
     from jaxtyping import Float
@@ -17,8 +19,8 @@ class HeldKeys:
 
     By Woodbury's identity a block K makes V - W (I + K^T W)^-1 W^T of it, with W = V K. That is V - Q Q^T: V is kept as
     I / ridge and one column of Q a key, and as the matrix itself once the columns outnumber its width. t new keys beside n
-    old ones of width d cost O(d t min(n, d)), against the O(d min(n, d)^2) of a new system. A function of the blocks and
-    their order, bit for bit: one that is rebuilt equals one that grew.
+    old ones of width d cost O(d t min(n, d)), against the O(d min(n, d)^2) of a new system. On one machine a function of the
+    blocks and their order, bit for bit, wherever they lie: one that is rebuilt equals one that grew.
     """
 
     def __init__(self, width: int, ridge: float, device: torch.device | None = None) -> None:
@@ -28,7 +30,7 @@ class HeldKeys:
 
     def hold(self, keys: Float[Tensor, "d_in tokens"]) -> None:
         """Take up a block of keys; their order within it and among the blocks is part of the result's last bits."""
-        moved, factor = self._step(keys.double(), None)
+        moved, factor = self._step(aligned(keys.double()), None)
         columns = torch.linalg.solve_triangular(factor, moved.t(), upper=False)
         if self._dense is not None:
             self._dense.addmm_(columns.t(), columns, alpha=-1.0)

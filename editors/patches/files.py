@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from editors.base import Patch
 from editors.errors import PatchError
+from editors.exact import aligned
 from editors.writing import writing
 from warehouse.digests import canonical_json
 from warehouse.errors import IntegrityError
@@ -78,7 +79,7 @@ def load_patch(folder: Path, expected: str | None = None, limits: Limits = DEFAU
     try:
         check_folder(folder, limits)
         header: Any = json.loads((folder / HEADER).read_bytes())
-        tensors = load_file(folder / TENSORS)
+        tensors = {name: aligned(t) for name, t in load_file(folder / TENSORS).items()}
     except IntegrityError as error:
         raise PatchError(f"patch {folder} is refused: {error}") from error
     except (OSError, ValueError, RecursionError, SafetensorError) as error:

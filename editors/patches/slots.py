@@ -2,7 +2,8 @@
 
     out += sum_i ramp((w_i . (h - mu) - low_i) / (high_i - low_i)) d_i ,   ramp clamps to [0, 1]
 
-Thresholds are a function of the whole set of slots, so any order and any batching of one set gives the same module.
+Thresholds are a function of the whole set of slots, so any order and any batching of one set gives the same module, on
+every machine: what a slot is made of is stored, and what is computed from slots is computed by `editors.exact`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from editors.base import Patch, PatchKind
 from editors.errors import PatchError
+from editors.exact import BITS, exact_dense, grid_product, on_grid
 from editors.model import EditableModel, Undo
 from warehouse.records import EditRequest
 
@@ -75,21 +77,24 @@ def gates_of(slots: Sequence[Slot], mean: Tensor, gap_share: float, ramp_share: 
 
     Anything else: the bank, and the states of every other slot. The ramp begins at `gap_share` of the way from foreign
     to own, and is open at `ramp_share` of what is left.
+
+    Filters are those of the grid of `editors.exact`, on which slots of today lie anyway.
     """
     ordered = sorted(slots, key=lambda s: s.subject)
-    filters = torch.stack([s.filter for s in ordered])
+    grid = on_grid(torch.stack([s.filter for s in ordered]))
     values = torch.stack([s.value for s in ordered])
     own, foreign = torch.tensor([s.own for s in ordered]), torch.tensor([s.foreign for s in ordered])
-    states = torch.cat([s.states for s in ordered]) - mean
+    states = on_grid(torch.cat([s.states for s in ordered]) - mean)
     owner = torch.tensor([i for i, s in enumerate(ordered) for _ in range(len(s.states))])
     for start in range(0, len(ordered), 256):
         rows = slice(start, min(start + 256, len(ordered)))
-        answers = filters[rows] @ states.t()
+        answers = grid_product(grid[rows], states)
         answers[owner[None, :] == torch.arange(len(ordered))[rows, None]] = float("-inf")
-        foreign[rows] = torch.maximum(foreign[rows], answers.amax(1))
+        foreign[rows] = torch.maximum(foreign[rows], answers.amax(1).float())
     foreign = torch.minimum(foreign, MOST_FOREIGN * own)
     low = foreign + gap_share * (own - foreign)
-    return Gates(filters, filters @ mean, low, low + ramp_share * (own - low), values)
+    filters = grid.float()
+    return Gates(filters, exact_dense(filters, mean[None])[:, 0], low, low + ramp_share * (own - low), values)
 
 
 class SlotBook:
@@ -158,20 +163,31 @@ def opened_tokens(model: EditableModel, texts: Sequence[str]) -> list[tuple[int,
 
 @final
 class SlotPatch(Patch):
-    """Slots set (or, for None, removed) by one batch; each replaces the subject's slot below it."""
+    """Slots set (or, for None, removed) by one batch; each replaces the subject's slot below it.
+
+    Args:
+        grid: bits of the grid that filters lie on (see `editors.exact`); 0 for patches of before it, whose checkpoints
+            have the last bits of the machine that wrote them.
+    """
 
     kind: ClassVar[PatchKind] = "module"
 
     def __init__(
         self, site: str, mean: Float[Tensor, " d_model"], gap_share: float, ramp_share: float,
-        changes: Mapping[str, Slot | None],
+        changes: Mapping[str, Slot | None], grid: int = BITS,
     ) -> None:  # fmt: skip
-        self.site, self.gap_share, self.ramp_share = site, gap_share, ramp_share
+        if grid not in (0, BITS):
+            raise PatchError(f"the filters at {site} lie on a grid of {grid} bits, this release has {BITS}; update errata")
+        self.site, self.gap_share, self.ramp_share, self.grid = site, gap_share, ramp_share, grid
         self.mean = mean.detach().float().cpu().contiguous()
         self.changes = {
             subject: None if s is None else replace(s, states=_plain(s.states), filter=_plain(s.filter), value=_plain(s.value))
             for subject, s in sorted(changes.items())
         }
+
+    @property
+    def rederivable(self) -> bool:
+        return self.grid == BITS
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -192,7 +208,8 @@ class SlotPatch(Patch):
              "requests": [] if s is None else [r.model_dump(mode="json") for r in s.requests]}
             for subject, s in self.changes.items()
         ]  # fmt: skip
-        return {"form": "slots", "site": self.site, "gap_share": self.gap_share, "ramp_share": self.ramp_share, "slots": slots}
+        settings = {"site": self.site, "gap_share": self.gap_share, "ramp_share": self.ramp_share}
+        return {"form": "slots", **settings, "slots": slots, **({"grid": self.grid} if self.grid else {})}
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SlotPatch:
@@ -208,7 +225,7 @@ class SlotPatch(Patch):
                 float(tensors["own"][number]), float(tensors["foreign"][number]), tensors["values"][number].clone(),
             )  # fmt: skip
             at, number = at + row["forms"], number + 1
-        return cls(meta["site"], tensors["mean"], meta["gap_share"], meta["ramp_share"], changes)
+        return cls(meta["site"], tensors["mean"], meta["gap_share"], meta["ramp_share"], changes, int(meta.get("grid", 0)))
 
     def attach(self, model: EditableModel) -> Undo:
         """Set the slots; the first patch of a site installs the hook.

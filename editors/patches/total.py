@@ -12,7 +12,7 @@ from torch import Tensor
 from editors.base import Patch, PatchKind
 from editors.errors import PatchError
 from editors.model import EditableModel, Undo
-from editors.patches.weight import Update, WeightPatch
+from editors.patches.weight import EXACT, Update, WeightPatch
 from warehouse.records import EditRequest
 
 #: Names of weights never begin with this, so both kinds of tensors share one file.
@@ -34,7 +34,7 @@ class TotalPatch(Patch):
 
     def __init__(
         self, names: Sequence[str], updates: Mapping[str, Update], active: Mapping[str, Sequence[EditRequest]],
-        deltas: Mapping[str, Tensor],
+        deltas: Mapping[str, Tensor], product: str = EXACT,
     ) -> None:  # fmt: skip
         if set(updates) - set(names):
             raise ValueError(f"updates of {sorted(set(updates) - set(names))} are not among the names {sorted(names)}")
@@ -43,7 +43,11 @@ class TotalPatch(Patch):
         self.names = tuple(sorted(names))
         self.active = {subject: tuple(active[subject]) for subject in sorted(active)}
         self.deltas = {subject: deltas[subject].detach().float().cpu() for subject in self.active}
-        self._weights = WeightPatch(updates)
+        self._weights = WeightPatch(updates, product=product)
+
+    @property
+    def rederivable(self) -> bool:
+        return self._weights.rederivable
 
     @property
     def updates(self) -> Mapping[str, Update]:
@@ -64,7 +68,8 @@ class TotalPatch(Patch):
         parts = {name: t for name, t in tensors.items() if name != DELTAS}
         active = {s: [EditRequest.model_validate(r, strict=False) for r in group] for s, group in meta["active"]}
         deltas = {subject: tensors[DELTAS][row].clone() for row, subject in enumerate(sorted(active))}
-        return cls(meta["names"], WeightPatch.from_parts(parts, meta["weights"]).updates, active, deltas)
+        updates = WeightPatch.from_parts(parts, meta["weights"]).updates
+        return cls(meta["names"], updates, active, deltas, str(meta["weights"].get("product", "")))
 
     def attach(self, model: EditableModel) -> Undo:
         """Set the weights.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from editors.base import Patch, PatchKind
+from editors.exact import exact_dense
 from editors.model import EditableModel, Undo
 
 
@@ -22,7 +23,8 @@ class LowRank:
     right: Tensor
 
     def dense(self) -> Tensor:
-        return self.left @ self.right.t()
+        """The update itself, the same bits on every machine: it becomes part of a checkpoint."""
+        return exact_dense(self.left, self.right)
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,29 @@ class Dense:
 Update = LowRank | Sparse | Dense
 
 
+#: How a patch says that its low-rank updates are multiplied by `editors.exact`.
+EXACT = "exact"
+
+
 @final
 class WeightPatch(Patch):
-    """Updates by parameter name; each is added in fp32 to the weight below it."""
+    """Updates by parameter name; each is added in fp32 to the weight below it.
+
+    Args:
+        product: how the maker multiplied low-rank updates: `exact`, or empty for patches of before, whose checkpoints have
+            the last bits of the machine that wrote them.
+    """
 
     kind: ClassVar[PatchKind] = "weight"
 
-    def __init__(self, updates: Mapping[str, Update], note: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, updates: Mapping[str, Update], note: Mapping[str, Any] | None = None, product: str = EXACT) -> None:
         self.updates = dict(updates)
         self._note = dict(note or {})
+        self._product = product
+
+    @property
+    def rederivable(self) -> bool:
+        return self._product == EXACT
 
     def dense(self, name: str) -> Tensor:
         """The update of a parameter as (d_out, d_in)."""
@@ -82,7 +98,8 @@ class WeightPatch(Patch):
     @cached_property
     def meta(self) -> Mapping[str, Any]:  # type: ignore[override]
         shapes = {name: list(u.shape) for name, u in self.updates.items() if isinstance(u, Sparse)}
-        return {"sparse_shapes": shapes, "note": self._note}
+        made = {"product": self._product} if self._product else {}
+        return {"sparse_shapes": shapes, "note": self._note, **made}
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> WeightPatch:
@@ -95,7 +112,7 @@ class WeightPatch(Patch):
                 updates[name] = Sparse(tensors[f"{name}|index"], tensors[f"{name}|value"], (rows, columns))
             else:
                 updates[name] = Dense(tensors[f"{name}|dense"])
-        return cls(updates, meta["note"])
+        return cls(updates, meta["note"], str(meta.get("product", "")))
 
     def attach(self, model: EditableModel) -> Undo:
         for name in sorted(self.updates):

@@ -34,6 +34,8 @@ def audit(
             f"{found.entries} entries of the trail, {found.checkpoints} promoted checkpoints, {found.objects} objects, "
             f"{found.signatures} signatures" + (", production's answers" if found.evaluated else ""), highlight=False,
         )  # fmt: skip
+        for word in found.notes:
+            console.print(word, highlight=False, markup=False)
         if found.breaks:
             table(f"{len(found.breaks)} breaks", ("what", "found"), [(b.what, b.found) for b in found.breaks])
         else:

@@ -29,6 +29,7 @@ from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 from warehouse.questions import Question
 from warehouse.records import EditRequest
 
+pytestmark = pytest.mark.law
 KINDS = ("gpt2", "llama")
 #: Six subjects, one of them with two more relations, and a subject that ends another.
 DEATH = request(7, "Ada Lovelace", "Tokyo", prompt="{} died in", relation="P20")

@@ -29,6 +29,8 @@ from tests.editors.test_ledger import EVERY, KINDS, batchings
 from tests.support import CORPUS, request, tiny_model
 from warehouse.records import EditRequest
 
+pytestmark = pytest.mark.law
+
 QUICK = settings(max_examples=4, deadline=None)
 
 

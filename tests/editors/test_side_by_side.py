@@ -16,6 +16,8 @@ from editors.presets import load_editor
 from editors.session import batch_of
 from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 
+pytestmark = pytest.mark.law
+
 
 @pytest.fixture
 def three_threads() -> Iterator[None]:

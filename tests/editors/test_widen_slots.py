@@ -17,6 +17,8 @@ from editors.patches.widen_slots import export_plain, read_columns, silence, wid
 from tests.editors.test_ledger import EVERY, KINDS, SIX_REQUESTS, book_of, wearing
 from tests.support import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.law
+
 TEXTS = [r.prompt + " " + r.target_new for r in EVERY] + ["A small boat went up the river"]
 #: Largest difference of any logit between the hooked and the plain form; the tiny models' logits are of size 1 to 10.
 TOLERANCE = 1e-4

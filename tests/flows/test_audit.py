@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from editors.patches.weight import LowRank, WeightPatch
 from tasks.audit import AuditReport, audit
+from tasks.audit_deep import _differing
 from tasks.notes import export_warehouse
 from tasks.settings import configure
+from tasks.workspace import warehouse
 from tests.flows.conftest import FinishedNight, Home
+from tests.flows.nights import config_of
+from tests.machines import OTHERS, run
+from warehouse.errors import NotFound
+from warehouse.records import Prediction
 
 
 def audited(home: Home) -> AuditReport:
@@ -110,3 +119,91 @@ def test_a_damaged_export_is_found(copied: Home, tmp_path: Path, damage: Callabl
 def test_an_object_that_nobody_promoted_is_found(copied: Home) -> None:
     copied.store.create("manifests/" + "a" * 64 + ".json", b"{}")
     assert [b.what for b in audited(copied).breaks] == ["manifests/" + "a" * 64 + ".json"]
+
+
+# ------------------------------------------------------------ other machines, other releases, nothing at all
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_another_machine_finds_nothing_but_what_was_tampered_with(copied: Home, setting: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({k: v for k, v in copied.config.items() if k != "threads"}), encoding="utf-8")
+    assert run(setting, "audit", str(config)) == []
+    flip(min((copied.path / "store").rglob("model.safetensors")), random.Random(1))
+    assert run(setting, "audit", str(config))
+
+
+def test_a_home_of_before_holds_with_a_word(
+    world: dict[str, Any], prefect_server: None, without_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint has the last bits of the machine and of the release that wrote it."""
+    home = Home(config_of(world, tmp_path / "home"))
+    with monkeypatch.context() as before:
+        before.setattr(LowRank, "dense", lambda update: (update.left @ update.right.t()) * (1 + 2.0**-22))
+        before.setattr(WeightPatch.__init__, "__defaults__", (None, ""))
+        assert home.run().verdict == "promote"
+    found = audited(home)
+    assert found.breaks == ()
+    (word,) = found.notes
+    assert "model.safetensors: written by a release whose last bits depended on the machine" in word
+
+
+def test_a_home_of_before_with_other_weights_does_not_hold(
+    world: dict[str, Any], prefect_server: None, without_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(config_of(world, tmp_path / "home"))
+    with monkeypatch.context() as before:
+        before.setattr(LowRank, "dense", lambda update: (update.left @ update.right.t()) * 1.01)
+        before.setattr(WeightPatch.__init__, "__defaults__", (None, ""))
+        assert home.run().verdict == "promote"
+    found = audited(home)
+    assert [b.found for b in found.breaks] == ["the base and the patches do not give this file"] and not found.notes
+
+
+def test_todays_weights_are_held_to_the_bit(
+    world: dict[str, Any], prefect_server: None, without_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(config_of(world, tmp_path / "home"))
+    with monkeypatch.context() as before:
+        before.setattr(LowRank, "dense", lambda update: (update.left @ update.right.t()) * (1 + 2.0**-22))
+        assert home.run().verdict == "promote"
+    assert [b.found for b in audited(home).breaks] == ["the base and the patches do not give this file"]
+
+
+def test_a_home_that_is_not_there_is_not_sound_and_gets_no_warehouse(copied: Home, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"nothing to audit: no warehouse at .*mistyped"):
+        audit(configure({**copied.config, "home": str(tmp_path / "mistyped")}))
+    assert not (tmp_path / "mistyped" / "warehouse.duckdb").exists()
+
+
+def test_a_home_without_a_trail_is_not_sound(world: dict[str, Any], tmp_path: Path) -> None:
+    settings = configure(config_of(world, tmp_path / "home"))
+    with warehouse(settings):
+        pass
+    with pytest.raises(NotFound, match=r"nothing to audit: the trail in .* is empty"):
+        audit(settings)
+
+
+def test_an_emptied_trail_over_a_full_store_is_a_break(copied: Home) -> None:
+    with warehouse(configure(copied.config)) as wh:
+        wh.execute("DELETE FROM audit")
+    assert audited(copied).breaks
+
+
+def test_a_lineage_that_nobody_has_is_named(copied: Home) -> None:
+    with pytest.raises(NotFound, match="lineage 'mian': the trail knows main"):
+        audit(configure({**copied.config, "lineage": "mian"}))
+
+
+def test_the_deep_audit_asks_again_and_finds_another_answer(copied: Home) -> None:
+    assert audit(configure(copied.config), deep=True).breaks == ()
+    with warehouse(configure(copied.config)) as wh:
+        assert wh.execute("UPDATE predictions SET log_prob = log_prob - 0.1") > 0
+    assert any("answer to probe" in b.what for b in audit(configure(copied.config), deep=True).breaks)
+
+
+@pytest.mark.parametrize(("shift", "breaks"), [(0.0, 0), (5e-4, 0), (2e-3, 1)])
+def test_a_tie_between_two_machines_is_no_other_model(shift: float, breaks: int) -> None:
+    was = Prediction(model_digest="m", probe_id="p", text="", log_prob=-1.0, exact=True, token_accuracy=1.0)
+    now = was.model_copy(update={"exact": False, "log_prob": -1.0 + shift})
+    assert len(list(_differing({"p": was}, {"p": now}))) == breaks

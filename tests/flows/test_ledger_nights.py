@@ -22,10 +22,11 @@ from tasks.settings import configure
 from tasks.workspace import warehouse
 from tests.flows.conftest import Home
 from tests.flows.nights import LATER, UPDATES, config_of, event, write_night
+from tests.machines import OTHERS, run
 from warehouse.ledger import active_edits
 from warehouse.quarantine import release
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = [pytest.mark.usefixtures("prefect_server", "without_page"), pytest.mark.law]
 FIRST, SECOND, THIRD = (u[0][1] for u in UPDATES)
 LAST = LATER[1][0][1]
 #: What the first subject turns to in the second night.
@@ -131,6 +132,18 @@ def test_reverting_all_of_a_night_serves_the_state_without_it(own: Home) -> None
 def test_warehouse_and_audit_hold(four: Home) -> None:
     assert four.findings() == []
     assert audit(configure(four.config)).breaks == ()
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_the_audit_on_another_machine_finds_nothing_but_what_was_tampered_with(own: Home, setting: str, tmp_path: Path) -> None:
+    config = {k: v for k, v in own.config.items() if k != "threads"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert run(setting, "audit", str(tmp_path / "config.json")) == []
+    patch = min((own.path / "store").rglob("patch.safetensors"))
+    data = bytearray(patch.read_bytes())
+    data[-1] ^= 1
+    patch.write_bytes(bytes(data))
+    assert run(setting, "audit", str(tmp_path / "config.json"))
 
 
 @pytest.mark.parametrize("night", NIGHTS[:3])

@@ -1,0 +1,84 @@
+"""Gates are made from stored slots exactly: a set and its subset, memory and file, one place and another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from editors.errors import PatchError
+from editors.patches.slots import Gates, SlotPatch, gates_of
+from editors.patches.weight import LowRank, WeightPatch
+from tests.awkward import OFFSETS, awkward, awkward_slot, fixed
+from tests.machines import fixed_model, fixed_slot
+
+pytestmark = pytest.mark.law
+MEAN = fixed(32, seed=7)
+SLOTS = [fixed_slot(i) for i in range(40)]
+
+
+def made(slots: list, mean: torch.Tensor = MEAN) -> Gates:
+    return gates_of(slots, mean, gap_share=0.5, ramp_share=0.5)
+
+
+def equal(one: Gates, other: Gates) -> bool:
+    return all(torch.equal(t, vars(other)[name]) for name, t in vars(one).items())
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_gates_are_equal_wherever_the_slots_lie(offset: int) -> None:
+    assert equal(made([awkward_slot(s, offset) for s in SLOTS], awkward(MEAN, offset)), made(SLOTS))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 33])
+def test_offsets_of_some_slots_are_those_of_all(count: int) -> None:
+    """Thresholds depend on the set; what belongs to one slot alone must not."""
+    few, all_of_them = made(SLOTS[:count]), made(SLOTS)
+    rows = [sorted(s.subject for s in SLOTS).index(name) for name in sorted(s.subject for s in SLOTS[:count])]
+    assert torch.equal(few.offsets, all_of_them.offsets[rows]) and torch.equal(few.filters, all_of_them.filters[rows])
+
+
+def test_thresholds_of_a_set_are_the_worst_of_all_its_pairs() -> None:
+    """So a new slot can be met with the others by itself, and nothing shows that it came later."""
+    whole = made(SLOTS)
+    ordered = sorted(SLOTS, key=lambda s: s.subject)
+    for row, slot in enumerate(ordered):
+        pairs = [made([slot, other]) for other in ordered if other is not slot]
+        place = [0 if slot.subject < other.subject else 1 for other in ordered if other is not slot]
+        assert float(whole.low[row]) == max(float(p.low[i]) for p, i in zip(pairs, place, strict=True))
+
+
+def test_a_gates_filter_is_the_slots_own() -> None:
+    """Slots of today lie on the grid already: what was measured with a filter holds of what is served."""
+    assert torch.equal(made(SLOTS).filters, torch.stack([s.filter for s in sorted(SLOTS, key=lambda s: s.subject)]))
+
+
+def test_patches_of_before_say_so_and_are_served_from_the_grid() -> None:
+    off_grid = fixed(32, seed=3)
+    slot = SLOTS[0].__class__(**{**vars(SLOTS[0]), "filter": off_grid})
+    old = SlotPatch("transformer.h.1.mlp", MEAN, 0.5, 0.5, {slot.subject: slot}, grid=0)
+    assert not old.rederivable and "grid" not in old.meta
+    again = SlotPatch.from_parts(old.tensors, old.meta)
+    assert again.digest == old.digest and not again.rederivable
+    assert not torch.equal(made([slot]).filters[0], off_grid)
+    torch.testing.assert_close(made([slot]).filters[0], off_grid, rtol=0, atol=float(off_grid.abs().max()) * 2.0**-18)
+
+
+def test_weight_patches_of_before_say_so_and_keep_their_digest() -> None:
+    update = LowRank(fixed(5, 2), fixed(4, 2))
+    old = WeightPatch({"w": update}, {"made": "then"}, product="")
+    again = WeightPatch.from_parts(old.tensors, old.meta)
+    assert again.digest == old.digest != WeightPatch({"w": update}, {"made": "then"}).digest
+    assert not again.rederivable and WeightPatch({"w": update}).rederivable
+
+
+def test_a_grid_that_this_release_does_not_know_is_refused() -> None:
+    patch = SlotPatch("transformer.h.1.mlp", MEAN, 0.5, 0.5, {})
+    with pytest.raises(PatchError, match="grid of 24 bits, this release has 20; update errata"):
+        SlotPatch.from_parts(patch.tensors, {**patch.meta, "grid": 24})
+
+
+def test_a_models_weights_lie_well_wherever_they_were_read_from() -> None:
+    model = fixed_model("gpt2")
+    model.hf.transformer.h[0].mlp.c_fc.weight.data = awkward(model.hf.transformer.h[0].mlp.c_fc.weight.data)
+    again = type(model)(model.hf, model.tokenizer)
+    assert all(p.data_ptr() % 64 == 0 for p in again.hf.parameters()) and again.base_digest == model.base_digest
