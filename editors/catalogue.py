@@ -86,7 +86,7 @@ def editor_class(name: str) -> type[Editor]:
     module, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UnknownEditor(f"editor {name!r} points at {path!r}, which cannot be imported: {error}") from error
     if not isinstance(found, type) or not issubclass(found, Editor):
         raise RefusedEditor(f"editor {name!r} points at {path!r}, which is no subclass of editors.base.Editor: {found!r}")

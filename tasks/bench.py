@@ -23,6 +23,7 @@ from tasks.benchmark_requests import base_world
 from tasks.models import base_model, shown_name
 from tasks.settings import Settings
 from tasks.workspace import warehouse
+from warehouse.errors import UsageError
 from warehouse.records import Record
 from warehouse.reports import save_benchmark
 
@@ -82,7 +83,7 @@ def run_case(name: str, settings: Settings, threads: int = 0, repeat: int = 3, s
         threads: of the arithmetic; 0: as torch is set up.
 
     Raises:
-        ValueError: no such case, or fewer than one repeat.
+        UsageError: no such case, or fewer than one repeat.
         NotEnoughFacts: the world holds fewer facts than the case edits.
     """
     model = base_model(settings)
@@ -108,12 +109,12 @@ def measure_case(name: str, context: BenchContext, repeat: int = 3) -> BenchResu
     """Measure one case; the model is the bare base before and after.
 
     Raises:
-        ValueError: no such case, or fewer than one repeat.
+        UsageError: no such case, or fewer than one repeat.
     """
     if name not in CASE_BUILDERS:
-        raise ValueError(f"no benchmark case {name!r}; there are {', '.join(CASES)}")
+        raise UsageError(f"no benchmark case {name!r}; there are {', '.join(CASES)}")
     if repeat < 1:
-        raise ValueError(f"repeat is {repeat}; a case is measured at least once")
+        raise UsageError(f"repeat is {repeat}; a case is measured at least once")
     model = context.model
     model.rollback(0)
     case = CASE_BUILDERS[name](context)

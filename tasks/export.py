@@ -16,7 +16,7 @@ from tasks.checkpoints import find_checkpoint
 from tasks.models import at_checkpoint, base_revision
 from tasks.settings import Settings
 from tasks.workspace import store_of
-from warehouse.errors import Conflict
+from warehouse.errors import Conflict, UsageError
 from warehouse.records import Checkpoint, Record, checkpoint_id
 from warehouse.whole_files import whole_folder
 
@@ -54,10 +54,10 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
         NotFound: no such checkpoint.
         Conflict: the folder holds something.
         UnsupportedModel: an adapter cannot hold the checkpoint's edits.
-        ValueError: `max_rank` without `peft`.
+        UsageError: `max_rank` without `peft`.
     """
     if max_rank is not None and not peft:
-        raise ValueError("--max-rank is about the adapter of --peft; a whole model is exact")
+        raise UsageError("--max-rank is about the adapter of --peft; a whole model is exact")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Conflict(f"{out} holds something already; give a new or empty folder")
     found = find_checkpoint(settings, name)

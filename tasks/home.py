@@ -6,16 +6,19 @@ import os
 import tempfile
 from pathlib import Path
 
+from tasks.errors import TasksError
+from warehouse.errors import UsageError
+
 #: Hosts that are this machine.
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
-class NoHomeFolder(FileNotFoundError):
+class NoHomeFolder(TasksError):
     """A setting begins with `~`, and nobody says where that is. No ValueError: pydantic would wrap it in lines of its own."""
 
 
-class HomeUnusable(ValueError):
+class HomeUnusable(UsageError):
     """The folder for state cannot be written, or its name cannot be used; says which setting to change."""
 
 

@@ -16,6 +16,7 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch
 from tasks.settings import ModelSettings, Settings
 from warehouse.artifacts import ObjectStore, patch_key
+from warehouse.errors import UsageError
 from warehouse.promotion import read_manifest, read_pointer
 from warehouse.records import Manifest, checkpoint_id
 from warehouse.whole_files import whole_file
@@ -131,14 +132,14 @@ def at_checkpoint(settings: Settings, store: ObjectStore, checkpoint: Stacked | 
 
     Raises:
         PatchError: a patch is damaged.
-        ValueError: the checkpoint was made from another base model.
+        UsageError: the checkpoint was made from another base model.
     """
     model = base_model(settings)
     if checkpoint is None:
         return model
     if checkpoint.base_digest != model.base_digest:
         own = checkpoint_id(checkpoint.base_digest, checkpoint.patch_digests)
-        raise ValueError(
+        raise UsageError(
             f"checkpoint {own[:12]} belongs to base {checkpoint.base_digest[:12]}, but {settings.model.name} has "
             f"{model.base_digest[:12]}; use another lineage"
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.candidate import EditedNight
+from tasks.errors import TasksError
 from tasks.ingest import nights_of
 from tasks.settings import Settings
 from tasks.workspace import warehouse
@@ -29,7 +30,7 @@ NOTHING_TO_EDIT = "nothing to edit"
 ACCEPTED = ("accept", "supersede")
 
 
-class NightClosed(Exception):
+class NightClosed(TasksError):
     """The night is finished on this lineage; `run` is its line."""
 
     def __init__(self, run: NightRun) -> None:

@@ -10,10 +10,17 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from tasks.home import ensure_home, exempt_loopback, expanded, place_caches
+from warehouse.errors import UsageError, problems
 from warehouse.limits import Limits
 from warehouse.reference import HERE as REFERENCE
 
@@ -107,7 +114,7 @@ class _TomlFile(TomlConfigSettingsSource):
                 raise ValueError("this is UTF-16 text; save it as UTF-8")
             return tomllib.loads(data.decode("utf-8-sig"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{file_path} cannot be read: {error}") from error
+            raise UsageError(f"{file_path} cannot be read: {error}") from error
 
 
 class Settings(BaseSettings):
@@ -226,16 +233,23 @@ def configure(
         writes: the home is needed, so it is made. What only shows something (`--help`, `errata config show`) goes without.
 
     Raises:
-        ValidationError: an unknown or ill-typed setting; the message names it.
-        ValueError: `errata.toml` cannot be read, or the home cannot be written.
-        FileNotFoundError: a path begins with a home folder that is not known.
+        UsageError: an unknown or ill-typed setting, a file that is no TOML, or a home that cannot be written; the message
+            names it.
+        NoHomeFolder: a path begins with a home folder that is not known.
     """
     values: dict[str, Any] = dict(config or {})
     if lineage is not None:
         values["lineage"] = lineage
     if editor is not None:
         values["editor"] = {**values.get("editor", {}), "name": editor}
-    settings = Settings(**values)
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise UsageError(f"settings ({CONFIG_FILE}, ERRATA_* variables): {problems(error)}") from error
+    except SettingsError as error:
+        raise UsageError(f"settings (ERRATA_* variables): {error}; expected JSON") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{CONFIG_FILE} cannot be read: {error}") from error
     silence_telemetry(settings)
     if writes:
         ensure_home(settings.home)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tasks.errors import LineageBusy
 from tasks.settings import Settings
 from warehouse.artifacts import ObjectStore
 from warehouse.artifacts_open import open_store
@@ -16,10 +17,6 @@ from warehouse.reports import cached_predictions, save_predictions
 from warehouse.store import Warehouse
 from warehouse.templates import put_templates
 from warehouse.world_store import seed_world
-
-
-class LineageBusy(Exception):
-    """Another run of the same lineage is going on."""
 
 
 @contextmanager

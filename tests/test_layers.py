@@ -158,6 +158,74 @@ def test_a_statement_is_found_where_it_is_given() -> None:
     assert statements_given_in("with warehouse(settings) as wh:\n    wh.scalar(STATEMENT)") == [2]
 
 
+#: What a source may know of the rest of `warehouse`: records and their identities, and no database.
+UNDER_SOURCES = {"digests", "errors", "limits", "probe_identity", "records", "reference", "sources"}
+#: Modules that may still import each other.
+CIRCLES = {frozenset({"artifacts", "artifacts_directory", "artifacts_s3"})}
+
+
+def imports_within(package: str) -> dict[str, set[str]]:
+    """Modules of a package with those of it that they import, wherever in the file; names without the package's own."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / package).rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                # `from package import module` names the module itself.
+                found |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in files else node.module for a in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        graph[name.removeprefix(f"{package}.")] = {n.removeprefix(f"{package}.") for n in found & files.keys() - {name}}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Groups of modules of which each imports each other, by itself or through others."""
+    reached = {name: set(graph[name]) for name in graph}
+    for _ in graph:
+        grown = {name: found.union(*(reached[other] for other in found)) for name, found in reached.items()}
+        if grown == reached:
+            break
+        reached = grown
+    return {frozenset(o for o in found if name in reached[o]) for name, found in reached.items() if name in found}
+
+
+def test_a_source_of_updates_knows_no_store() -> None:
+    for name, found in imports_within("warehouse").items():
+        if name.split(".")[0] == "sources":
+            assert not (up := {other.split(".")[0] for other in found} - UNDER_SOURCES), f"warehouse/{name} imports {up}"
+
+
+def test_no_modules_of_the_warehouse_import_each_other_in_a_circle() -> None:
+    assert circles(imports_within("warehouse")) <= CIRCLES
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "b"}}
+    assert circles(graph) == {frozenset({"b", "c"})}
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_an_error_has_the_root_of_its_package(package: str) -> None:
+    """The command line knows the roots alone. `_Private` ones never leave their module."""
+    roots = {"WarehouseError", "UsageError", "EditorError", "ChecksError", "TasksError"}
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                bare = bases and bases <= {"Exception", "BaseException", "ValueError", "RuntimeError", "KeyError", "TypeError"}
+                assert not bare or node.name in roots, f"{path.relative_to(ROOT)}: {node.name} has no root of ours"
+
+
+def test_flows_raise_no_bare_value_error() -> None:
+    for path in (ROOT / "flows").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+                assert node.exc.func.id != "ValueError", f"{path}:{node.lineno}: a user's mistake is a UsageError"
+
+
 def test_no_flow_file_bears_the_name_of_a_dependency() -> None:
     import importlib.util
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NewType
 
 from warehouse.digests import sha256_bytes, sha256_file
-from warehouse.errors import Conflict, LineageMoved, NotFound, WarehouseError
+from warehouse.errors import Conflict, LineageMoved, NotFound, RefusedName, WarehouseError
 
 CHUNK_BYTES = 1 << 20
 # S3 allows 1,024 bytes for prefix and key together; file systems allow 255 for one name.
@@ -44,7 +44,7 @@ class StoreUnavailable(WarehouseError):
 class ObjectStore(ABC):
     """Create-only objects by key, and compare-and-swap for the few keys that move.
 
-    Every method raises ValueError for a key that `validate_key` refuses, StoreUnavailable where the store cannot be
+    Every method raises RefusedName for a key that `validate_key` refuses, StoreUnavailable where the store cannot be
     reached, and WarehouseError where it refuses (no rights, disk full, no such bucket).
     """
 
@@ -153,7 +153,7 @@ def validate_key(key: str) -> str:
     """Give the key back if it is a plain relative POSIX path that is safe in a directory and in S3.
 
     Raises:
-        ValueError: absolute, empty, with `.` or `..` or an empty part, a backslash, a control character,
+        RefusedName: absolute, empty, with `.` or `..` or an empty part, a backslash, a control character,
             too long, or inside the reserved folder.
     """
     parts = key.split("/")
@@ -173,7 +173,7 @@ def validate_key(key: str) -> str:
         fault = f"{RESERVED}/ is reserved for the store itself"
     else:
         return key
-    raise ValueError(f"store key {key[:200]!r} is refused: {fault}; use a plain relative path such as patches/ab12/patch.json")
+    raise RefusedName(f"store key {key[:200]!r} is refused: {fault}; use a plain relative path such as patches/ab12/patch.json")
 
 
 def validate_prefix(prefix: str) -> str:
@@ -185,7 +185,7 @@ def validate_prefix(prefix: str) -> str:
 
 def _one_part(value: str, what: str) -> str:
     if "/" in value:
-        raise ValueError(f"{what} {value!r} has a slash, so it cannot name one object of the store")
+        raise RefusedName(f"{what} {value!r} has a slash, so it cannot name one object of the store")
     return validate_key(value)
 
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from warehouse.artifacts import ObjectStore
 from warehouse.artifacts_directory import DirectoryStore
 from warehouse.artifacts_s3 import S3Store
+from warehouse.errors import UsageError
 
 
 def open_store(url: str) -> ObjectStore:
@@ -18,24 +19,30 @@ def open_store(url: str) -> ObjectStore:
     AWS_ENDPOINT_URL name a server that is not Amazon's.
 
     Raises:
-        ValueError: another scheme, or a part is missing.
+        UsageError: another scheme, or a part is missing.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"store address {url!r}: {error}; give a folder or s3://bucket/prefix") from error
     if "://" not in url:
         if not url:
-            raise ValueError("the store's address is empty; give a folder or s3://bucket/prefix")
+            raise UsageError("the store's address is empty; give a folder or s3://bucket/prefix")
         return DirectoryStore(Path(url).expanduser())
     if parts.query or parts.fragment:
-        raise ValueError(
+        raise UsageError(
             f"store address {url!r} has a '?' or '#'; write %3F and %23 in a file address, and choose a prefix without them"
         )
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path:
-            raise ValueError(f"store address {url!r}: a file address has three slashes, as in file:///srv/errata")
+            raise UsageError(f"store address {url!r}: a file address has three slashes, as in file:///srv/errata")
         return DirectoryStore(Path(unquote(parts.path)))
     if parts.scheme == "s3":
         if not parts.netloc:
-            raise ValueError(f"store address {url!r} names no bucket; write s3://bucket/prefix")
+            raise UsageError(f"store address {url!r} names no bucket; write s3://bucket/prefix")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint or None)
-    raise ValueError(f"store address {url!r} has the scheme {parts.scheme!r}; known are file://, s3:// and a plain path")
+        try:
+            return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint or None)
+        except ValueError as error:
+            raise UsageError(f"store address {url!r} at {endpoint or 'Amazon'}: {error}") from error
+    raise UsageError(f"store address {url!r} has the scheme {parts.scheme!r}; known are file://, s3:// and a plain path")

@@ -12,6 +12,7 @@ from pydantic_core import from_json
 from warehouse.digests import digest_of
 from warehouse.errors import SourceError
 from warehouse.records import EditRequest, Entity, Record, UpdateRecord
+from warehouse.sources import benchmark, knowedit
 from warehouse.sources.base import MAX_RECORD_BYTES
 
 Op = Literal["set_value", "add_statement", "remove_statement", "set_rank", "add_qualifier", "set_label", "set_description"]
@@ -66,10 +67,8 @@ class Malformed(Record):
 def parse_change(record: UpdateRecord) -> Change | EditRequest | Malformed:
     """Read a record of any source. Never raises: whatever cannot be read comes back as `Malformed`."""
     if record.source.startswith("benchmark:"):
-        from warehouse.sources.benchmark import to_request
-
         try:
-            return to_request(record)
+            return benchmark.to_request(record)
         except (SourceError, ValidationError) as error:
             return _malformed(record, "malformed_record", str(error))
     data = record.raw.encode("utf-8", "surrogatepass")
@@ -84,10 +83,7 @@ def parse_change(record: UpdateRecord) -> Change | EditRequest | Malformed:
         return _malformed(record, "malformed_record", f"it is a {type(item).__name__}; expected a JSON object")
     try:
         if record.source.startswith("knowedit:"):
-            # Imported here: a change can be read without the database that the probes of KnowEdit come with.
-            from warehouse.sources.knowedit import to_request
-
-            return to_request(record)
+            return knowedit.to_request(record)
         if "op" in item or "property" in item:
             return _change(record, _Event.model_validate_json(data))
         return _request(record, item)

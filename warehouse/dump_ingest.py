@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from warehouse.entity_store import Aside, UnstatedProperty, labels_of, put_aliases, put_asides, put_unstated
-from warehouse.errors import Conflict, SourceError
+from warehouse.errors import Conflict, SourceError, UsageError
 from warehouse.frames import utc
 from warehouse.intake import receive, verdicts_of
 from warehouse.records import Record, UpdateRecord
@@ -37,8 +37,8 @@ from warehouse.sources.entities import (
     parse_entity,
     record_id_of,
 )
+from warehouse.sources.pending import SOURCE
 from warehouse.store import Warehouse
-from warehouse.stream_store import SOURCE
 from warehouse.world_store import fact_id
 
 #: Opens the warehouse for one short piece of work.
@@ -203,7 +203,7 @@ def fill(
         Conflict: a later night has changed facts already.
     """
     if not night:
-        raise ValueError("a fill needs a named night; the empty name is the base world")
+        raise UsageError("a fill needs a named night; the empty name is the base world")
     with _work(opener, night, stated, folder, f"{DUMP}:{path.name}@{night}") as work:
         with opener() as wh:
             _check_last(wh, night)
@@ -303,7 +303,10 @@ def catch_up(
         Conflict: the night is judged already.
     """
     if not night:
-        raise ValueError("a catch-up needs a named night for its records")
+        raise UsageError("a catch-up needs a named night for its records")
+    if not new.is_file():
+        # Said before the older dump is read, which takes hours where it is whole.
+        raise SourceError(f"{new}: no such file; give a later Wikidata JSON dump")
     with opener() as wh:
         if verdicts_of(wh, night):
             raise Conflict(f"night {night} is judged already; give the differences a later night")

@@ -22,6 +22,7 @@ import pandas as pd
 
 from warehouse.digests import digest_of
 from warehouse.errors import IntegrityError, NotFound
+from warehouse.probe_identity import make_probe, make_probe_set, order_of, probe_set_digest
 from warehouse.probe_sql import DRAWDOWN, RESOLVE, SLICES
 from warehouse.records import EditRequest, Probe, ProbeKind, ProbeSet
 from warehouse.reference.prose import held_text
@@ -29,38 +30,12 @@ from warehouse.store import Warehouse
 
 log = logging.getLogger(__name__)
 
-#: Raise it when the same facts and requests would give other probes.
-PROBE_SET_VERSION = 1
 #: Most probes of each kind for one request.
 PER_REQUEST: dict[ProbeKind, int] = {
     "success": 1, "rephrase": 3, "obsolete": 1, "neighbourhood": 3, "relation_specificity": 2, "forgetfulness": 1,
     "unrelated": 1, "one_hop": 2, "logical": 1, "alias": 2,
 }  # fmt: skip
 StandingKind = Literal["drawdown", "retain", "held_text"]
-
-
-def make_probe(kind: ProbeKind, prompt: str, targets: Iterable[str], request_id: str | None = None) -> Probe:
-    answers = tuple(targets)
-    probe_id = digest_of(kind, prompt, answers)
-    return Probe(probe_id=probe_id, kind=kind, prompt=prompt, targets=answers, request_id=request_id)
-
-
-def make_probe_set(name: str, probes: Iterable[Probe]) -> ProbeSet:
-    """A set that asks each question once (its first owner keeps it), in an order that depends on content alone."""
-    unique: dict[str, Probe] = {}
-    for probe in probes:
-        unique.setdefault(probe.probe_id, probe)
-    ordered = tuple(sorted(unique.values(), key=_order))
-    return ProbeSet(name=name, version=PROBE_SET_VERSION, probes=ordered, digest=probe_set_digest(ordered))
-
-
-def probe_set_digest(probes: Iterable[Probe]) -> str:
-    """Identity of a set: which questions are asked, and for which request; order and name do not matter."""
-    return digest_of(sorted([probe.probe_id, probe.request_id or ""] for probe in probes))
-
-
-def _order(probe: Probe) -> tuple[str, str, str]:
-    return (probe.kind, probe.request_id or "", probe.probe_id)
 
 
 # ---------------------------------------------------------------- builders
@@ -193,7 +168,7 @@ def load_probe_set(wh: Warehouse, digest: str) -> ProbeSet:
     if not heads:
         raise NotFound(f"no probe set {digest} in the warehouse")
     sql = "SELECT probe_id, kind, prompt, targets, request_id FROM probes WHERE set_digest = $digest"
-    probes = tuple(sorted(wh.records(Probe, sql, {"digest": digest}), key=_order))
+    probes = tuple(sorted(wh.records(Probe, sql, {"digest": digest}), key=order_of))
     found = probe_set_digest(probes)
     if found != digest:
         raise IntegrityError(f"probe set {digest} has {len(probes)} stored probes of digest {found}; rebuild the set")

@@ -14,6 +14,7 @@ from editors.direct.ledger import Ledger, LedgerConfig
 from editors.mechanics.subject_filter import SubjectSpace, subject_states, wordings_for
 from editors.model import EditableModel
 from editors.views import at_base
+from warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
@@ -53,7 +54,7 @@ def separability(model: EditableModel, corpus: Corpus, subjects: Sequence[str], 
     """
     wordings = config.key_wordings
     if len(set(subjects)) < 2 or wordings < 2:
-        raise ValueError(f"{len(set(subjects))} subjects in {wordings} wordings: separability needs at least 2 of both")
+        raise UsageError(f"{len(set(subjects))} subjects in {wordings} wordings: separability needs at least 2 of both")
     prepared = Ledger(config).prepare(model, corpus)
     space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
     every = sorted({t for known in prepared.meta["templates"].values() for t in known})

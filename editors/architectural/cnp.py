@@ -16,6 +16,7 @@ from editors.mechanics.stages import Learnt
 from editors.model import EditableModel
 from editors.patches.conditioning import MEMORY, ConditioningPatch
 from editors.patches.scope_index import Classifier, slot_of
+from warehouse.errors import UsageError
 from warehouse.records import EditBatch
 
 
@@ -61,7 +62,7 @@ class Cnp(Editor[CnpConfig]):
         """
         config = self.config
         if max(config.token_layer, config.prompt_layer) > min(config.film_layers):
-            raise ValueError(
+            raise UsageError(
                 f"scope layers {config.token_layer} and {config.prompt_layer} lie above the first of film_layers "
                 f"{config.film_layers}; whether a prompt is modulated must be known by then"
             )

@@ -26,6 +26,7 @@ from editors.meta_learning.episodes import divergences
 from editors.meta_learning.outer import Outer, train
 from editors.model import EditableModel
 from editors.tokens import continuation_of, encode_rows, pad_right
+from warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
@@ -310,7 +311,7 @@ def train_conditioning(
     for layer in config.film_layers:
         model.anatomy.module(model.hf, model.anatomy.block, layer)
     if min(config.film_layers) + 1 >= model.anatomy.num_layers(model.hf):
-        raise ValueError(f"film_layers {config.film_layers} start at the last block of {model.name}; begin one lower")
+        raise UsageError(f"film_layers {config.film_layers} start at the last block of {model.name}; begin one lower")
     net = ConditionNet.fresh(model.head.weight.shape[1], config)
     trained = {name: tensor.requires_grad_(True) for name, tensor in net.weights.items()}
 

@@ -17,6 +17,7 @@ from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.tokens import pad_right
 from editors.views import at_base
+from warehouse.errors import UsageError
 
 TOKENS_PER_PASS = 4096
 
@@ -116,7 +117,7 @@ def ridged_factor(second: Tensor, ridge: float) -> Tensor:
     matrix.diagonal().add_(ridge * matrix.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed):
-        raise ValueError(f"second moment ({size} x {size}) is not positive definite; raise second_moment_ridge ({ridge})")
+        raise UsageError(f"second moment ({size} x {size}) is not positive definite; raise second_moment_ridge ({ridge})")
     return factor
 
 

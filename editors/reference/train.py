@@ -26,6 +26,7 @@ from editors.reference.evaluate import exact_match
 from editors.reference.masked import hidden_states
 from editors.reference.rows import Rows, encode_documents, pack, stack
 from editors.tokens import pad_id_of
+from warehouse.errors import UsageError
 from warehouse.reference.documents import epoch_documents
 from warehouse.whole_files import whole_file
 
@@ -222,7 +223,7 @@ def train(folder: Path, config: TrainConfig) -> Path:
     settings = folder / "config.json"
     wanted = json.dumps(asdict(config), indent=2)
     if settings.exists() and settings.read_text() != wanted:
-        raise ValueError(f"{settings} holds another configuration; give another folder, or delete it to start again")
+        raise UsageError(f"{settings} holds another configuration; give another folder, or delete it to start again")
     settings.write_text(wanted)
     if not (folder / "tokenizer").exists():
         train_tokenizer(config.vocabulary).save_pretrained(folder / "tokenizer")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from flows.commands.shared import Json, console, emit_json, errors, reported, table
+from flows.commands.shared import Json, console, emit_json, errors, numbers_of, reported, table
 from tasks.settings import Settings, configure
+from warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     # torch is loaded by the commands that need it.
@@ -41,10 +42,10 @@ def locate(
     """
     settings = configure()
     if separability:
-        _separability(settings, subjects, [int(layer) for layer in layers.split(",")] if layers else [], as_json)
+        _separability(settings, subjects, numbers_of("--layers", layers) if layers else [], as_json)
         return
     if subject is None or relation is None:
-        raise ValueError("locate needs SUBJECT and RELATION, or --separability")
+        raise UsageError("locate needs SUBJECT and RELATION, or --separability")
     from tasks.locate import locate, write_located
 
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:

@@ -9,6 +9,7 @@ import typer
 
 from flows.commands.shared import Json, console, emit_json, reported, table
 from tasks.settings import configure
+from warehouse.errors import UsageError
 
 Lineage = Annotated[str | None, typer.Option(help="Lineage; default from the settings.")]
 STATUS_COLUMNS = ("night", "lineage", "editor", "records", "accepted", "edited", "SR", "GR", "locality", "SRR", "DD",
@@ -70,6 +71,8 @@ def ask(
     from tasks.models import at_checkpoint, head_manifest
     from tasks.workspace import store_of
 
+    if tokens < 1:
+        raise UsageError(f"--tokens {tokens}: an answer has at least 1 token")
     settings = configure(lineage=lineage)
     store = store_of(settings)
     manifest = None if base else head_manifest(settings, store)

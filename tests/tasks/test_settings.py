@@ -7,10 +7,10 @@ from pathlib import Path
 from urllib.request import proxy_bypass_environment
 
 import pytest
-from pydantic import ValidationError
 
 from tasks.settings import Settings, configure, origins
 from warehouse.artifacts import open_store
+from warehouse.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_naming_an_editor_keeps_its_other_settings(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("values", [{"polcy": "nightly"}, {"model": {"nam": "x"}}, {"threads": "many"}])
 def test_an_unknown_or_ill_typed_setting_is_refused(values: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(UsageError, match="settings"):
         configure(values)
 
 
