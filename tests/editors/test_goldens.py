@@ -1,4 +1,4 @@
-"""Six editors against recorded updates of an independent plain form (`tests/goldens`), number for number.
+"""Seven editors against recorded updates of an independent plain form (`tests/goldens`), number for number.
 
 Tolerances are stated in shares of an update's norm: the editors work in float32 with caches, padding and factors, the
 references in float64 without any of them. Measured differences are below 1e-5.
@@ -20,6 +20,7 @@ from editors.architectural.grace import Grace, GraceConfig
 from editors.base import Corpus, Editor, Patch, Prepared
 from editors.direct.alphaedit import AlphaEdit, AlphaEditConfig
 from editors.direct.memit import Memit, MemitConfig
+from editors.direct.pmet import Pmet, PmetConfig
 from editors.direct.rome import Rome, RomeConfig
 from editors.meta_learning.mend import Mend, MendConfig
 from editors.model import EditableModel
@@ -143,6 +144,11 @@ def test_rome_update_is_the_recorded_one(form: str, compat: bool, name: str, fac
 def test_memit_update_is_the_recorded_one() -> None:
     model, editor = fixed_model(), Memit(MemitConfig(**PUBLISHED, **world.MEMIT, key_average="grouped"))
     compare(editor.edit(model, batch_of(requests(*FACTS)), prepared_by(editor, model)), make.recorded("memit"), 1e-4)
+
+
+def test_pmet_update_is_the_recorded_one() -> None:
+    model, editor = fixed_model(), Pmet(PmetConfig(**PUBLISHED, **world.PMET))
+    compare(editor.edit(model, batch_of(requests(*FACTS)), prepared_by(editor, model)), make.recorded("pmet"), 1e-4)
 
 
 def test_alphaedit_updates_of_two_batches_are_the_recorded_ones() -> None:

@@ -18,7 +18,7 @@ from editors.meta_learning.lessons import joined, request_factors
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS, TEXTS
+from tests.support import SIX_REQUESTS, TEXTS, prepared_once
 
 DRAW = {"dtype": torch.float64}
 
@@ -26,7 +26,7 @@ DRAW = {"dtype": torch.float64}
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[UltraEdit, Prepared]:
     editor = load_editor("ultraedit", model, overrides)
     assert isinstance(editor, UltraEdit)
-    return editor, editor.prepare(model, CORPUS)
+    return editor, prepared_once(editor, model)
 
 
 def factors(tokens: int) -> TokenFactors:

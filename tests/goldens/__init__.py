@@ -1,4 +1,4 @@
-"""Recorded updates of six editors on one tiny fixed model, and the plain float64 NumPy code that makes them.
+"""Recorded updates of seven editors on one tiny fixed model, and the plain float64 NumPy code that makes them.
 
 The code here is written from the papers' equations and shares nothing with `editors`: it has its own tokenisation, forward
 and backward pass, Adam and closed forms, and takes one unpadded row at a time. `python -m tests.goldens.make` records the

@@ -37,12 +37,14 @@ class Pass:
 class Change:
     """Add `delta` (d_model,) to the output of block `layer` at one token.
 
-    Every block adds its feed-forward's output to the stream, so this is a change of that output as well.
+    Every block adds its feed-forward's output to the stream, so this is a change of that output as well. `attention` is
+    added to the output of the block's attention, which the feed-forward then reads.
     """
 
     layer: int
     token: int
     delta: Array
+    attention: Array | None = None
 
 
 def forward(w: Weights, ids: list[int], change: Change | None = None) -> Pass:
@@ -54,6 +56,8 @@ def forward(w: Weights, ids: list[int], change: Change | None = None) -> Pass:
         seen.inputs[block] = x
         mixed = _attention(w, seen, block, _norm(w, seen, f"{block}.ln_1", x))
         middle = x + mixed
+        if change is not None and change.layer == i and change.attention is not None:
+            middle[change.token] += change.attention
         before = _linear(w, seen, f"{block}.mlp.c_fc", _norm(w, seen, f"{block}.ln_2", middle))
         x = middle + _linear(w, seen, f"{block}.mlp.c_proj", _gelu(before))
         if change is not None and change.layer == i:

@@ -35,6 +35,10 @@ def memit() -> dict[str, Any]:
     return locate.memit(world.weights(), FACTS, world.MEMIT)
 
 
+def pmet() -> dict[str, Any]:
+    return locate.pmet(world.weights(), FACTS, world.PMET)
+
+
 def alphaedit() -> dict[str, Any]:
     first, second = locate.alphaedit(world.weights(), [[ADA, FRANCE], [GRACE, TURING]], world.ALPHAEDIT)
     return {"first": first, "second": second}
@@ -57,7 +61,7 @@ def lora() -> dict[str, Any]:
 
 
 REFERENCES: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "rome": rome, "memit": memit, "alphaedit": alphaedit, "grace": grace, "mend": mend, "lora": lora,
+    "rome": rome, "memit": memit, "pmet": pmet, "alphaedit": alphaedit, "grace": grace, "mend": mend, "lora": lora,
 }  # fmt: skip
 
 

@@ -89,6 +89,7 @@ MEMIT: dict[str, Any] = {
     **VALUES, "layers": (0, 1), "clamp_norm": 0.75, "stop_loss": 4.265,
     "second_moment_ridge": 0.01, "second_moment_weight": 5.0,
 }  # fmt: skip
+PMET: dict[str, Any] = {**MEMIT, "stop_loss": 0.05, "second_moment_weight": 3.0}
 ALPHAEDIT: dict[str, Any] = {**VALUES, "layers": (0, 1), "clamp_norm": 0.75, "l2": 2.0, "null_share": 0.1}
 #: In sequence, so that every rule of the codebook fires.
 GRACE_FACTS = (
