@@ -11,6 +11,8 @@ from pydantic_core import from_json
 
 from warehouse.digests import digest_of
 from warehouse.errors import SourceError
+from warehouse.keys import clean_text, entity_id
+from warehouse.placeholders import is_placeholder
 from warehouse.records import EditRequest, Entity, Record, UpdateRecord
 from warehouse.sources.base import MAX_RECORD_BYTES
 
@@ -64,7 +66,10 @@ class Malformed(Record):
 
 
 def parse_change(record: UpdateRecord) -> Change | EditRequest | Malformed:
-    """Read a record of any source. Never raises: whatever cannot be read comes back as `Malformed`."""
+    """Read a record by the source that received it. Never raises: whatever cannot be read comes back as `Malformed`.
+
+    Ids and labels come out in their one form (`warehouse.keys`), times in UTC.
+    """
     data = record.raw.encode("utf-8", "surrogatepass")
     if len(data) > MAX_RECORD_BYTES:
         return _malformed(record, "too_large", f"it has {len(data)} bytes; the limit is {MAX_RECORD_BYTES}")
@@ -81,11 +86,14 @@ def parse_change(record: UpdateRecord) -> Change | EditRequest | Malformed:
             from warehouse.sources.knowedit import to_request
 
             return to_request(record)
-        if "op" in item or "property" in item:
+        # A user's file holds requests alone; other sources may bring both.
+        if record.source != "requests" and ("op" in item or "property" in item):
             return _change(record, _Event.model_validate_json(data))
         return _request(record, item)
     except ValidationError as error:
         return _malformed(record, "malformed_record", _first_problem(error))
+    except OverflowError as error:
+        return _malformed(record, "malformed_record", f"field 'received_at': no calendar holds that moment in UTC ({error})")
     except SourceError as error:
         return _malformed(record, "malformed_record", str(error))
 
@@ -160,13 +168,13 @@ def _change(record: UpdateRecord, event: _Event) -> Change:
         night=record.night,
         received_at=_aware(event.received_at),
         op=event.op,
-        subject=Entity(id=event.subject.id, label=event.subject.label or ""),
-        relation=event.property.id,
-        relation_label=event.property.label or "",
+        subject=Entity(id=entity_id(event.subject.id), label=clean_text(event.subject.label or "")),
+        relation=entity_id(event.property.id),
+        relation_label=clean_text(event.property.label or ""),
         old=_value(event.old_value),
         new=_value(event.new_value),
         rank=event.rank,
-        qualifiers=event.qualifiers,
+        qualifiers={entity_id(pid): times for pid, times in event.qualifiers.items()},
         references=event.references,
         statement_id=event.statement_id,
         editor_class=event.editor.editor_class,
@@ -186,20 +194,32 @@ def _value(value: _Item | _Text | _Absent | None) -> Value | None:
         return Value(type="none", snaktype=value.snaktype)
     if isinstance(value, _Text):
         return Value(type=value.type, label=value.label or "")
-    return Value(type="item", id=value.id, label=value.label or "")
+    return Value(type="item", id=entity_id(value.id), label=clean_text(value.label or ""))
 
 
 def _request(record: UpdateRecord, item: dict[str, Any]) -> EditRequest:
     """A user's request, with the fields that he may leave out filled in."""
     filled = {"request_id": f"rq-{digest_of(record.source, record.record_id)[:16]}", "source": record.source, **item}
+    for name in ("subject_id", "target_new_id"):
+        # A frame writes what it has for a missing id.
+        if filled.get(name, "") is None or (isinstance(filled.get(name), str) and is_placeholder(filled[name])):
+            del filled[name]
     filled.setdefault("kind", "insert" if filled.get("target_true") is None else "modify")
     request = EditRequest.model_validate_json(json.dumps(filled), strict=True)
     received_at = request.received_at or record.received_at
-    return request.model_copy(update={"received_at": None if received_at is None else _aware(received_at)})
+    return request.model_copy(update={
+        "received_at": None if received_at is None else _aware(received_at),
+        "prompt": clean_text(request.prompt), "subject": clean_text(request.subject),
+        "relation": entity_id(clean_text(request.relation)), "target_new": clean_text(request.target_new),
+        "target_true": None if request.target_true is None else clean_text(request.target_true),
+        "rephrases": tuple(dict.fromkeys(filter(None, map(clean_text, request.rephrases)))),
+        "subject_id": entity_id(request.subject_id), "target_new_id": entity_id(request.target_new_id),
+    })  # fmt: skip
 
 
 def _aware(time: datetime) -> datetime:
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    """In UTC, so that no later step meets a moment that has no place in the calendar there."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -31,7 +31,6 @@ Added columns (ids are joined by a space, NULL means none):
 from __future__ import annotations
 
 import csv
-import unicodedata
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -40,10 +39,11 @@ import pandas as pd
 
 from warehouse.conflict_sql import DISAGREEMENTS, MAX_EVIDENCE, REPEATS
 from warehouse.conflict_types import MIN_SHARED_ENTITIES, RECORD_COLUMNS, TYPE_FAMILIES, TYPES
+from warehouse.keys import folded, relation_key, subject_key, text_key
 from warehouse.reference import HERE
 from warehouse.store import Reader
 
-__all__ = ["MAX_EVIDENCE", "MIN_SHARED_ENTITIES", "RECORD_COLUMNS", "TYPE_FAMILIES", "conflict_columns", "held_labels",
+__all__ = ["MAX_EVIDENCE", "MIN_SHARED_ENTITIES", "RECORD_COLUMNS", "TYPE_FAMILIES", "conflict_columns", "folded", "held_labels",
            "logic_rules", "past_requests", "slot_labels", "text_key"]  # fmt: skip
 
 RULES_FILE = HERE / "rules.csv"
@@ -77,16 +77,6 @@ SELECT * FROM ({DISAGREEMENTS}) ORDER BY seq
 """
 
 
-def text_key(text: str) -> str:
-    """The key of a subject or object that has a label and no id: equal for labels that differ in case or spaces."""
-    return "text:" + folded(text)
-
-
-def folded(text: str) -> str:
-    """NFC, case-folded, runs of space as one."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
-
-
 @cache
 def logic_rules() -> tuple[dict[str, str], ...]:
     """Rows of `rules.csv`: quasi-inverses beside those of `properties`, and compositions X p A, A v B => X c B."""
@@ -109,8 +99,8 @@ def past_requests(store: Reader, night: str) -> pd.DataFrame:
     )
     found = [
         {
-            "subject_key": row["subject_id"] or text_key(row["subject"]),
-            "relation": row["relation"] or "prompt:" + folded(row["prompt"]),
+            "subject_key": subject_key(row["subject_id"], row["subject"]),
+            "relation": relation_key(row["relation"], row["prompt"]),
             "old_key": None if row["target_true"] is None else text_key(row["target_true"]),
             "new_key": None if row["kind"] == "erase" else row["target_new_id"] or text_key(row["target_new"]),
             "is_latest": False,
