@@ -29,6 +29,7 @@ from tasks.signing import sign_checkpoint
 from tasks.workspace import night_folder, store_of, warehouse
 from warehouse.audit import edits_payload, last_of
 from warehouse.intake import requests_by_id
+from warehouse.keys import Slots
 from warehouse.ledger import active_edits, edits_of, settle_edits, supersede
 from warehouse.lineage import add_checkpoint, checkpoints
 from warehouse.promotion import checkpoint_files, file_digests, manifest_digest, patch_files, publish, read_manifest, reject
@@ -123,10 +124,10 @@ def settle(settings: Settings, done: EditedNight, manifest: Manifest, proof: Map
     """Write into the warehouse what the store now says; the same again changes nothing."""
     checkpoint, promoted = manifest.checkpoint, manifest.verdict == "promote"
     with warehouse(settings) as wh, wh.transaction():
-        tonight = {(r.subject_id, r.relation) for r in requests_by_id(wh, list(done.edited))}
+        tonight = Slots(requests_by_id(wh, list(done.edited)))
         earlier = [
             e.edit_id for e, r in active_edits(wh, settings.lineage)
-            if (r.subject_id, r.relation) in tonight and e.request_id not in done.edited
+            if r in tonight and e.request_id not in done.edited
         ]  # fmt: skip
         base = done.base_checkpoint(settings, checkpoint.base_revision, checkpoint.created_at)
         if not checkpoints(wh, settings.lineage):

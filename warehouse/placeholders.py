@@ -7,20 +7,19 @@ import unicodedata
 
 #: Compared without case, brackets, quotes and final dots.
 _WORDS = frozenset(
-    """nan null none nil n/a n.a n/d n.d nat na/na undefined unknown unspecified missing void empty blank unset default
-    test testing todo tbd tba tbc fixme xxx dummy placeholder sample foo bar foobar inf -inf infinity -infinity +inf -nan
-    1.#ind -1.#ind 1.#qnan -1.#qnan 1.#inf #na \\n undef nullptr (null) true false not_available not_applicable
-    """.split()
+    """nan null none nil n/a n.a n/d n.d nat na/na undefined unknown unspecified unset test todo tbd tba tbc fixme xxx
+    placeholder foobar inf -inf +inf -infinity +infinity -nan +nan 1.#ind -1.#ind 1.#qnan -1.#qnan 1.#inf #na \\n undef
+    nullptr not_available not_applicable nodata no_data""".split()
 ) | {
     "no label", "no value", "no data", "no name", "no answer", "no entry", "not available", "not applicable", "not known",
     "not set", "not given", "to be determined", "to be decided", "to be announced", "to be confirmed", "to do",
     "lorem ipsum", "loading...", "loading", "#n/a n/a", "value missing", "see above", "same as above", "[object object]",
-    "object object", "insert text", "enter text", "enter text here", "your text here", "untitled", "no title",
+    "object object", "insert text", "enter text", "enter text here", "your text here", "no title", "(empty)", "(blank)", "(none)", "(missing)", "(unknown)", "<empty>", "<blank>",
 }  # fmt: skip
 #: Written like this only: `Na` is sodium, and a word of a name.
 _EXACT = frozenset({"NA", "<NA>", "NAN"})
 #: `#REF!`, `#DIV/0!`, `#N/A`, `#NAME?`, `#WERT!`, `Err:502`: what spreadsheets show in place of a value.
-_ERROR = re.compile(r"#[A-Z\u00c0-\u00de][A-Z\u00c0-\u00de0-9/_.]*[!?]?|Err(?:or)?:\s?\d{3}|\{\{[\w .]*\}\}|\$\{[\w .]*\}|%[sd]|<[a-z_ ]+>")
+_ERROR = re.compile(r"#[A-Z\u00c0-\u00de][A-Z\u00c0-\u00de0-9/_.]*[!?]?|Err(?:or)?:\s?\d{3}|%[sd]")
 _AROUND = "()[]<>{}\"'`\u2018\u2019\u201c\u201d* "
 
 
