@@ -32,7 +32,7 @@ _SPAM = re.compile(
     r"\b(?:viagra|cialis|click here|visit my|my (?:web)?site|buy (?:now|cheap)|cheap pills|free money|lorem ipsum)\b", re.I
 )
 _LONG_RUN = re.compile(r"(.)\1{5,}", re.S)
-_TESTING = re.compile(r"(?:test(?:ing)?|asdf|foo|bla+h?|lol|(?:ha|ja|he){2,})(?:[\s,.!\d]+(?:test(?:ing)?|asdf|foo|bar|bla+h?|lol|ha+))*"
+_TESTING = re.compile(r"(?:test(?:ing)?|foo|bla+h?|lol|(?:ha|ja|he){2,})(?:[\s,.!\d]+(?:test(?:ing)?|foo|bar|bla+h?|lol|ha+))*"
                       r"[\s\d!.]*")  # fmt: skip
 _PRESSED = frozenset(
     {"asdf", "asd", "qwer", "zxcv", "hjkl", "jkl", "sdfg", "dfgh", "fghj", "qwe", "wer", "poiu", "lkjh", "asdfg"}
@@ -90,7 +90,7 @@ def _is_mashed(label: str) -> bool:
     runs = [word for word in words if word.isalpha() and _is_keyboard_run(word)]
     if any(len(run) >= 6 for run in runs) or (len(words) >= 2 and len(runs) == len(words)):
         return True
-    if words and all(word in _PRESSED for word in words) or (len(label) >= 3 and len(set(label)) == 1 and label.islower()):
+    if (words and all(word in _PRESSED for word in words)) or (len(label) >= 3 and len(set(label)) == 1 and label.islower()):
         return True
     plain = _letters(label).replace(" ", "")
     if len(plain) >= 7 and plain.isascii() and label == label.lower() and not re.search("[aeiouy]", plain):

@@ -16,6 +16,8 @@ from checks.identity import Fault
 EARLIEST = datetime(2001, 1, 15, tzinfo=UTC)
 #: Clocks differ, and a sender may write local time without its zone.
 SLACK = timedelta(days=1)
+#: So far our own clock may be behind (a machine without a battery); a night from further away is wrong as a whole.
+OURS = timedelta(days=3650)
 #: A night that is named by its date is over two days after that date began, wherever it was.
 NIGHT = timedelta(days=2)
 #: At most this share of a night (and always one of three) may be set aside as wrong clocks.
@@ -34,9 +36,10 @@ def night_end(night: str, times: Mapping[str, datetime | None], received: dateti
     received = received.astimezone(UTC)
     known = sorted(time for time in times.values() if time is not None and time >= EARLIEST)
     bound = received + SLACK
-    # Where most of a night comes after we received it, the wrong clock is ours.
-    if known and known[len(known) // 2] > bound:
-        bound = known[len(known) // 2] + NIGHT
+    # Where most of a night comes after we received it, and in one time that may be, the wrong clock is ours.
+    ahead = [time for time in known if bound < time < received + OURS]
+    if len(ahead) >= 3 and 2 * len(ahead) > len(known):
+        bound = ahead[len(ahead) // 2] + NIGHT
     sane = [time for time in known if time <= bound]
     faults = {
         record_id: Fault("implausible_time", _sentence(time, received))

@@ -78,7 +78,8 @@ def ingest(settings: Settings, night: str) -> int:
             if new and verdicts_of(wh, night):
                 raise Conflict(
                     f"night {night} is judged already, and its source now has {new} other records. Put them into a file of "
-                    f"another name, or take the night back, so that it is read again: `errata night withdraw {night} --reason WHY`"
+                    "another name, or take the night back, so that it is read again: "
+                    f"`errata night withdraw {night} --reason WHY`"
                 )
     with warehouse(settings) as wh:
         total = len(updates_of(wh, night))

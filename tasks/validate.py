@@ -29,8 +29,8 @@ from warehouse.quarantine import join_released, waivers
 from warehouse.records import EditRequest, Verdict
 from warehouse.reference.roles import read_roles
 from warehouse.reference.world import Template
-from warehouse.templates import templates_of
 from warehouse.runs import begun_at
+from warehouse.templates import templates_of
 from warehouse.verbalise import Unverbalised, verbalise, with_rephrases
 from warehouse.world_store import apply_fact_changes, with_other_relations
 

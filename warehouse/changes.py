@@ -211,7 +211,7 @@ def _value(value: _Item | _Text | _Absent | None) -> Value | None:
 
 def _request(record: UpdateRecord, item: dict[str, Any]) -> EditRequest:
     """A user's request, with the fields that he may leave out filled in."""
-    # What a frame writes for a missing value is one: null in an optional field, a placeholder in place of an id or an old value.
+    # What a frame writes for a missing value: null in an optional field, a placeholder in place of an id or an old value.
     given = {name: value for name, value in item.items() if value is not None}
     for name in ("request_id", "subject_id", "target_new_id", "target_true"):
         value = given.get(name)
@@ -223,12 +223,13 @@ def _request(record: UpdateRecord, item: dict[str, Any]) -> EditRequest:
     filled.setdefault("kind", "insert" if filled.get("target_true") is None else "modify")
     request = EditRequest.model_validate_json(json.dumps(filled), strict=True)
     received_at = request.received_at or record.received_at
+    rephrases = [clean_text(text) for text in request.rephrases]
     return request.model_copy(update={
         "received_at": None if received_at is None else _aware(received_at),
         "prompt": clean_text(request.prompt), "subject": clean_text(request.subject),
         "relation": entity_id(clean_text(request.relation)), "target_new": clean_text(request.target_new),
         "target_true": None if request.target_true is None else clean_text(request.target_true),
-        "rephrases": tuple(dict.fromkeys(text for text in map(clean_text, request.rephrases) if text and not is_placeholder(text))),
+        "rephrases": tuple(dict.fromkeys(text for text in rephrases if text and not is_placeholder(text))),
         "subject_id": entity_id(request.subject_id), "target_new_id": entity_id(request.target_new_id),
     })  # fmt: skip
 

@@ -1,7 +1,8 @@
 """In which roles an entity is known, and which of them fit a property: the SQL behind `type_conflict`.
 
 An entity that the store has only seen in roles whose families share nothing with the proposed one is a misfit. What
-the store has never seen proves nothing but by its spelling: no place and no person is named by a word without a capital. A property with a list of its only values (`property_values`) takes no other.
+the store has never seen proves nothing but by its spelling: no place and no person is named by a word without a capital.
+A property with a list of its only values (`property_values`) takes no other.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ spelt AS (    -- properties whose values are all spelt in one way: what a label 
     HAVING bool_and(token IN ({", ".join(f"'{t}'" for t in CLASS_TYPES)}))
 ),
 misspelt AS (
-    SELECT DISTINCT n.new_key AS entity, n.relation AS pid FROM night n JOIN spelt s ON s.pid = n.relation AND s.form <> n.new_form
+    SELECT DISTINCT n.new_key AS entity, n.relation AS pid
+    FROM night n JOIN spelt s ON s.pid = n.relation AND s.form <> n.new_form
     WHERE n.new_form IS NOT NULL AND n.new_is_item AND NOT n.is_request AND n.new_key NOT IN (SELECT entity FROM roles)
       AND n.new_key NOT IN (SELECT subject_id FROM facts) AND n.new_key NOT IN (SELECT object_id FROM facts)
 )

@@ -45,8 +45,8 @@ from warehouse.keys import folded, relation_key, text_key
 from warehouse.reference import HERE
 from warehouse.store import Reader
 
-__all__ = ["MAX_EVIDENCE", "MIN_SHARED_ENTITIES", "RECORD_COLUMNS", "TYPE_FAMILIES", "conflict_columns", "folded", "held_labels",
-           "logic_rules", "past_requests", "slot_labels", "text_key"]  # fmt: skip
+__all__ = ["MAX_EVIDENCE", "MIN_SHARED_ENTITIES", "RECORD_COLUMNS", "TYPE_FAMILIES", "conflict_columns", "folded",
+           "held_labels", "logic_rules", "past_requests", "slot_labels", "text_key"]  # fmt: skip
 
 RULES_FILE = HERE / "rules.csv"
 _PAST_COLUMNS = ["subject_key", "relation", "old_key", "new_key", "is_latest", "in_facts"]

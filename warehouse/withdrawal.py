@@ -75,11 +75,12 @@ def _refuse(wh: Warehouse, night: str) -> None:
         raise Conflict(f"night {later} was judged on what night {night} changed; withdraw night {later} first, or put the "
                        "corrected records into a file of a later name")  # fmt: skip
     acted = wh.rows(
-        "SELECT record_id, action FROM quarantine_actions SEMI JOIN (SELECT source, record_id FROM updates WHERE night = ?) AS u "
-        "USING (source, record_id) ORDER BY seq", [night],
+        "SELECT record_id, action FROM quarantine_actions "
+        "SEMI JOIN (SELECT source, record_id FROM updates WHERE night = ?) AS u USING (source, record_id) ORDER BY seq",
+        [night],
     )  # fmt: skip
     if acted:
         raise Conflict(
-            f"record {acted[0]['record_id']!r} of night {night} was acted on ({acted[0]['action']}) in the quarantine queue, and that "
-            "stands; put the corrected records into a file of another name, with ids of their own"
+            f"record {acted[0]['record_id']!r} of {night} was acted on ({acted[0]['action']}) in the quarantine queue, "
+            "and that stands; put the corrected records into a file of another name, with ids of their own"
         )

@@ -275,8 +275,8 @@ def test_a_time_begins_with_the_first_day_that_its_precision_allows(time: str, f
 
 
 def test_a_statement_of_this_century_has_begun() -> None:
-    qualifier = {"snaktype": "value", "property": "P580", "datavalue": {"type": "time", "value": {
-        "time": "+2100-00-00T00:00:00Z", "precision": 7, "calendarmodel": "http://www.wikidata.org/entity/Q1985727"}}}  # fmt: skip
+    time = {"time": "+2100-00-00T00:00:00Z", "precision": 7, "calendarmodel": "http://www.wikidata.org/entity/Q1985727"}
+    qualifier = {"snaktype": "value", "property": "P580", "datavalue": {"type": "time", "value": time}}
     raw = {"id": "Q1", "type": "item", "claims": {"P39": [{
         "id": "Q1$A", "rank": "normal", "qualifiers": {"P580": [qualifier]},
         "mainsnak": {"snaktype": "value", "property": "P39", "datavalue": {"type": "wikibase-entityid", "value": {"id": "Q2"}}},
