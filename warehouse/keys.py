@@ -22,6 +22,7 @@ _TYPED = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u00b4`\u2032\u201b", "'
                        | dict.fromkeys("\u201c\u201d\u201e\u2033", '"')
                        | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))  # fmt: skip
 _SPACES = re.compile(r"[^\S\n\r\x0b\x0c\x1c-\x1f\x85]+")
+_NORMAL = re.compile(r"[QP][1-9][0-9]{0,9}")
 _ID = re.compile(r"(?:([QPLE])\s?0*([1-9][0-9]{0,9})|(L[1-9][0-9]{0,9}-[FS][1-9][0-9]{0,9})|(M[1-9][0-9]{0,9}))", re.I)
 #: Prefixes under which Wikidata, SPARQL and bots write its ids; every other prefix may be somebody else's.
 _PREFIX = re.compile(
@@ -70,6 +71,8 @@ def entity_id(text: str) -> str:
     URIs and page addresses of wikidata.org with http or https, a fragment, a query or an extension, and an id in
     brackets beside its label. Ids of other stores stay as they are.
     """
+    if _NORMAL.fullmatch(text):
+        return text  # a dump holds nothing else
     plain = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf").strip()
     bare = unquote(plain).strip("<>[]\"' \t\r\n")
     for candidate in _candidates(bare):

@@ -50,11 +50,11 @@ def facts(settings: Settings) -> list[dict[str, Any]]:
 
 
 def test_a_minimal_request_is_given_other_wordings_and_the_ids_that_it_means(settings: Settings) -> None:
-    send(settings, "n1", ONE)
+    send(settings, "n1", ONE | {"target_new": "lima"})
     assert list(judge(settings, "n1").values()) == [("accept", "requested_fact")]
     with warehouse(settings) as wh:
         (request,) = requests_of(wh, "n1")
-    assert (request.subject_id, request.target_new_id) == ("Q1030862", "Q90")
+    assert (request.subject_id, request.target_new_id) == ("Q1030862", "Q983974")
     assert len(request.rephrases) >= 2 and request.prompt not in request.rephrases
     assert all("Michel Brault" in prompt for prompt in request.rephrases)
 
