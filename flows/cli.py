@@ -30,6 +30,7 @@ from flows.commands import (
     reference,
     revert,
     state,
+    withdraw,
 )
 from flows.commands.shared import errors, reported
 from tasks.settings import configure
@@ -50,6 +51,7 @@ app.add_typer(entities.app, name="entities")
 app.add_typer(queue.quarantine_app, name="quarantine")
 app.add_typer(queue.conflicts_app, name="conflicts")
 app.add_typer(ingest.app, name="ingest")
+app.add_typer(withdraw.night_app, name="night")
 app.command()(nights.refresh)
 app.command()(nights.status)
 app.command()(nights.ask)

@@ -19,9 +19,11 @@ from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, store_of, warehouse
 from warehouse.intake import requests_by_id
+from warehouse.keys import Slots
 from warehouse.ledger import active_edits, edits_of
 from warehouse.own_probes import own_probes
-from warehouse.probes import build_edit_probes, make_probe, make_probe_set, save_probe_set, standing_probes
+from warehouse.probe_identity import make_probe, make_probe_set
+from warehouse.probes import BYSTANDERS, build_edit_probes, night_counts, save_probe_set, standing_probes
 from warehouse.records import EditRequest, EvaluationReport, Probe, ProbeSet
 from warehouse.reports import reports_after, save_report
 from warehouse.store import Warehouse
@@ -35,10 +37,10 @@ def in_force(settings: Settings, tonight: list[EditRequest], reverted: Collectio
     Args:
         reverted: ids of edits that the candidate takes out.
     """
-    replaced = {(r.subject_id, r.relation) for r in tonight}
+    replaced = Slots(tonight)
     with warehouse(settings) as wh:
         earlier = [request for edit, request in active_edits(wh, settings.lineage) if edit.edit_id not in reverted]
-    return [r for r in earlier if (r.subject_id, r.relation) not in replaced] + tonight
+    return [r for r in earlier if r not in replaced] + tonight
 
 
 def probe_sets(
@@ -51,8 +53,11 @@ def probe_sets(
     sizes = settings.probes
     with warehouse(settings) as wh:
         # Subjects of the second moment and of any edit are never asked about as bystanders.
-        bystanders = calibration(wh).subjects | {r.subject_id for r in retained}
-        edits = build_edit_probes(wh, tonight, excluded_subjects=bystanders, seed=sizes.seed)
+        bystanders = calibration(wh).subjects | {r.subject_id or r.subject for r in retained}
+        edits = build_edit_probes(
+            wh, tonight, excluded_subjects=bystanders, per_request=night_counts(len(tonight)), least=BYSTANDERS,
+            seed=sizes.seed,
+        )  # fmt: skip
         drawdown = standing_probes(
             wh, kind="drawdown", limit=sizes.drawdown, excluded_subjects=bystanders, requests=retained, seed=sizes.seed
         )

@@ -11,7 +11,8 @@ from prefect import task
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.workspace import warehouse
-from warehouse.intake import receive, updates_of
+from warehouse.errors import Conflict
+from warehouse.intake import receive, updates_of, verdicts_of
 from warehouse.sources import Source, open_source
 from warehouse.stream_store import streamed_nights
 
@@ -56,8 +57,14 @@ def ingest(settings: Settings, night: str) -> int:
     records = source_of(settings, night).records(night)
     new = 0
     while chunk := list(islice(records, CHUNK)):
-        with warehouse(settings) as wh:
+        with warehouse(settings) as wh, wh.transaction():
             new += receive(wh, chunk)
+            if new and verdicts_of(wh, night):
+                raise Conflict(
+                    f"night {night} is judged already, and its source now has {new} other records. Put them into a file of "
+                    "another name, or take the night back, so that it is read again: "
+                    f"`errata night withdraw {night} --reason WHY`"
+                )
     with warehouse(settings) as wh:
         total = len(updates_of(wh, night))
     log.info("night %s: %d records received, %d of them new", night, total, new)

@@ -13,6 +13,7 @@ from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.audit import edits_payload, last_of
 from warehouse.intake import requests_by_id
+from warehouse.keys import Slots
 from warehouse.ledger import active_edits, edits_of, settle_edits, supersede
 from warehouse.lineage import add_checkpoint, checkpoints
 from warehouse.promotion import manifest_digest
@@ -25,10 +26,10 @@ def settle(settings: Settings, done: EditedNight, manifest: Manifest, proof: Map
     """Write into the warehouse what the store now says; the same again changes nothing."""
     checkpoint, promoted = manifest.checkpoint, manifest.verdict == "promote"
     with warehouse(settings) as wh, wh.transaction():
-        tonight = {(r.subject_id, r.relation) for r in requests_by_id(wh, list(done.edited))}
+        tonight = Slots(requests_by_id(wh, list(done.edited)))
         earlier = [
             e.edit_id for e, r in active_edits(wh, settings.lineage)
-            if (r.subject_id, r.relation) in tonight and e.request_id not in done.edited
+            if r in tonight and e.request_id not in done.edited
         ]  # fmt: skip
         if not checkpoints(wh, settings.lineage):
             add_checkpoint(wh, settings.lineage, BASE_NIGHT, base_checkpoint(checkpoint), "promote")

@@ -107,13 +107,14 @@ class RecordIds:
 
 
 def parse_time(value: object) -> datetime | None:
-    """A time with zone (UTC where none is given), or None where the value is no ISO time."""
+    """A time with zone (UTC where none is given), or None where the value is no ISO time or UTC has no such moment."""
     if not isinstance(value, str):
         return None
     try:
         time = datetime.fromisoformat(value)
-        return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-    except ValueError:
+        # Only a moment that every later step can turn into UTC: `0001-01-01T00:00:00+01:00` is before the first year.
+        return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
 
 
