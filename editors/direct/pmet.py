@@ -103,7 +103,7 @@ class Pmet(Editor[PmetConfig]):
     ) -> WeightPatch:  # fmt: skip
         config = self.config
 
-        def solve(layer: int, residuals: Tensor, keys: Tensor) -> LowRank:
+        def solve(layer: int, residuals: Tensor, keys: Tensor, _owner: Tensor) -> LowRank:
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight)
 
         updates = spread_over_layers(

@@ -79,16 +79,17 @@ class RRome(Editor[RRomeConfig]):
         path, layer = model.anatomy.mlp_out, config.layer
         known = self._read(prepared, (layer,), model.hf.device)
         solution = optimise_values(model, requests, known.contexts, layer, "mlp", config)
-        keys, current = written_keys(model, requests, known.contexts, layer, config)
+        written = written_keys(model, requests, known.contexts, layer, config)
+        current = written.values
         targets = solution.deltas + (current if config.average_value else solution.base_values)
         if config.anchor_norm:
             targets = targets * (known.mlp_norms[layer] / targets.norm(dim=1, keepdim=True))
         weight, name = model.weight(path, layer), path.format(layer=layer) + ".weight"
-        directions = key_directions(keys, known.factors[layer])
+        directions = key_directions(written.keys, known.factors[layer])
         patches = []
         for i, request in enumerate(requests):
             try:
-                update = rank_one(targets[i] - current[i], keys[i], directions[i])
+                update = rank_one(targets[i] - current[i], written.of(i), directions[written.owner == i])
             except EditRefused as refusal:
                 raise EditRefused(f"request {request.request_id}: {refusal}") from refusal
             check_norm(update, weight, config.max_relative_norm, [request.request_id])

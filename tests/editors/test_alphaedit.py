@@ -18,7 +18,7 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
-from tests.support import CORPUS, SIX_REQUESTS, request
+from tests.support import CORPUS, ONE_KEY_REQUESTS, SIX_REQUESTS, request
 
 DRAW = {"dtype": torch.float64}
 
@@ -85,29 +85,33 @@ def test_patches_carry_the_keys_of_their_batch_and_the_keys_add_nothing(tiny: Ed
     editor, prepared = editor_for(tiny)
     known = read_null_spaces(prepared, editor.config.layers, tiny.hf.device, editor.config.null_share, None)
     name = tiny.anatomy.mlp_out.format(layer=0) + ".weight"
-    keys, _ = lookup_states(tiny, SIX_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 0).averaged(
+    keys, _ = lookup_states(tiny, ONE_KEY_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 0).averaged(
         known.contexts.weights(editor.config.key_average)
     )
-    patch = editor.edit(tiny, batch_of(SIX_REQUESTS), prepared)
-    assert not patch.updates[name].left[:, -6:].any()
+    patch = editor.edit(tiny, batch_of(ONE_KEY_REQUESTS), prepared)
+    assert not patch.updates[name].left[:, -5:].any()
     save_patch(patch, tmp_path / "patch")
     tiny.push(load_patch(tmp_path / "patch"))
     torch.testing.assert_close(earlier_keys(tiny, name, frozenset()), keys.t(), rtol=0, atol=0)
-    assert earlier_keys(tiny, name, frozenset({"France"})).shape[1] == 5
+    assert earlier_keys(tiny, name, frozenset({"France"})).shape[1] == 4
     tiny.rollback(0)
     assert earlier_keys(tiny, name, frozenset()) is None
+    # "Łódź" is one token that begins its prompt: two keys, both left out with their subject.
+    tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS), prepared))
+    assert earlier_keys(tiny, name, frozenset()).shape[1] == 7
+    assert earlier_keys(tiny, name, frozenset({"Łódź"})).shape[1] == 5
 
 
 def test_the_second_batch_solves_the_published_system_with_the_first_ones_keys(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny, {"layers": [0]})
     known = read_null_spaces(prepared, (0,), tiny.hf.device, editor.config.null_share, None)
-    tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS[:3]), prepared))
-    solution = editor._values(tiny, SIX_REQUESTS[3:], known)
-    patch = editor.edit(tiny, batch_of(SIX_REQUESTS[3:]), prepared)
+    tiny.push(editor.edit(tiny, batch_of(ONE_KEY_REQUESTS[:3]), prepared))
+    solution = editor._values(tiny, ONE_KEY_REQUESTS[3:], known)
+    patch = editor.edit(tiny, batch_of(ONE_KEY_REQUESTS[3:]), prepared)
     weights = known.contexts.weights(editor.config.key_average)
     k0, k1 = (
         lookup_states(tiny, rs, known.contexts, tiny.anatomy.mlp_out, 0).averaged(weights)[0].double().t()
-        for rs in (SIX_REQUESTS[:3], SIX_REQUESTS[3:])
+        for rs in (ONE_KEY_REQUESTS[:3], ONE_KEY_REQUESTS[3:])
     )
     projector = known.bases[0] @ known.bases[0].t()
     system = (k0 @ k0.t() + k1 @ k1.t()) @ projector + editor.config.l2 * torch.eye(len(k0), **DRAW)
@@ -151,7 +155,8 @@ def test_batches_in_sequence_of_a_size_that_does_not_divide(tiny: EditableModel)
     steps = list(run_edits(editor, tiny, SIX_REQUESTS, prepared, mode="sequential-batch", batch_size=4))
     assert [len(s.batch.requests) for s in steps] == [4, 2]
     name = tiny.anatomy.mlp_out.format(layer=2) + ".weight"
-    assert earlier_keys(tiny, name, frozenset()).shape[1] == 6
+    # "Łódź" is one token that begins its prompt and has two.
+    assert earlier_keys(tiny, name, frozenset()).shape[1] == 7
 
 
 def test_a_refused_batch_leaves_the_model_as_it_was(tiny: EditableModel) -> None:
