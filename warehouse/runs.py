@@ -52,8 +52,8 @@ def begin_run(
         if edited or run.has_reached("edited"):
             raise Conflict(
                 f"night {night} of lineage {lineage!r} was begun with {run.line.editor}, not {editor}; finish it so "
-                f"(`errata refresh --night {night} --lineage {lineage} --editor {run.line.editor}`), or give the other editor a "
-                f"lineage of its own (`--lineage NAME --editor {editor}`)"
+                f"(`errata refresh --night {night} --lineage {lineage} --editor {run.line.editor}`), or give the other editor "
+                f"a lineage of its own (`--lineage NAME --editor {editor}`)"
             )
         wh.execute("UPDATE runs SET editor = ? WHERE night = ? AND lineage = ?", [editor, night, lineage])
         return _require_run(wh, night, lineage)
