@@ -12,6 +12,7 @@ from prefect import task
 from checks.evaluation import predict
 from checks.predictor import Question
 from editors.base import Editor, Prepared
+from editors.catalogue import editor_class
 from editors.model import EditableModel
 from editors.patches.files import save_patch
 from editors.session import run_edits
@@ -67,7 +68,8 @@ def edit(settings: Settings, night: str) -> EditedNight:
     manifest = head_manifest(settings, store)
     head = manifest.checkpoint if manifest else None
     done = edited_before(settings, night)
-    if done is not None and done.parent == (head.checkpoint_id if head else None):
+    editor_name = editor_class(settings.editor.name).card.name
+    if done is not None and done.editor == editor_name and done.parent == (head.checkpoint_id if head else None):
         return done
     base = base_model(settings)
     editor = editor_of(settings, base)

@@ -71,6 +71,8 @@ SIX_REQUESTS = (
     request(5, "France", "Maida Vale", prompt="The capital of {} is", relation="P36"),
     request(6, "Émile Zola", "London", prompt="Where was this person born: {}", relation="P19"),
 )
+#: Those with one key each under the published forms: a one-token subject that begins its prompt ("Łódź") has two.
+ONE_KEY_REQUESTS = tuple(r for r in SIX_REQUESTS if r.subject != "Łódź")
 #: Training edits about nobody in SIX_REQUESTS.
 TRAINING_EDITS = tuple(
     TrainingEdit(

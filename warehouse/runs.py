@@ -34,8 +34,11 @@ def begin_run(
 ) -> RunState:
     """The run of this night and lineage: a new one in state "received", or the one that a broken run left behind.
 
+    A run that has edited nothing is not bound to the editor that it was begun with: that one may have been refused (no
+    preset for the model), and the night goes on with the new one.
+
     Raises:
-        Conflict: the night was begun with another editor.
+        Conflict: the night was edited with another editor.
     """
     with wh.transaction():
         row = {"night": night, "lineage": lineage, "run_id": run_id, "editor": editor, "state": RUN_STATES[0]}
@@ -43,12 +46,17 @@ def begin_run(
         wh.append("runs", [row])
         run = run_of(wh, night, lineage)
         assert run is not None
-        if run.line.editor != editor:
+        if run.line.editor == editor:
+            return run
+        edited = wh.scalar("SELECT count(*) FROM batches WHERE night = ? AND lineage = ?", [night, lineage])
+        if edited or run.has_reached("edited"):
             raise Conflict(
-                f"night {night} of lineage {lineage!r} was begun with {run.line.editor}, not {editor}; finish it so, "
-                "or give the other editor a lineage of its own"
+                f"night {night} of lineage {lineage!r} was begun with {run.line.editor}, not {editor}; finish it so "
+                f"(`errata refresh --night {night} --lineage {lineage} --editor {run.line.editor}`), or give the other editor "
+                f"a lineage of its own (`--lineage NAME --editor {editor}`)"
             )
-        return run
+        wh.execute("UPDATE runs SET editor = ? WHERE night = ? AND lineage = ?", [editor, night, lineage])
+        return _require_run(wh, night, lineage)
 
 
 def advance_run(wh: Warehouse, night: str, lineage: str, state: RunStateName, **details: Any) -> RunState:

@@ -105,14 +105,13 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
         owners: list[str] = []
         written: dict[str, LowRank] = {}
 
-        def solve(layer: int, residuals: Tensor, keys: Tensor) -> LowRank:
+        def solve(layer: int, residuals: Tensor, keys: Tensor, owner: Tensor) -> LowRank:
             name = path.format(layer=layer) + ".weight"
             earlier = earlier_keys(model, name, subjects) if config.protect_earlier else None
             ridge = config.l2 * (known.energies[layer] if config.l2_scale == "relative" else 1.0)
             update = null_space_update(residuals, keys, known.bases[layer], ridge, earlier)
             written[name] = with_keys(update, keys)
-            # An edit has as many keys, side by side, as it has forms.
-            owners[:] = [r.subject for r in requests for _ in range(keys.shape[1] // len(requests))]
+            owners[:] = [requests[i].subject for i in owner.tolist()]
             return update
 
         spread_over_layers(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from editors.base import EditorCard, Prepared
 from editors.errors import EditRefused
-from editors.mechanics.keys_values import lookup_states
+from editors.mechanics.contexts import BARE
+from editors.mechanics.keys_values import lookup_states, written_keys
 from editors.mechanics.locating import LocatingEditor
 from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import LocateEditConfig
@@ -111,15 +112,16 @@ class Emmet(LocatingEditor[EmmetConfig]):
         if config.anchor_norm:
             norms = known.mlp_norms if config.value_site == "mlp" else known.block_norms
             changes = anchored(solution.targets, norms[layer], config) - solution.base_values
-        states = lookup_states(model, requests, known.contexts, path, layer)
-        keys, current = states.averaged(known.contexts.weights(config.key_average))
+        written = written_keys(model, requests, known.contexts, layer, config)
+        bare = lookup_states(model, requests, BARE, path, layer).outputs[:, 0]
         # A change of the block's output is the same change of the MLP's; the wanted value is the bare prompt's plus it.
-        residuals = states.outputs[:, 0] + changes - current
+        residuals = bare + changes - written.values
         patches, at = [], 0
         for group in groups:
             part = slice(at, at + len(group))
+            own = (written.owner >= at) & (written.owner < at + len(group))
             at += len(group)
-            update = self._solve(residuals[part].t(), keys[part].t(), known)
+            update = self._solve(residuals[written.owner[own]].t(), written.keys[own].t(), known)
             check_norm(update, model.weight(path, layer), config.max_relative_norm, [r.request_id for r in group])
             note = {"editor": "emmet", "requests": [r.request_id for r in group], "solved": list(solution.solved[part])}
             patches.append(WeightPatch({path.format(layer=layer) + ".weight": smallest_form(update)}, note))

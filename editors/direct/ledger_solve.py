@@ -146,10 +146,15 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
         if config.anchor_norm:
             targets = targets * (known.block_norms[last] / targets.norm(dim=1, keepdim=True))
 
-        def solve(layer: int, residuals: Tensor, keys: Tensor) -> LowRank:
+        def solve(layer: int, residuals: Tensor, keys: Tensor, owner: Tensor) -> LowRank:
             if config.resolve == "incremental" and layer == config.layers[0]:
-                forms = keys.shape[1] // len(requests)
-                places = [digest_of(r.subject, r.prompt, form) for r in requests for form in range(forms)]
+                owners = owner.tolist()
+                # Which of its edit's keys each one is: an edit has one, or one for each form.
+                forms = [at - owners.index(edit) for at, edit in enumerate(owners)]
+                places = [
+                    digest_of(requests[edit].subject, requests[edit].prompt, form)
+                    for edit, form in zip(owners, forms, strict=True)
+                ]
                 if len(set(places)) == len(places):
                     return self._system(model, prepared, known).update(residuals, keys, places)
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight)

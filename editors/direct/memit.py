@@ -86,13 +86,13 @@ class Memit(LocatingEditor[MemitConfig]):
         config = self.config
         earlier = _earlier_sites(model, requests) if config.accumulate_keys else []
 
-        def solve(layer: int, residuals: Tensor, keys: Tensor) -> LowRank:
+        def solve(layer: int, residuals: Tensor, keys: Tensor, _owner: Tensor) -> LowRank:
             scale = 1.0
             if config.ridge == "relative":
                 scale = float(keys.double().square().sum(0).mean()) / known.energies[layer]
             protected = None
             if earlier:
-                protected = written_keys(model, earlier, known.contexts, layer, config)[0].flatten(0, 1).t()
+                protected = written_keys(model, earlier, known.contexts, layer, config).keys.t()
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight * scale, protected)
 
         return spread_over_layers(

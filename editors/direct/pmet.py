@@ -75,7 +75,7 @@ class Pmet(LocatingEditor[PmetConfig]):
         # The attention's half is dropped.
         targets = anchored(solution.targets.chunk(2, dim=1)[1], known.mlp_norms[top], config)
 
-        def solve(layer: int, residuals: Tensor, keys: Tensor) -> LowRank:
+        def solve(layer: int, residuals: Tensor, keys: Tensor, _owner: Tensor) -> LowRank:
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight)
 
         def write(group: Sequence[EditRequest], wanted: Tensor, note: dict[str, Any]) -> WeightPatch:

@@ -53,9 +53,12 @@ class RRome(RankOneEditor[RRomeConfig]):
         """The averaged key, or its forms, in every place; see `RankOneEditor.updates`."""
         config, layer = self.config, self.config.layer
         solution = optimise_values(model, requests, known.contexts, layer, "mlp", config)
-        keys, current = written_keys(model, requests, known.contexts, layer, config)
+        written = written_keys(model, requests, known.contexts, layer, config)
+        current = written.values
         base = current if config.average_value else solution.base_values
         targets = anchored(solution.deltas + base, known.mlp_norms[layer], config)
-        pairs = zip(keys, key_directions(keys, known.factors[layer]), strict=True)
-        directions = torch.stack([shared_direction(forms, theirs) for forms, theirs in pairs])
-        return RankOneUpdates(solution, targets - current, keys.double().mean(1), directions)
+        every = key_directions(written.keys, known.factors[layer])
+        own = [(written.of(i), every[written.owner == i]) for i in range(len(requests))]
+        directions = torch.stack([shared_direction(forms, theirs) for forms, theirs in own])
+        keys = torch.stack([forms.double().mean(0) for forms, _ in own])
+        return RankOneUpdates(solution, targets - current, keys, directions)

@@ -20,10 +20,15 @@ TOKENS_PER_PASS = 8192
 
 @dataclass(frozen=True)
 class LookupStates:
-    """A module's input and output at the lookup token: (edits, contexts, width), fp32."""
+    """A module's input and output at the lookup token: (edits, contexts, width), fp32.
+
+    Attributes:
+        alone: (edits,) True where nothing stands before the lookup token of the first context, not even a start token.
+    """
 
     inputs: Tensor
     outputs: Tensor
+    alone: Tensor
 
     def averaged(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Both averaged over the contexts, (edits, width); a projection is affine, so the averages still correspond."""
@@ -57,23 +62,53 @@ def lookup_states(
         for number, i in enumerate(chosen):
             inputs[i], outputs[i] = picked_in[number], picked_out[number]
     shape = (len(requests), len(contexts.templates), -1)
-    return LookupStates(torch.stack(inputs).view(shape), torch.stack(outputs).view(shape))
+    alone = torch.tensor([row.lookup == 0 for row in rows[:: len(contexts.templates)]])
+    return LookupStates(torch.stack(inputs).view(shape), torch.stack(outputs).view(shape), alone)
+
+
+@dataclass(frozen=True)
+class WrittenKeys:
+    """The keys that an update of a layer must answer.
+
+    Attributes:
+        keys: (keys, d_mlp), those of an edit beside each other.
+        owner: (keys,) the edit of each.
+        values: (edits, d_model) the projection's output that a change is counted from.
+    """
+
+    keys: Tensor
+    owner: Tensor
+    values: Tensor
+
+    def of(self, edit: int) -> Tensor:
+        """(forms, d_mlp) of one edit."""
+        return self.keys[self.owner == edit]
 
 
 def written_keys(
     model: EditableModel, requests: Sequence[EditRequest], contexts: Contexts, layer: int, config: LocateEditConfig
-) -> tuple[Tensor, Tensor]:
-    """The keys that an update of `layer` must answer, and the projection's output there.
+) -> WrittenKeys:
+    """One key of each edit, the average over the contexts, or three (`config.key_forms`).
 
-    Returns:
-        Keys (edits, forms, d_mlp) and values (edits, d_model). One form, the average, or three (`config.key_forms`);
-        the values are averages over the contexts in either case.
+    A one-token subject that begins its prompt, with no start token before it, has two keys in the place of the average: a
+    token that nothing stands before has a state of its own (often many times longer than any other), and an average that
+    holds it answers neither it nor the contexts. Values are averages over the contexts, of such an edit the bare prompt's.
     """
     states = lookup_states(model, requests, contexts, model.anatomy.mlp_out, layer)
-    keys, values = states.averaged(contexts.weights(config.key_average))
-    if config.key_forms == "averaged":
-        return keys[:, None], values
-    alone = [r.model_copy(update={"prompt": r.subject}) for r in requests]
-    first = lookup_states(model, alone, BARE, model.anatomy.mlp_out, layer).inputs[:, 0]
-    others = states.inputs[:, 1:].mean(1) if states.inputs.shape[1] > 1 else keys
-    return torch.stack([states.inputs[:, 0], others, first], dim=1), values
+    averaged, values = states.averaged(contexts.weights(config.key_average))
+    bare = states.inputs[:, 0]
+    several = states.inputs.shape[1] > 1
+    others = states.inputs[:, 1:].mean(1) if several else averaged
+    alone = states.alone.to(values.device)
+    values = torch.where(alone[:, None], states.outputs[:, 0], values)
+    if config.key_forms == "each":
+        subjects = [r.model_copy(update={"prompt": r.subject}) for r in requests]
+        first = lookup_states(model, subjects, BARE, model.anatomy.mlp_out, layer).inputs[:, 0]
+        forms = [torch.stack(own) for own in zip(bare, others, first, strict=True)]
+    else:
+        forms = [
+            torch.stack([bare[i], others[i]]) if several and states.alone[i] else averaged[i : i + 1]
+            for i in range(len(requests))
+        ]
+    owner = torch.tensor([i for i, own in enumerate(forms) for _ in own], device=values.device)
+    return WrittenKeys(torch.cat(forms), owner, values)

@@ -16,8 +16,8 @@ from editors.model import EditableModel
 from editors.patches.weight import LowRank, Update, WeightPatch
 from warehouse.records import EditRequest
 
-#: (layer, residuals (d_out, keys), keys (d_in, keys)) -> update; an edit has one key, or one for each form.
-LayerSolver = Callable[[int, Tensor, Tensor], LowRank]
+#: (layer, residuals (d_out, keys), keys (d_in, keys), owner (keys,)) -> update; an edit has one key, or one for each form.
+LayerSolver = Callable[[int, Tensor, Tensor, Tensor], LowRank]
 
 
 #: (requests of one group, their targets (edits, d_model), the note of their patch) -> the patch.
@@ -73,12 +73,11 @@ def spread_over_layers(
     path = model.anatomy.mlp_out
     with model.scratch():
         for number, layer in enumerate(layers):
-            keys, _ = written_keys(model, requests, contexts, layer, config)
-            forms = keys.shape[1]
+            written = written_keys(model, requests, contexts, layer, config)
             now = lookup_states(model, requests, BARE, target_path, layers[-1]).outputs[:, 0]
             remaining = len(layers) - number
-            missing = ((targets - now) * share(remaining)).repeat_interleave(forms, dim=0)
-            update = solve(layer, missing.t(), keys.flatten(0, 1).t())
+            missing = ((targets - now) * share(remaining))[written.owner]
+            update = solve(layer, missing.t(), written.keys.t(), written.owner)
             check_norm(update, model.weight(path, layer), config.max_relative_norm, names)
             name = path.format(layer=layer) + ".weight"
             updates[name] = smallest_form(update)

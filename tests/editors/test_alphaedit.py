@@ -18,7 +18,7 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import SIX_REQUESTS, prepared_once, request
+from tests.support import ONE_KEY_REQUESTS, SIX_REQUESTS, prepared_once, request
 
 DRAW = {"dtype": torch.float64}
 
@@ -85,17 +85,21 @@ def test_patches_carry_the_keys_of_their_batch_and_the_keys_add_nothing(tiny: Ed
     editor, prepared = editor_for(tiny)
     known = read_null_spaces(prepared, editor.config.layers, tiny.hf.device, editor.config.null_share, None)
     name = tiny.anatomy.mlp_out.format(layer=0) + ".weight"
-    keys, _ = lookup_states(tiny, SIX_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 0).averaged(
+    keys, _ = lookup_states(tiny, ONE_KEY_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 0).averaged(
         known.contexts.weights(editor.config.key_average)
     )
-    patch = editor.edit(tiny, batch_of(SIX_REQUESTS), prepared)
-    assert not patch.updates[name].left[:, -6:].any()
+    patch = editor.edit(tiny, batch_of(ONE_KEY_REQUESTS), prepared)
+    assert not patch.updates[name].left[:, -5:].any()
     save_patch(patch, tmp_path / "patch")
     tiny.push(load_patch(tmp_path / "patch"))
     torch.testing.assert_close(earlier_keys(tiny, name, frozenset()), keys.t(), rtol=0, atol=0)
-    assert earlier_keys(tiny, name, frozenset({"France"})).shape[1] == 5
+    assert earlier_keys(tiny, name, frozenset({"France"})).shape[1] == 4
     tiny.rollback(0)
     assert earlier_keys(tiny, name, frozenset()) is None
+    # "Łódź" is one token that begins its prompt: two keys, both left out with their subject.
+    tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS), prepared))
+    assert earlier_keys(tiny, name, frozenset()).shape[1] == 7
+    assert earlier_keys(tiny, name, frozenset({"Łódź"})).shape[1] == 5
 
 
 def test_protected_keys_keep_earlier_values_better(tiny: EditableModel) -> None:

@@ -17,7 +17,7 @@ from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import SIX_REQUESTS, prepared_once, request
+from tests.support import ONE_KEY_REQUESTS, SIX_REQUESTS, prepared_once, request
 
 
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[Emmet, Prepared]:
@@ -76,10 +76,10 @@ def test_one_request_is_edited_as_by_rome_with_one_key(tiny: EditableModel) -> N
 def test_after_a_batch_every_averaged_key_gives_its_solved_value(tiny: EditableModel, site: Any) -> None:
     editor, prepared = editor_for(tiny, {"value_site": site})
     known = read_preparation(prepared, (1,), tiny.hf.device)
-    before = lookup_states(tiny, SIX_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 1)
-    solved = optimise_values(tiny, SIX_REQUESTS, known.contexts, 1, site, editor.config)
-    tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS), prepared))
-    states = lookup_states(tiny, SIX_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 1)
+    before = lookup_states(tiny, ONE_KEY_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 1)
+    solved = optimise_values(tiny, ONE_KEY_REQUESTS, known.contexts, 1, site, editor.config)
+    tiny.push(editor.edit(tiny, batch_of(ONE_KEY_REQUESTS), prepared))
+    states = lookup_states(tiny, ONE_KEY_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 1)
     _, values = states.averaged(known.contexts.weights(editor.config.key_average))
     torch.testing.assert_close(values, before.outputs[:, 0] + solved.deltas, rtol=1e-2, atol=1e-2)
 

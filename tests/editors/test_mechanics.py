@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,10 +28,12 @@ from editors.mechanics.trace import trace
 from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, WeightPatch
+from editors.presets import load_editor
 from editors.tokens import pad_right
 from editors.views import at_base
 from tests.stand_ins import Ask
-from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
+from tests.support import CORPUS, ONE_KEY_REQUESTS, SIX_REQUESTS, request, tiny_model
+from warehouse.records import EditBatch
 
 CONTEXTS = Contexts(("{}", "It is said. {}", "Paris is big. {}"), (0, 1, 1))
 KEPT = {"P19": "{} was born in", "P27": "The country of {} is", "P20": "{} died in"}
@@ -371,16 +375,50 @@ def test_several_forms_of_a_key_all_get_the_residual_by_the_smallest_update() ->
 
 
 def test_three_forms_are_the_bare_prompt_the_contexts_and_the_subject_alone(tiny: EditableModel) -> None:
-    keys, values = written_keys(tiny, SIX_REQUESTS, CONTEXTS, 1, config(key_forms="each"))
-    states = lookup_states(tiny, SIX_REQUESTS, CONTEXTS, tiny.anatomy.mlp_out, 1)
+    written = written_keys(tiny, ONE_KEY_REQUESTS, CONTEXTS, 1, config(key_forms="each"))
+    keys = torch.stack([written.of(i) for i in range(len(ONE_KEY_REQUESTS))])
+    states = lookup_states(tiny, ONE_KEY_REQUESTS, CONTEXTS, tiny.anatomy.mlp_out, 1)
     torch.testing.assert_close(keys[:, 0], states.inputs[:, 0])
     torch.testing.assert_close(keys[:, 1], states.inputs[:, 1:].mean(1))
-    torch.testing.assert_close(values, states.outputs.mean(1))
+    torch.testing.assert_close(written.values, states.outputs.mean(1))
     # "Ada Lovelace was born in" begins with its subject, "The capital of France is" does not.
     torch.testing.assert_close(keys[0, 2], keys[0, 0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(keys[4, 2], keys[4, 0], atol=1e-3)
-    single, _ = written_keys(tiny, SIX_REQUESTS, CONTEXTS, 1, config())
-    torch.testing.assert_close(single[:, 0], states.inputs.mean(1))
+    single = written_keys(tiny, ONE_KEY_REQUESTS, CONTEXTS, 1, config())
+    torch.testing.assert_close(single.keys, states.inputs.mean(1))
+    assert single.owner.tolist() == list(range(len(ONE_KEY_REQUESTS)))
+
+
+def test_a_subject_of_one_token_that_nothing_stands_before_has_two_keys(tiny: EditableModel) -> None:
+    first, later = request(1, "The", "Paris"), request(2, "The", "Paris", prompt="Where {} was born:")
+    written = written_keys(tiny, [later, first], CONTEXTS, 1, config())
+    states = lookup_states(tiny, [later, first], CONTEXTS, tiny.anatomy.mlp_out, 1)
+    assert states.alone.tolist() == [False, True]
+    assert written.owner.tolist() == [0, 1, 1]
+    torch.testing.assert_close(written.of(1), torch.stack([states.inputs[1, 0], states.inputs[1, 1:].mean(0)]))
+    torch.testing.assert_close(written.of(0)[0], states.inputs[0].mean(0))
+    torch.testing.assert_close(written.values[1], states.outputs[1, 0])
+
+
+@pytest.mark.parametrize("name", ["r_rome", "memit", "emmet", "alphaedit"])
+def test_an_edit_reaches_a_subject_of_one_token_that_begins_its_prompt(name: str, tiny: EditableModel) -> None:
+    """The change at the lookup token is the change that the value optimisation found, alone and behind a context."""
+    asked = request(1, "The", "Paris", prompt="{} lies in")
+    editor = load_editor(name, tiny)
+    prepared = editor.prepare(tiny, CORPUS)
+    config = cast(Any, editor.config)
+    layers = config.layers if hasattr(config, "layers") else (config.layer,)
+    layer, path = layers[-1], tiny.anatomy.block if hasattr(config, "layers") else tiny.anatomy.mlp_out
+    contexts = Contexts(("{}", "Paris is big. {}", "I saw the river. {}"), (0, 1, 1))
+    before = lookup_states(tiny, [asked], contexts, path, layer).outputs[0]
+    tiny.push(editor.edit(tiny, EditBatch(batch_id="b", requests=(asked,)), prepared))
+    changes = lookup_states(tiny, [asked], contexts, path, layer).outputs[0] - before
+    tiny.rollback(0)
+    wanted = optimise_values(
+        tiny, [asked], Contexts(tuple(prepared.meta["templates"]), tuple(prepared.meta["groups"])), layer,
+        "block" if hasattr(config, "layers") else getattr(config, "value_site", "mlp"), config,
+    ).deltas[0]  # fmt: skip
+    assert float((changes[0] - wanted).norm() / wanted.norm()) < 0.05
 
 
 def test_rank_one_refuses_a_vanishing_denominator() -> None:

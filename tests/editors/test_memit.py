@@ -18,7 +18,7 @@ from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.presets import load_editor, sections
 from editors.session import batch_of
-from tests.support import SIX_REQUESTS, prepared_once, request
+from tests.support import ONE_KEY_REQUESTS, SIX_REQUESTS, prepared_once, request
 
 
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[Memit, Prepared]:
@@ -30,15 +30,15 @@ def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None)
 def test_the_relative_ridge_weighs_each_layer_by_its_key_energy(tiny: EditableModel) -> None:
     # The published ridge is held against the golden (`test_goldens.py`).
     editor, prepared = editor_for(tiny, {"ridge": "relative", "layers": [0, 1, 2]})
-    patch = editor.edit(tiny, batch_of(SIX_REQUESTS), prepared)
+    patch = editor.edit(tiny, batch_of(ONE_KEY_REQUESTS), prepared)
     known = read_preparation(prepared, (0, 1, 2), tiny.hf.device)
-    solved = optimise_values(tiny, SIX_REQUESTS, known.contexts, 2, "block", editor.config)
+    solved = optimise_values(tiny, ONE_KEY_REQUESTS, known.contexts, 2, "block", editor.config)
     path, block = tiny.anatomy.mlp_out, tiny.anatomy.block
     with tiny.scratch():
         for layer, share in ((0, 3), (1, 2), (2, 1)):
-            states = lookup_states(tiny, SIX_REQUESTS, known.contexts, path, layer)
+            states = lookup_states(tiny, ONE_KEY_REQUESTS, known.contexts, path, layer)
             k = torch.stack([0.5 * s[0] + 0.5 * s[1:].mean(0) for s in states.inputs]).double().t()
-            now = lookup_states(tiny, SIX_REQUESTS, BARE, block, 2).outputs[:, 0]
+            now = lookup_states(tiny, ONE_KEY_REQUESTS, BARE, block, 2).outputs[:, 0]
             residuals = ((solved.targets - now) / share).double().t()
             second = known.factors[layer] @ known.factors[layer].t()
             weight = editor.config.second_moment_weight * k.square().sum(0).mean().item() / known.energies[layer]

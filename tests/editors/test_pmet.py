@@ -19,7 +19,7 @@ from editors.mechanics.two_latents import optimise_two_latents, two_latent_objec
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import SIX_REQUESTS, prepared_once
+from tests.support import ONE_KEY_REQUESTS, SIX_REQUESTS, prepared_once
 
 
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[Pmet, Prepared]:
@@ -78,14 +78,14 @@ def test_base_values_are_those_of_the_two_modules_at_the_bare_prompt(tiny: Edita
 
 def test_only_the_feed_forward_part_is_written_with_a_square_root_spread(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny, {"layers": [0, 1, 2]})
-    patch = editor.edit(tiny, batch_of(SIX_REQUESTS), prepared)
+    patch = editor.edit(tiny, batch_of(ONE_KEY_REQUESTS), prepared)
     known = read_preparation(prepared, (0, 1, 2), tiny.hf.device)
-    targets = optimise_two_latents(tiny, SIX_REQUESTS, known.contexts, 2, editor.config).targets.chunk(2, dim=1)[1]
+    targets = optimise_two_latents(tiny, ONE_KEY_REQUESTS, known.contexts, 2, editor.config).targets.chunk(2, dim=1)[1]
     path, weights = tiny.anatomy.mlp_out, known.contexts.weights(editor.config.key_average)
     with tiny.scratch():
         for layer, remaining in ((0, 3), (1, 2), (2, 1)):
-            k = lookup_states(tiny, SIX_REQUESTS, known.contexts, path, layer).averaged(weights)[0].double().t()
-            now = lookup_states(tiny, SIX_REQUESTS, BARE, path, 2).outputs[:, 0]
+            k = lookup_states(tiny, ONE_KEY_REQUESTS, known.contexts, path, layer).averaged(weights)[0].double().t()
+            now = lookup_states(tiny, ONE_KEY_REQUESTS, BARE, path, 2).outputs[:, 0]
             residuals = ((targets - now) / remaining**0.5).double().t()
             second = known.factors[layer] @ known.factors[layer].t()
             inverse = torch.linalg.inv(editor.config.second_moment_weight * second + k @ k.t())

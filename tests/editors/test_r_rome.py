@@ -19,7 +19,7 @@ from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor, sections
 from editors.session import batch_of
 from tests.stand_ins import Ask
-from tests.support import SIX_REQUESTS, prepared_once, request
+from tests.support import ONE_KEY_REQUESTS, SIX_REQUESTS, prepared_once, request
 
 
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[RRome, Prepared]:
@@ -31,7 +31,7 @@ def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None)
 def test_after_the_edit_the_averaged_key_gives_the_solved_value(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny)
     known = read_preparation(prepared, (1,), tiny.hf.device)
-    for r in SIX_REQUESTS:
+    for r in ONE_KEY_REQUESTS:
         solved = optimise_values(tiny, [r], known.contexts, 1, "mlp", editor.config)
         tiny.push(editor.edit(tiny, batch_of([r]), prepared))
         states = lookup_states(tiny, [r], known.contexts, tiny.anatomy.mlp_out, 1)

@@ -60,9 +60,12 @@ def test_a_finished_night_is_closed_and_shows_its_line(settings: Settings) -> No
 
 
 def test_a_night_begun_with_one_editor_is_not_finished_with_another(settings: Settings) -> None:
+    other = settings.model_copy(update={"editor": settings.editor.model_copy(update={"name": "ft"})})
     begin(settings, "night-01")
+    # Nothing is edited yet: the editor may have been refused, and another one takes the night over.
+    begin(other, "night-01").reach("edited")
     with pytest.raises(Conflict, match="lineage of its own"):
-        begin(settings.model_copy(update={"editor": settings.editor.model_copy(update={"name": "ft"})}), "night-01")
+        begin(settings, "night-01")
 
 
 def test_a_broken_night_comes_before_the_next_one(settings: Settings) -> None:

@@ -30,7 +30,7 @@ from warehouse.lineage import (
 )
 from warehouse.lineage import checkpoint as checkpoint_of
 from warehouse.records import EditBatch
-from warehouse.runs import advance_run, begin_run, run_of, runs, save_run
+from warehouse.runs import RunStateName, advance_run, begin_run, run_of, runs, save_run
 from warehouse.store import Warehouse
 
 
@@ -287,6 +287,23 @@ def test_a_run_cannot_go_back_change_its_editor_or_start_in_the_middle(wh: Wareh
     with pytest.raises(Conflict, match="decided already"):
         advance_run(wh, NIGHT, LINE, "edited")
     with pytest.raises(Conflict, match="begun with memit, not ft"):
+        begin_run(wh, NIGHT, LINE, run_id="run-2", editor="ft")
+
+
+@pytest.mark.parametrize("state", ["received", "validated"])
+def test_a_night_that_has_edited_nothing_goes_on_with_another_editor(wh: Warehouse, state: RunStateName) -> None:
+    """Begun with an editor that has no preset for the model, it was bound to that one for good."""
+    begin_run(wh, NIGHT, LINE, run_id="run-1", editor="ledger")
+    advance_run(wh, NIGHT, LINE, state)
+    again = begin_run(wh, NIGHT, LINE, run_id="run-2", editor="memit")
+    assert (again.run_id, again.state, again.line.editor) == ("run-1", state, "memit")
+    assert save_run(wh, night_run(editor="memit"), finished_at=NOON).line.editor == "memit"
+
+
+def test_the_refusal_of_another_editor_names_the_commands_that_go_on(wh: Warehouse) -> None:
+    begin_run(wh, NIGHT, LINE, run_id="run-1", editor="memit")
+    advance_run(wh, NIGHT, LINE, "edited")
+    with pytest.raises(Conflict, match=f"errata refresh --night {NIGHT} --lineage {LINE} --editor memit.*--editor ft"):
         begin_run(wh, NIGHT, LINE, run_id="run-2", editor="ft")
 
 
