@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,9 @@ from tasks.edit import EditedNight
 from tasks.ingest import nights_of
 from tasks.settings import Settings
 from tasks.workspace import warehouse
-from warehouse.errors import NotFound
+from warehouse.errors import NotFound, SourceError
 from warehouse.intake import verdicts_of
+from warehouse.night_order import check_name, move_last, register
 from warehouse.records import EvaluationReport, Manifest, NightRun
 from warehouse.runs import RUN_STATES, RunStateName, advance_run, begin_run, run_of, save_run
 
@@ -60,7 +62,7 @@ class Night:
 
 
 def next_night(settings: Settings) -> str:
-    """The first night that this lineage has not finished: of those that came over the live stream, then of the source.
+    """The first night, in order, that this lineage has not finished.
 
     Raises:
         NotFound: all of them are finished.
@@ -75,17 +77,31 @@ def next_night(settings: Settings) -> str:
     raise NotFound(f"lineage {settings.lineage!r} has finished all {len(available)} nights of {settings.source.path}")
 
 
-def begin(settings: Settings, night: str) -> Night:
-    """Begin a night, or take up a broken one.
+def begin(settings: Settings, night: str, *, late: bool = False) -> Night:
+    """Begin a night, or take up a broken one. Nights of the source that come before it keep their places before it.
+
+    Args:
+        late: let it follow all nights received so far, which it may contradict.
 
     Raises:
         NightClosed: it is finished already.
-        Conflict: it was begun with another editor.
+        Conflict: it was begun with another editor, or is `late` and judged already.
+        ValueError: no file could have its name.
     """
+    check_name(night)
     with warehouse(settings) as wh:
+        known = run_of(wh, night, settings.lineage)
+    if known is not None and known.state == RUN_STATES[-1]:
+        raise NightClosed(known.line)
+    # A night need not be of the source (a revert is none); one that must be says so when it is read.
+    listed: tuple[str, ...] = ()
+    with suppress(SourceError):
+        listed = nights_of(settings)
+    with warehouse(settings) as wh:
+        register(wh, (*listed[: listed.index(night)], night) if night in listed else (night,))
+        if late and move_last(wh, night):
+            log.warning("night %s now follows every night received so far", night)
         run = begin_run(wh, night, settings.lineage, run_id=uuid.uuid4().hex, editor=settings.editor.name)
-    if run.state == RUN_STATES[-1]:
-        raise NightClosed(run.line)
     return Night(settings, night, spent=float(run.line.details.get("seconds_so_far", 0.0)))
 
 

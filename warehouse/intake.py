@@ -13,6 +13,7 @@ import pandas as pd
 from warehouse.digests import digest_of
 from warehouse.errors import Conflict, NotFound, WarehouseError
 from warehouse.frames import utc
+from warehouse.night_order import in_order, register
 from warehouse.records import EditRequest, UpdateRecord, Verdict
 from warehouse.store import Warehouse
 
@@ -59,6 +60,7 @@ def receive(wh: Warehouse, records: Iterable[UpdateRecord]) -> int:
             if known.get((source, record_id), raw_digest) != raw_digest:
                 raise _two_texts(source, record_id, "in an earlier delivery")
         fresh = {(r.source, r.record_id): r for r in reversed(records) if (r.source, r.record_id) not in known}
+        register(wh, (r.night for r in records))
         start = wh.scalar("SELECT coalesce(max(received_seq), 0) FROM updates")
         rows = [record.model_dump() for record in reversed(fresh.values())]
         new = wh.append("updates", [row | {"received_seq": start + 1 + i} for i, row in enumerate(rows)], "error")
@@ -91,7 +93,7 @@ def updates_of(wh: Warehouse, night: str) -> list[UpdateRecord]:
 
 def nights(wh: Warehouse) -> list[str]:
     """Nights with records, in order."""
-    return [row["night"] for row in wh.rows("SELECT DISTINCT night FROM updates ORDER BY night")]
+    return in_order(wh, (row["night"] for row in wh.rows("SELECT DISTINCT night FROM updates")))
 
 
 def record_verdicts(
@@ -139,6 +141,7 @@ def _put_requests(wh: Warehouse, night: str, requests: Sequence[EditRequest]) ->
     for request in requests:
         if digests.setdefault(request.request_id, digest := request_digest(request)) != digest:
             raise Conflict(f"request {request.request_id!r} is there already with other content; give it a new id")
+    register(wh, [night])
     rows = [{**request.model_dump(), "content_digest": digests[request.request_id]} for request in requests]
     wh.append("edit_requests", rows, constants={"night": night})
     return set(digests)

@@ -26,18 +26,23 @@ def refresh(
     lineage: Lineage = None,
     editor: Annotated[str | None, typer.Option(help="Editor; `errata editors` lists them.")] = None,
     all_nights: Annotated[bool, typer.Option("--all", help="Run every unfinished night, in order.")] = False,
+    late: Annotated[
+        bool, typer.Option("--late", help="Take --night as received now, after nights that changed facts.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a night: ingest, validate, edit, evaluate, gate, promote or reject, report.
 
     A finished night does nothing when it is run again; a broken one goes on from what is done.
     """
+    if late and (night is None or all_nights):
+        raise ValueError("--late moves one night behind the others: name it with --night")
     settings = configure(lineage=lineage, editor=editor)
     from flows.nightly import nightly_refresh
     from tasks.ingest import nights_of
 
     wanted = list(nights_of(settings)) if all_nights else [night]
-    lines = [nightly_refresh(night=n, lineage=lineage, editor=editor).model_dump(mode="json") for n in wanted]
+    lines = [nightly_refresh(night=n, lineage=lineage, editor=editor, late=late).model_dump(mode="json") for n in wanted]
     if as_json:
         emit_json(lines if all_nights else lines[0])
     else:

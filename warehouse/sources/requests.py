@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from warehouse.errors import SourceError
+from warehouse.night_order import natural
 from warehouse.records import UpdateRecord
 from warehouse.sources.base import RecordIds, check_night, decode_object, parse_time, read_lines
 
@@ -31,7 +32,7 @@ class RequestsSource:
 
     def _files(self) -> dict[str, Path]:
         if self.path.is_dir():
-            return {path.stem: path for path in sorted(self.path.glob("*.jsonl"))}
+            return {path.stem: path for path in sorted(self.path.glob("*.jsonl"), key=lambda p: natural(p.stem))}
         if not self.path.is_file():
             raise SourceError(f"{self.path}: no such file or folder; give a .jsonl file of edit requests")
         return {self.path.stem: self.path}
