@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands.shared import Json, console, emit_json, reported, table
 from tasks.settings import configure
+
+if TYPE_CHECKING:
+    from warehouse.night_records import JudgedRecord
 
 Lineage = Annotated[str | None, typer.Option(help="Lineage; default from the settings.")]
 STATUS_COLUMNS = ("night", "lineage", "editor", "records", "accepted", "edited", "SR", "GR", "locality", "SRR", "DD",
@@ -50,17 +55,52 @@ def refresh(
 
 
 @reported
-def status(lineage: Lineage = None, as_json: Json = False) -> None:
-    """Every night of every lineage: what came, what was done, what was measured, what was decided."""
+def status(
+    night: Annotated[str | None, typer.Argument(help="One night, with what became of each of its records.")] = None,
+    lineage: Lineage = None,
+    as_json: Json = False,
+) -> None:
+    """Every night of every lineage, in order: what came, what was done, what was measured, what was decided."""
     from tasks.workspace import warehouse
+    from warehouse.night_records import night_records
     from warehouse.runs import runs
 
     with warehouse(configure()) as wh:
-        lines = [r.model_dump(mode="json") for r in runs(wh, lineage)]
+        lines = [r.model_dump(mode="json") for r in runs(wh, lineage) if night in (None, r.night)]
+        found = night_records(wh, night) if night is not None else []
     if as_json:
-        emit_json(lines)
+        emit_json(lines if night is None else {"night": night, "runs": lines, "records": [r.model_dump() for r in found]})
+        return
+    table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+    if night is not None:
+        _records_table(night, found)
+
+
+@reported
+def records(
+    night: Annotated[str, typer.Argument(help="A night; `errata status` lists them.")],
+    verdict: Annotated[str | None, typer.Option(help="Only those of one verdict, such as reject or quarantine.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What became of each record of a night, and why: verdict, reason and a sentence."""
+    from tasks.workspace import warehouse
+    from warehouse.night_records import night_records
+
+    with warehouse(configure()) as wh:
+        found = night_records(wh, night, verdict)
+    if as_json:
+        emit_json([record.model_dump(mode="json") for record in found])
     else:
-        table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+        _records_table(night, found)
+
+
+def _records_table(night: str, found: Sequence[JudgedRecord]) -> None:
+    table(f"Records of {night}", ("record", "verdict", "reason", "why"),
+          [(r.record_id, r.verdict, r.reason, r.sentence) for r in found])  # fmt: skip
+    counts = Counter(r.verdict for r in found)
+    console.print(f"{len(found)} records" + "".join(f", {n} {name}" for name, n in counts.most_common()), highlight=False)
+    if counts["quarantine"]:
+        console.print(f"errata quarantine list --night {night}  shows what can be released", markup=False, highlight=False)
 
 
 @reported

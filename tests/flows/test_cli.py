@@ -9,6 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app, main
+from tests.warehouse.world import request, update, verdict
+from warehouse.intake import receive, record_verdicts
+from warehouse.runs import begin_run
+from warehouse.store import Warehouse
 
 
 def test_json_output_is_the_document_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +31,37 @@ def test_a_broken_settings_file_is_one_error_and_no_traceback(
         main()
     assert stop.value.code == 1
     assert "lineagee" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what became of each record
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with one judged night of two records, whose sentences hold what a terminal could take for markup."""
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    with Warehouse.open(tmp_path / "home" / "warehouse.duckdb") as wh:
+        receive(wh, [update("good"), update("b[/]d")])
+        bad = verdict("b[/]d").model_copy(update={"reason": "self_reference", "sentence": "Its object [red] is its subject."})
+        record_verdicts(wh, "night-01", "recorded", [verdict("good", "r1"), bad], [request("r1")])
+        begin_run(wh, "night-01", "main", run_id="r", editor="memit")
+    return tmp_path / "home"
+
+
+def test_a_user_who_sent_a_bad_file_sees_why(home: Path) -> None:
+    shown = CliRunner().invoke(app, ["records", "night-01", "--verdict", "reject"])
+    assert shown.exit_code == 0 and "self_reference" in shown.stdout and "1 records, 1 reject" in shown.stdout
+    assert "b[/]d" in shown.stdout and "[red]" in shown.stdout and "good" not in shown.stdout
+    listed = json.loads(CliRunner().invoke(app, ["records", "night-01", "--json"]).stdout)
+    assert [(r["record_id"], r["verdict"], r["reason"]) for r in listed] == [
+        ("good", "accept", "fresh"), ("b[/]d", "reject", "self_reference"),
+    ]  # fmt: skip
+
+
+def test_status_of_a_night_has_its_runs_and_its_records(home: Path) -> None:
+    found = json.loads(CliRunner().invoke(app, ["status", "night-01", "--json"]).stdout)
+    assert [r["lineage"] for r in found["runs"]] == ["main"] and len(found["records"]) == 2
+    shown = CliRunner().invoke(app, ["status", "night-01"])
+    assert "unfinished" in shown.stdout and "self_reference" in shown.stdout
+    wrong = CliRunner().invoke(app, ["status", "night-1", "--json"])
+    assert wrong.exit_code == 1 and "night-01" in json.loads(wrong.stdout)["message"]
