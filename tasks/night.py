@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -48,6 +49,15 @@ class Night:
     started: float = field(default_factory=time.monotonic)
     spent: float = 0.0
     on_reach: Callable[[RunStateName], None] | None = None
+    reached: RunStateName | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that goes on with it; a revert is named by what it takes out, which only its own command knows."""
+        return "" if self.night.startswith("revert-") else (
+            f"errata refresh --night {shlex.quote(self.night)} --lineage {shlex.quote(self.settings.lineage)} "
+            f"--editor {shlex.quote(self.settings.editor.name)}"
+        )  # fmt: skip
 
     def reach(self, state: RunStateName, **details: Any) -> None:
         """Note how far the night came. On a rerun it may be further on already; then nothing changes."""
@@ -56,9 +66,18 @@ class Night:
             held = run_of(wh, self.night, self.settings.lineage)
             if held is not None and RUN_STATES.index(held.state) <= RUN_STATES.index(state):
                 advance_run(wh, self.night, self.settings.lineage, state, seconds_so_far=seconds, **details)
+        self.reached = state
         if self.on_reach is not None:
             self.on_reach(state)
         log.info("night %s of %s: %s after %.1f s", self.night, self.settings.lineage, state, seconds)
+
+
+_UNDER_WAY: list[Night] = []
+
+
+def under_way() -> Night | None:
+    """The night that this process has begun and not finished."""
+    return _UNDER_WAY[-1] if _UNDER_WAY else None
 
 
 def next_night(settings: Settings) -> str:
@@ -102,7 +121,9 @@ def begin(settings: Settings, night: str, *, late: bool = False) -> Night:
         if late and move_last(wh, night):
             log.warning("night %s now follows every night received so far", night)
         run = begin_run(wh, night, settings.lineage, run_id=uuid.uuid4().hex, editor=settings.editor.name)
-    return Night(settings, night, spent=float(run.line.details.get("seconds_so_far", 0.0)))
+    spent = float(run.line.details.get("seconds_so_far", 0.0))
+    _UNDER_WAY[:] = [Night(settings, night, spent=spent, reached=known.state if known else None)]
+    return _UNDER_WAY[0]
 
 
 def shown_scores(report: EvaluationReport) -> dict[str, float | None]:
@@ -124,7 +145,9 @@ def _close(run: Night, done: EditedNight, manifest: Manifest | None) -> NightRun
             details={"skipped": len(done.skipped), "edit_seconds": done.edit_seconds},
         )  # fmt: skip
         # As stored, so that a rerun returns the same line.
-        return save_run(wh, line).line
+        stored = save_run(wh, line).line
+    _UNDER_WAY.clear()
+    return stored
 
 
 def finish(run: Night, done: EditedNight, manifest: Manifest) -> NightRun:

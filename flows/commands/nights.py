@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.shared import Json, console, emit_json, reported, table
+from flows.commands.stopping import at_once
 from tasks.settings import configure
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def refresh(
     from tasks.ingest import nights_of
 
     wanted = list(nights_of(settings)) if all_nights else [night]
-    lines = [nightly_refresh(night=n, lineage=lineage, editor=editor, late=late).model_dump(mode="json") for n in wanted]
+    with at_once():
+        lines = [nightly_refresh(night=n, lineage=lineage, editor=editor, late=late).model_dump(mode="json") for n in wanted]
     if as_json:
         emit_json(lines if all_nights else lines[0])
     else:
@@ -162,6 +164,7 @@ def rollback(
     settings = configure(lineage=lineage)
     from flows.rollback import roll_back
 
-    pointer = roll_back(checkpoint, reason, lineage=settings.lineage)
+    with at_once():
+        pointer = roll_back(checkpoint, reason, lineage=settings.lineage)
     found = pointer.model_dump(mode="json")
     emit_json(found) if as_json else console.print(f"{settings.channel_name} serves {checkpoint[:12]} again")

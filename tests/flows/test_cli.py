@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app, main
+from flows.cli import app, run
 from tests.warehouse.world import request, update, verdict
 from warehouse.intake import receive, record_verdicts
 from warehouse.runs import begin_run
@@ -27,9 +27,7 @@ def test_a_broken_settings_file_is_one_error_and_no_traceback(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "errata.toml").write_text('lineagee = "x"\n')
     monkeypatch.setattr("sys.argv", ["errata", "status"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 1
+    assert run() == 1
     assert "lineagee" in capsys.readouterr().err
 
 

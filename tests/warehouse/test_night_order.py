@@ -66,6 +66,16 @@ def test_what_is_received_later_is_later_whatever_its_name(wh: Warehouse) -> Non
     ]  # fmt: skip
 
 
+def test_a_column_of_the_same_name_asks_for_its_own_row(wh: Warehouse) -> None:
+    receive(wh, [update("a", "night-10")])
+    receive(wh, [update("b", "night-9")])
+    rows = wh.rows("SELECT night, place_of(night) AS at FROM updates ORDER BY place_of(night)")
+    assert [(row["night"], row["at"]) for row in rows] == [("night-10", 1), ("night-9", 2)]
+    assert [row["night"] for row in wh.rows("SELECT night FROM nights WHERE place_of(night) < place_of($n)", {"n": "night-9"})] == [
+        "", "night-10",
+    ]  # fmt: skip
+
+
 def test_facts_of_a_night_named_2026_follow_those_of_a_night_named_night_2026(wh: Warehouse) -> None:
     apply_fact_changes(wh, "night-2026-11-28", [born("Q10")])
     apply_fact_changes(wh, "2026-11-29", [born("Q20")], [("Q1", "P19", "Q10")])

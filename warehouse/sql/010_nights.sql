@@ -6,9 +6,11 @@ CREATE TABLE nights (
     received_at TIMESTAMPTZ                         -- NULL: received before places were kept
 );
 
--- A night without a row comes after all that have one.
-CREATE MACRO place_of(asked) AS
-    coalesce((SELECT k.place FROM nights AS k WHERE k.night = asked), CASE WHEN asked IS NOT NULL THEN 9223372036854775807 END);
+-- A night without a row comes after all that have one. The columns are renamed inside, or a column `night` of whoever
+-- asks would be taken for this table's own.
+CREATE MACRO place_of(asked) AS coalesce(
+    (SELECT k.known_place FROM (SELECT night AS known_night, place AS known_place FROM nights) AS k WHERE k.known_night = asked),
+    CASE WHEN asked IS NOT NULL THEN 9223372036854775807 END);
 
 -- Homes from before: nights changed facts in the order of their names as text, and nothing else was possible. Between
 -- them stand the nights that were judged and changed nothing, by the arrival of their records. Nights that are not
