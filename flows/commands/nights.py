@@ -14,6 +14,7 @@ from flows.commands.stopping import at_once
 from tasks.settings import configure
 
 if TYPE_CHECKING:
+    from tasks.settings import Settings
     from warehouse.night_records import JudgedRecord
 
 Lineage = Annotated[str | None, typer.Option(help="Lineage; default from the settings.")]
@@ -52,8 +53,29 @@ def refresh(
         lines = [nightly_refresh(night=n, lineage=lineage, editor=editor, late=late).model_dump(mode="json") for n in wanted]
     if as_json:
         emit_json(lines if all_nights else lines[0])
-    else:
-        table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+        return
+    table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+    for line in lines:
+        for sentence in _why_not(settings, line):
+            console.print(sentence, markup=False, highlight=False)
+
+
+def _why_not(settings: Settings, line: dict[str, Any]) -> list[str]:
+    """Why a night does not serve, rule by rule, what no removal of edits could have cured, and where to look."""
+    from checks.hopeless import hopeless
+    from tasks.promote import reasons
+    from tasks.workspace import warehouse
+    from warehouse.reports import load_decision
+
+    found = line["details"].get("decision_id")
+    if line["verdict"] not in ("reject", "hold") or found is None:
+        return []
+    with warehouse(settings) as wh:
+        made = load_decision(wh, found)
+    return [
+        f"{line['night']} does not serve ({line['verdict']}): {' '.join(reasons(made))}", *hopeless(made, line["edited"]),
+        f"errata records {line['night']}  shows what became of each record",
+    ]  # fmt: skip
 
 
 @reported

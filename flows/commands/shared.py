@@ -53,7 +53,9 @@ def emit_error(kind: str, message: str, next_command: str = "") -> None:
 def tell_error(kind: str, message: str, next_command: str = "") -> None:
     """The last lines that a person sees: the reason, and the next command where a night stands half done."""
     Document.told = (kind, message, next_command)
-    stop_server()
+    if stop_server() and message.startswith("Prefect"):
+        # The server may have been cut off in the middle of a line.
+        errors.print()
     errors.print(f"[red]error[/red] ({kind}): ", end="")
     errors.print(message, markup=False, highlight=False, soft_wrap=True)
     if next_command:

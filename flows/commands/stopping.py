@@ -66,21 +66,23 @@ def _watch(descriptor: int, end: Callable[[int], None]) -> None:
             end(data[0])
 
 
-def stop_server(patience_s: float = 5.0) -> None:
-    """End Prefect's temporary server, if this process has started one: it must neither outlive us nor speak after us."""
-    module = sys.modules.get("prefect.server.api.server")
+def stop_server(patience_s: float = 5.0) -> bool:
+    """End Prefect's temporary server, which must neither outlive us nor speak after us; False where none was running."""
+    module, was_running = sys.modules.get("prefect.server.api.server"), False
     if module is None:
-        return
+        return False
     for server in list(module.SubprocessASGIServer._instances.values()):
         process = server.server_process
         if process is None or process.poll() is not None:
             continue
+        was_running = True
         process.terminate()
         try:
             process.wait(patience_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    return was_running
 
 
 def how_far() -> tuple[str, str]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from checks.gates import decide
 from flows.cli import app, run
+from flows.commands.nights import _why_not
+from tasks.settings import configure
+from tests.checks.support import report, score
 from tests.warehouse.world import request, update, verdict
 from warehouse.intake import receive, record_verdicts
+from warehouse.records import GatePolicy, GateRule
+from warehouse.reports import save_decision, save_report
 from warehouse.runs import begin_run
 from warehouse.store import Warehouse
 
@@ -63,3 +70,17 @@ def test_status_of_a_night_has_its_runs_and_its_records(home: Path) -> None:
     assert "unfinished" in shown.stdout and "self_reference" in shown.stdout
     wrong = CliRunner().invoke(app, ["status", "night-1", "--json"])
     assert wrong.exit_code == 1 and "night-01" in json.loads(wrong.stdout)["message"]
+
+
+def test_a_rejected_night_says_why_and_what_no_removal_would_have_cured(home: Path) -> None:
+    policy = GatePolicy(name="t", version=1, rules=(GateRule(metric="GR", op=">=", threshold=0.7, judge="point", min_n=5),))
+    measured = report(score("GR", 1.0, 0.5, 1.0, 2))
+    decision = decide(policy, measured, datetime(2026, 10, 1, tzinfo=UTC))
+    with Warehouse.open(home / "warehouse.duckdb") as wh:
+        save_report(wh, measured)
+        save_decision(wh, decision, policy)
+    line = {"night": "night-01", "verdict": "reject", "edited": 2, "details": {"decision_id": decision.decision_id}}
+    first, second, last = _why_not(configure(), line)
+    assert first.startswith("night-01 does not serve (reject): GR is 1.000") and "GR counts 2 and the rule asks for 5" in second
+    assert last.startswith("errata records night-01")
+    assert _why_not(configure(), {**line, "verdict": "promote"}) == []
