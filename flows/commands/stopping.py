@@ -26,6 +26,8 @@ class Stopped(KeyboardInterrupt):
 class _State:
     received: int | None = None
     num_at_once = 0
+    #: Whether this process is the command itself, and not one that calls a command, whose server is its own.
+    is_program = False
 
 
 def received() -> int | None:
@@ -45,6 +47,7 @@ def at_once() -> Iterator[None]:
 
 def listen(end: Callable[[int], None]) -> None:
     """Raise `Stopped` in the main thread on a signal; within `at_once`, call `end(signum)`, which must not return."""
+    _State.is_program = True
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -69,7 +72,7 @@ def _watch(descriptor: int, end: Callable[[int], None]) -> None:
 def stop_server(patience_s: float = 5.0) -> bool:
     """End Prefect's temporary server, which must neither outlive us nor speak after us; False where none was running."""
     module, was_running = sys.modules.get("prefect.server.api.server"), False
-    if module is None:
+    if module is None or not _State.is_program:
         return False
     for server in list(module.SubprocessASGIServer._instances.values()):
         process = server.server_process
