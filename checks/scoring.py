@@ -20,6 +20,7 @@ from checks.errors import ChecksError
 from checks.suites.requests import run_request_suite
 from checks.verdicts import Suite, validate_night
 from warehouse.changes import parse_change
+from warehouse.night_order import natural
 from warehouse.records import UpdateRecord
 from warehouse.reference.roles import read_roles
 from warehouse.reference.world import HERE, facts
@@ -52,7 +53,7 @@ def score_nights(folder: Path, suite: Suite = run_request_suite) -> dict[str, An
     Raises:
         ScoringError: the folder has no nights, or a night has no truth, or they do not join.
     """
-    nights = sorted(folder.glob("night-*.events.jsonl"))
+    nights = sorted(folder.glob("night-*.events.jsonl"), key=lambda path: natural(path.name))
     if not nights:
         raise ScoringError(f"{folder} has no night-NN.events.jsonl; name a folder of labelled nights")
     judged: list[dict[str, Any]] = []

@@ -32,6 +32,7 @@ def nightly_refresh(
     lineage: str | None = None,
     editor: str | None = None,
     config: dict[str, Any] | None = None,
+    late: bool = False,
 ) -> NightRun:
     """Bring one lineage up to date with one night of updates, and decide by the policy whether it may serve.
 
@@ -42,12 +43,13 @@ def nightly_refresh(
         lineage: by default that of the settings.
         editor: by default that of the settings.
         config: further settings, as in `errata.toml`.
+        late: let the night follow all nights received so far, where a later one has changed facts already.
     """
     settings = configure(config, lineage=lineage, editor=editor)
     with lineage_lock(settings):
         night = night or next_night(settings)
         try:
-            run = begin(settings, night)
+            run = begin(settings, night, late=late)
         except NightClosed as closed:
             return closed.run
         show_progress(run)

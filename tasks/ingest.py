@@ -11,9 +11,11 @@ from prefect import task
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.workspace import warehouse
-from warehouse.errors import Conflict
+from warehouse.errors import Conflict, SourceError
 from warehouse.intake import receive, updates_of, verdicts_of
+from warehouse.night_order import in_order
 from warehouse.sources import Source, open_source
+from warehouse.stream_store import SOURCE as STREAM
 from warehouse.stream_store import streamed_nights
 
 log = logging.getLogger(__name__)
@@ -29,19 +31,27 @@ def source_of(settings: Settings, night: str | None = None) -> Source:
 
 
 def nights_of(settings: Settings) -> tuple[str, ...]:
-    """All nights that can be run: those that came over the live stream, then those of the source.
+    """All nights that can be run, in order: those received already, then the source's new ones.
 
     Raises:
         SourceError: the source cannot be read.
     """
-    live = streamed(settings)
-    return (*live, *(night for night in source_of(settings).nights() if night not in live))
+    named = (*streamed(settings), *source_of(settings).nights())
+    with warehouse(settings) as wh:
+        return tuple(in_order(wh, named))
 
 
 def streamed(settings: Settings) -> tuple[str, ...]:
     """Nights that `errata ingest wikidata` has brought in."""
     with warehouse(settings) as wh:
         return streamed_nights(wh)
+
+
+def _named_by_files(settings: Settings) -> tuple[str, ...]:
+    try:
+        return source_of(settings).nights()
+    except SourceError:
+        return ()
 
 
 @task(name="ingest", **STEP)
@@ -53,8 +63,15 @@ def ingest(settings: Settings, night: str) -> int:
 
     Raises:
         SourceError: the night, its file or folder is missing, empty or of another shape.
+        Conflict: the live stream and the source both have a night of that name.
     """
-    records = source_of(settings, night).records(night)
+    source = source_of(settings, night)
+    if source.name == STREAM and settings.source.kind != "wikidata" and night in _named_by_files(settings):
+        raise Conflict(
+            f"night {night} came over the live stream, and {settings.source.path} has a night of that name too, whose records "
+            "would be left out: give the file another name, and run both nights"
+        )
+    records = source.records(night)
     new = 0
     while chunk := list(islice(records, CHUNK)):
         with warehouse(settings) as wh, wh.transaction():

@@ -11,6 +11,7 @@ from prefect import task
 from checks.evaluation import EvaluationSettings, predict
 from checks.evaluation import evaluate as measure
 from checks.gates import decide, load_policy
+from checks.hopeless import hopeless
 from editors.base import Editor, Prepared, retracting
 from editors.model import EditableModel
 from editors.session import run_edits
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 NUM_DRAWDOWN, NUM_RETAIN, NUM_SHOWN = 200, 200, 20
 #: Probes that have a meaning only while their own edit is made.
 OWN_KINDS = frozenset({"success", "rephrase", "obsolete", "alias", "one_hop", "logical"})
+#: Metrics over standing probes alone, which tonight's edits can only make worse.
+STANDING = frozenset({"DD", "perplexity_ratio", "KL"})
 #: How the ledger's reason begins of an edit that was found to be a culprit, and of one that was not explored.
 HELD_BACK = ("culprit:", "held back:")
 #: Of those, what the edit itself was to teach.
@@ -89,6 +92,9 @@ def isolate_culprits(
     policy = load_policy(settings.policy)
     if decision.verdict != "reject" or not policy.isolate_evaluations or len(done.edited) < 2:
         return None
+    if told := hopeless(decision, len(done.edited)):
+        log.warning("%s: no culprit is looked for, because none can be found: %s", done.night, "; ".join(told))
+        return None
     kept = night_folder(settings, done.night) / "isolated.json"
     if kept.exists():
         found = Isolated.model_validate_json(kept.read_bytes())
@@ -98,6 +104,10 @@ def isolate_culprits(
     whole = frozenset(done.edited)
     if trial.passes(whole):
         log.warning("%s: the reduced probes do not show what stopped it; no culprit can be looked for", done.night)
+        return None
+    if told := trial.fails_without():
+        log.warning("%s: no culprit is looked for: what is served now fails without any edit of the night: %s. Look for the "
+                    "edits of earlier nights (`errata log`), or roll back", done.night, " ".join(told))  # fmt: skip
         return None
     isolation = isolate(done.edited, trial.passes, policy.isolate_evaluations)
     log.warning("%s: %d culprits, %d unexplored, %d evaluations", done.night, len(isolation.culprits),
@@ -135,7 +145,7 @@ class _Trial:
         metrics = {rule.metric for rule in stopped}
         self._probes, self._retain = _reduced(probes, metrics), retain if metrics & {"SRR", "GRR", "ESR"} else ()
         # Free text is slow; it is written only where a rule about it stopped the night.
-        fluent, failing = "fluency" in metrics, "failures" in metrics
+        fluent, failing = "fluency" in metrics, "failure_mode" in metrics
         self._measured = EvaluationSettings(
             max_kl_prompts=128 if "KL" in metrics else 0, max_fluency_prompts=24 if fluent else 0,
             max_failures=200 if failing else 0,
@@ -150,6 +160,19 @@ class _Trial:
 
     def passes(self, subset: frozenset[str]) -> bool:
         """Make and measure one subset; the model is then the parent again."""
+        verdict = self._judge(subset, self._policy).verdict
+        log.info("%s: %d of %d edits: %s", self._done.night, len(subset), len(self._requests), verdict)
+        return verdict == "promote"
+
+    def fails_without(self) -> tuple[str, ...]:
+        """What stops the night and is so on its parent as well, of rules on what no edit of the night teaches."""
+        rules = tuple(rule for rule in self._policy.rules if rule.metric in STANDING)
+        if self._done.parent is None or not rules:
+            return ()
+        found = self._judge(frozenset(), self._policy.model_copy(update={"rules": rules}))
+        return tuple(result.explanation for result in found.failed_rules)
+
+    def _judge(self, subset: frozenset[str], policy: GatePolicy) -> GateDecision:
         out = frozenset(self._requests) - subset
         probes = make_probe_set("subset", [p for p in self._probes if not (p.kind in OWN_KINDS and p.request_id in out)])
         retain = make_probe_set("retain", [p for p in self._retain if p.request_id not in out])
@@ -161,9 +184,7 @@ class _Trial:
         finally:
             self._model.rollback(self._depth)
         self._right[subset] = {name: p.exact for name, p in asked.items()}
-        verdict = decide(self._policy, found, datetime.now(UTC)).verdict
-        log.info("%s: %d of %d edits: %s", self._done.night, len(subset), len(self._requests), verdict)
-        return verdict == "promote"
+        return decide(policy, found, datetime.now(UTC))
 
     def _edit(self, subset: Collection[str]) -> None:
         chosen = [r for name, r in self._requests.items() if name in subset]

@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tasks.settings import Settings
-from tasks.workspace import warehouse
+from tasks.workspace import todays_night, warehouse
 from warehouse.errors import Conflict, NotFound, UsageError
-from warehouse.intake import verdicts_of
 from warehouse.live_ingest import Filters, Limits, LiveIngest
+from warehouse.night_order import check_name, free_night, is_judged
 from warehouse.sources.base import parse_time
 from warehouse.sources.documents import Mode
 from warehouse.sources.replay import STREAM_PATH
@@ -76,7 +76,7 @@ def ingest_wikidata(settings: Settings, options: IngestOptions) -> dict[str, Any
             "Wikimedia asks every client for a contact: set ERRATA_WIKIDATA__CONTACT to an address or a URL of yours"
         )
     until = _moment(options.until)
-    night = options.night or free_night(settings)
+    night = options.night or todays_night(settings)
     _check_open(settings, night)
     agent = user_agent(version("errata"), live.contact or "replay")
     backoff = Backoff(live.backoff, live.backoff_max)
@@ -114,21 +114,12 @@ def _summary(wh: Warehouse, night: str) -> dict[str, Any]:
         return {"night": night, "records": 0, "pending": 0}
 
 
-def free_night(settings: Settings) -> str:
-    """Today's night, or the next of its name where that one is judged. Sorts behind the recorded `night-01`."""
-    today = f"night-{datetime.now(UTC):%Y-%m-%d}"
-    with warehouse(settings) as wh:
-        names = (today, *(f"{today}-{number:02}" for number in range(2, 100)))
-        for name in names:
-            if not verdicts_of(wh, name):
-                return name
-    raise Conflict(f"all nights of today up to {names[-1]} are judged; name one with --night")
-
-
 def _check_open(settings: Settings, night: str) -> None:
+    check_name(night)
     with warehouse(settings) as wh:
-        if verdicts_of(wh, night):
-            raise Conflict(f"night {night} is judged already; give the new events another night with --night")
+        if is_judged(wh, night):
+            free = free_night(wh, night)
+            raise Conflict(f"night {night} is judged already; give the new events another night, as in --night {free}")
 
 
 def _properties(settings: Settings, asked: Sequence[str]) -> frozenset[str] | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +16,9 @@ from tasks.errors import TasksError
 from tasks.ingest import nights_of
 from tasks.settings import Settings
 from tasks.workspace import warehouse
-from warehouse.errors import NotFound
+from warehouse.errors import NotFound, SourceError
 from warehouse.intake import verdicts_of
+from warehouse.night_order import check_name, move_last, register
 from warehouse.records import EvaluationReport, Manifest, NightRun
 from warehouse.runs import RUN_STATES, RunStateName, advance_run, begin_run, run_of, save_run
 
@@ -47,6 +50,15 @@ class Night:
     started: float = field(default_factory=time.monotonic)
     spent: float = 0.0
     on_reach: Callable[[RunStateName], None] | None = None
+    reached: RunStateName | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that goes on with it; a revert is named by what it takes out, which only its own command knows."""
+        return "" if self.night.startswith("revert-") else (
+            f"errata refresh --night {shlex.quote(self.night)} --lineage {shlex.quote(self.settings.lineage)} "
+            f"--editor {shlex.quote(self.settings.editor.name)}"
+        )  # fmt: skip
 
     def reach(self, state: RunStateName, **details: Any) -> None:
         """Note how far the night came. On a rerun it may be further on already; then nothing changes."""
@@ -55,13 +67,22 @@ class Night:
             held = run_of(wh, self.night, self.settings.lineage)
             if held is not None and RUN_STATES.index(held.state) <= RUN_STATES.index(state):
                 advance_run(wh, self.night, self.settings.lineage, state, seconds_so_far=seconds, **details)
+        self.reached = state
         if self.on_reach is not None:
             self.on_reach(state)
         log.info("night %s of %s: %s after %.1f s", self.night, self.settings.lineage, state, seconds)
 
 
+_UNDER_WAY: list[Night] = []
+
+
+def under_way() -> Night | None:
+    """The night that this process has begun and not finished."""
+    return _UNDER_WAY[-1] if _UNDER_WAY else None
+
+
 def next_night(settings: Settings) -> str:
-    """The first night that this lineage has not finished: of those that came over the live stream, then of the source.
+    """The first night, in order, that this lineage has not finished.
 
     Raises:
         NotFound: all of them are finished.
@@ -76,18 +97,34 @@ def next_night(settings: Settings) -> str:
     raise NotFound(f"lineage {settings.lineage!r} has finished all {len(available)} nights of {settings.source.path}")
 
 
-def begin(settings: Settings, night: str) -> Night:
-    """Begin a night, or take up a broken one.
+def begin(settings: Settings, night: str, *, late: bool = False) -> Night:
+    """Begin a night, or take up a broken one. Nights of the source that come before it keep their places before it.
+
+    Args:
+        late: let it follow all nights received so far, which it may contradict.
 
     Raises:
         NightClosed: it is finished already.
-        Conflict: it was begun with another editor.
+        Conflict: it was begun with another editor, or is `late` and judged already.
+        ValueError: no file could have its name.
     """
+    check_name(night)
     with warehouse(settings) as wh:
+        known = run_of(wh, night, settings.lineage)
+    if known is not None and known.state == RUN_STATES[-1]:
+        raise NightClosed(known.line)
+    # A night need not be of the source (a revert is none); one that must be says so when it is read.
+    listed: tuple[str, ...] = ()
+    with suppress(SourceError):
+        listed = nights_of(settings)
+    with warehouse(settings) as wh:
+        register(wh, (*listed[: listed.index(night)], night) if night in listed else (night,))
+        if late and move_last(wh, night):
+            log.warning("night %s now follows every night received so far", night)
         run = begin_run(wh, night, settings.lineage, run_id=uuid.uuid4().hex, editor=settings.editor.name)
-    if run.state == RUN_STATES[-1]:
-        raise NightClosed(run.line)
-    return Night(settings, night, spent=float(run.line.details.get("seconds_so_far", 0.0)))
+    spent = float(run.line.details.get("seconds_so_far", 0.0))
+    _UNDER_WAY[:] = [Night(settings, night, spent=spent, reached=known.state if known else None)]
+    return _UNDER_WAY[0]
 
 
 def shown_scores(report: EvaluationReport) -> dict[str, float | None]:
@@ -109,7 +146,9 @@ def _close(run: Night, done: EditedNight, manifest: Manifest | None) -> NightRun
             details={"skipped": len(done.skipped), "edit_seconds": done.edit_seconds},
         )  # fmt: skip
         # As stored, so that a rerun returns the same line.
-        return save_run(wh, line).line
+        stored = save_run(wh, line).line
+    _UNDER_WAY.clear()
+    return stored
 
 
 def finish(run: Night, done: EditedNight, manifest: Manifest) -> NightRun:

@@ -13,6 +13,7 @@ from checks.evaluation import predict
 from editors.views import AtDepth
 from tasks.candidate import EditedNight, describe
 from tasks.models import at_checkpoint
+from tasks.progress import artifact_key
 from tasks.report import night_markdown, write_evidently
 from tasks.settings import Settings
 from tasks.steps import STEP
@@ -63,7 +64,7 @@ def publish_report(settings: Settings, done: EditedNight, manifest: Manifest) ->
     path.write_text(text, encoding="utf-8")
     # Outside a flow run (benchmarks, tests of this function) there is no server to show it to.
     if FlowRunContext.get() is not None:
-        key = f"{settings.lineage}-{done.night}".lower().replace("_", "-")
+        key = artifact_key(f"{settings.lineage}-{done.night}")
         create_markdown_artifact(text, key=f"summary-{key}", description="What the night did")
         rows = [
             {"metric": f"{r.rule.metric} {r.rule.slice}".strip(), "rule": f"{r.rule.op} {r.rule.threshold}",

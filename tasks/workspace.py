@@ -6,12 +6,14 @@ import fcntl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.errors import LineageBusy
 from tasks.settings import Settings
 from warehouse.artifacts import ObjectStore
 from warehouse.artifacts_open import open_store
+from warehouse.night_order import day_name, free_night
 from warehouse.records import Prediction
 from warehouse.reports import cached_predictions, save_predictions
 from warehouse.store import Warehouse
@@ -26,6 +28,12 @@ def warehouse(settings: Settings) -> Iterator[Warehouse]:
         seed_world(wh)
         put_templates(wh, Path(settings.templates) if settings.templates else None)
         yield wh
+
+
+def todays_night(settings: Settings) -> str:
+    """Today's night, whichever command fills it, or the next of its name where that one is closed to new records."""
+    with warehouse(settings) as wh:
+        return free_night(wh, day_name(datetime.now(UTC)))
 
 
 def store_of(settings: Settings) -> ObjectStore:

@@ -98,8 +98,9 @@ def past_requests(store: Reader, night: str, ids: Mapping[str, str] | None = Non
     """
     rows = store.rows(
         """SELECT subject_id, subject, relation, prompt, target_new_id, target_new, target_true, kind FROM edit_requests
-           WHERE night < ? AND (subject_id = '' OR target_new_id = '' OR relation = '' OR target_true IS NOT NULL)
-           ORDER BY night, request_id""",
+           WHERE place_of(night) < place_of(?)
+             AND (subject_id = '' OR target_new_id = '' OR relation = '' OR target_true IS NOT NULL)
+           ORDER BY place_of(night), night, request_id""",
         [night],
     )
     known = {text_key(label): known_id for label, known_id in (ids or {}).items()}

@@ -22,7 +22,8 @@ import pandas as pd
 from warehouse.entity_store import Aside, UnstatedProperty, labels_of, put_aliases, put_asides, put_unstated
 from warehouse.errors import Conflict, SourceError, UsageError
 from warehouse.frames import utc
-from warehouse.intake import receive, verdicts_of
+from warehouse.intake import receive
+from warehouse.night_order import check_name, free_night, is_judged, last_changed, register
 from warehouse.records import Record, UpdateRecord
 from warehouse.sources.dump_scratch import Scratch
 from warehouse.sources.dumps import DumpLine, read_dump
@@ -193,7 +194,7 @@ def fill(
     Args:
         opener: opens the warehouse; it is closed while the dump is read.
         path: the dump.
-        night: name of the night; after every night that has changed facts.
+        night: name of the night; no later night may have changed facts.
         stated: the properties that have templates.
         now: the moment at which a fact must hold.
         folder: where the scratch file lies, up to about twice the size of the compressed dump.
@@ -204,6 +205,7 @@ def fill(
     """
     if not night:
         raise UsageError("a fill needs a named night; the empty name is the base world")
+    check_name(night)
     with _work(opener, night, stated, folder, f"{DUMP}:{path.name}@{night}") as work:
         with opener() as wh:
             _check_last(wh, night)
@@ -216,11 +218,13 @@ def fill(
 
 
 def _check_last(wh: Warehouse, night: str) -> None:
-    latest = wh.scalar("SELECT greatest(max(known_from_night), max(known_to_night)) FROM facts")
-    if latest is not None and latest > night:
+    latest = last_changed(wh, night)
+    if latest is not None:
         raise Conflict(
-            f"night {latest} has changed facts already; a fill of night {night} cannot go behind it: name a later night"
+            f"night {latest} has changed facts already; a fill of night {night} cannot go behind it: give the fill a night "
+            f"of its own, as in --night {free_night(wh, night)}"
         )
+    register(wh, [night])
 
 
 def _await_facts(work: _Work, entity: Entity, now: datetime) -> None:
@@ -304,12 +308,15 @@ def catch_up(
     """
     if not night:
         raise UsageError("a catch-up needs a named night for its records")
+    check_name(night)
     if not new.is_file():
         # Said before the older dump is read, which takes hours where it is whole.
         raise SourceError(f"{new}: no such file; give a later Wikidata JSON dump")
     with opener() as wh:
-        if verdicts_of(wh, night):
-            raise Conflict(f"night {night} is judged already; give the differences a later night")
+        if is_judged(wh, night):
+            raise Conflict(
+                f"night {night} is judged already; give the differences another night, as in --night {free_night(wh, night)}"
+            )
     with _work(opener, night, stated, folder, source) as work:
         for line, entity in work.items(old, progress, is_counted=False):
             work.scratch.keep(entity, line.data)

@@ -66,7 +66,7 @@ def labels_of(wh: Warehouse, ids: Iterable[str]) -> dict[str, str]:
         return {}
     asked = pd.DataFrame({"id": wanted}, dtype="str")
     rows = wh.rows(
-        """SELECT id, arg_max(label, known_from_night) AS label
+        """SELECT id, arg_max(label, place_of(known_from_night)) AS label
            FROM (SELECT subject_id AS id, subject AS label, known_from_night FROM facts
                  UNION ALL SELECT object_id, object, known_from_night FROM facts
                  UNION ALL SELECT entity_id, label, '' FROM entity_labels

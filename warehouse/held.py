@@ -14,6 +14,7 @@ from typing import Literal
 from warehouse.digests import canonical_json
 from warehouse.errors import NotFound
 from warehouse.intake import requests_by_id
+from warehouse.night_order import nights_before
 from warehouse.quarantine import MACHINE, QuarantineEntry, append_action, entries
 from warehouse.records import EditRequest, Record
 from warehouse.store import Warehouse
@@ -64,7 +65,8 @@ def join_held(wh: Warehouse, lineage: str, night: str) -> tuple[list[EditRequest
     """
     with wh.transaction():
         mine = [e for e in entries(wh, source=SOURCE + lineage) if e.state in ("released", "joined")]
-        joining = [e for e in mine if e.joined_night == night or (e.state == "released" and e.night < night)]
+        before = nights_before(wh, night)
+        joining = [e for e in mine if e.joined_night == night or (e.state == "released" and e.night in before)]
         for entry in joining:
             if entry.joined_night is None:
                 append_action(wh, {
@@ -78,7 +80,8 @@ def join_held(wh: Warehouse, lineage: str, night: str) -> tuple[list[EditRequest
             for row in wh.rows(
                 """SELECT DISTINCT h.request_id FROM edit_requests AS h JOIN edit_requests AS newer
                      ON newer.subject_id = h.subject_id AND newer.subject = h.subject AND newer.relation = h.relation
-                   WHERE newer.night > h.night AND newer.night <= $night AND list_contains($names, h.request_id)""",
+                   WHERE place_of(newer.night) > place_of(h.night) AND place_of(newer.night) <= place_of($night)
+                     AND list_contains($names, h.request_id)""",
                 {"night": night, "names": names},
             )
         }

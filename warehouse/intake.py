@@ -13,6 +13,7 @@ import pandas as pd
 from warehouse.digests import digest_of
 from warehouse.errors import Conflict, NotFound, WarehouseError
 from warehouse.frames import utc
+from warehouse.night_order import in_order, register
 from warehouse.records import EditRequest, UpdateRecord, Verdict
 from warehouse.store import Reader, Warehouse
 
@@ -88,6 +89,7 @@ def receive(wh: Warehouse, records: Iterable[UpdateRecord]) -> int:
         held = wh.rows("SELECT source, record_id FROM updates SEMI JOIN asked USING (source, record_id)", asked=asked)
         for row in held:
             del fresh[row["source"], row["record_id"]]
+        register(wh, (record.night for record in fresh.values()))
         start = wh.scalar("SELECT coalesce(max(received_seq), 0) FROM updates")
         rows = [record.model_dump() for record in fresh.values()]
         new = wh.append("updates", [row | {"received_seq": start + 1 + i} for i, row in enumerate(rows)], "error")
@@ -114,7 +116,7 @@ def updates_of(wh: Warehouse, night: str) -> list[UpdateRecord]:
 
 def nights(wh: Warehouse) -> list[str]:
     """Nights with records, in order."""
-    return [row["night"] for row in wh.rows("SELECT DISTINCT night FROM updates ORDER BY night")]
+    return in_order(wh, (row["night"] for row in wh.rows("SELECT DISTINCT night FROM updates")))
 
 
 def record_verdicts(
@@ -163,6 +165,7 @@ def _put_requests(wh: Warehouse, night: str, requests: Sequence[EditRequest]) ->
     for request in requests:
         if digests.setdefault(request.request_id, digest := request_digest(request)) != digest:
             raise Conflict(f"request {request.request_id!r} is there already with other content; give it a new id")
+    register(wh, [night])
     rows = [{**request.model_dump(), "content_digest": digests[request.request_id]} for request in requests]
     wh.append("edit_requests", rows, constants={"night": night})
     return set(digests)

@@ -159,8 +159,8 @@ _OTHERS = (
                   = coalesce(nullif(b.subject_id, ''), lower(trim(b.subject)))
               AND coalesce(nullif(a.object_id, ''), lower(trim(a.object)))
                   = coalesce(nullif(b.object_id, ''), lower(trim(b.object)))
-              AND (a.known_to_night IS NULL OR b.known_from_night < a.known_to_night)
-              AND (b.known_to_night IS NULL OR a.known_from_night < b.known_to_night)""",
+              AND (a.known_to_night IS NULL OR place_of(b.known_from_night) < place_of(a.known_to_night))
+              AND (b.known_to_night IS NULL OR place_of(a.known_from_night) < place_of(b.known_to_night))""",
           "end one of the two (apply_fact_changes): counts and probes would see this fact twice"),
     _Rule("duplicate", "edits",
           """SELECT concat(lineage, ' / ', min(edit_id)) AS key,
@@ -191,7 +191,7 @@ _OTHERS = (
           "evaluate again: a report that measured nothing supports nothing", "warning"),
     _Rule("state", "facts",
           """SELECT fact_id AS key, concat('believed from night ', known_from_night, ' to ', known_to_night) AS found
-             FROM facts WHERE known_to_night <= known_from_night""",
+             FROM facts WHERE place_of(known_to_night) <= place_of(known_from_night)""",
           "restore the two nights from the update records: a fact ends after it began"),
     _Rule("state", "runs",
           f"""SELECT concat(night, ' / ', lineage) AS key,

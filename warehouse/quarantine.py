@@ -15,6 +15,7 @@ from typing import Any, Literal
 from warehouse.digests import digest_of
 from warehouse.errors import Conflict, IntegrityError, NotFound, UsageError
 from warehouse.frames import utc
+from warehouse.night_order import nights_before
 from warehouse.records import Record, UpdateRecord
 from warehouse.store import Warehouse
 
@@ -83,7 +84,7 @@ SELECT v.* EXCLUDE (place), a.joined_night, a.joined_as,
             WHEN a.released THEN 'released' ELSE 'waiting' END AS state
 FROM held v LEFT JOIN acts a USING (source, record_id)
 WHERE coalesce(v.night = $night, true) AND coalesce(v.record_id = $record_id, true) AND coalesce(v.source = $source, true)
-ORDER BY v.place NULLS LAST, v.night, v.source, v.record_id
+ORDER BY v.place NULLS LAST, place_of(v.night), v.night, v.source, v.record_id
 """
 
 
@@ -218,7 +219,8 @@ def join_released(wh: Warehouse, night: str) -> int:
         How many joined now.
     """
     with wh.transaction():
-        waiting = [e for e in entries(wh, state="released") if e.kind == "record" and e.night < night]
+        before = nights_before(wh, night)
+        waiting = [e for e in entries(wh, state="released") if e.kind == "record" and e.night in before]
         start = wh.scalar("SELECT coalesce(max(received_seq), 0) FROM updates")
         for offset, entry in enumerate(waiting, 1):
             record = update_of(wh, entry)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from warehouse.errors import Conflict, NotFound
+from warehouse.night_order import register
 from warehouse.records import NightRun, Record
 from warehouse.store import Warehouse
 
@@ -43,6 +44,7 @@ def begin_run(
     with wh.transaction():
         row = {"night": night, "lineage": lineage, "run_id": run_id, "editor": editor, "state": RUN_STATES[0]}
         row |= {"started_at": started_at or datetime.now(UTC), "verdict": UNFINISHED, "scores": "{}", "details": "{}"}
+        register(wh, [night])
         wh.append("runs", [row])
         run = run_of(wh, night, lineage)
         assert run is not None
@@ -125,7 +127,8 @@ def _require_run(wh: Warehouse, night: str, lineage: str) -> RunState:
 
 def _runs(wh: Warehouse, where: str, params: Mapping[str, Any]) -> list[RunState]:
     rows = wh.rows(
-        f"SELECT * REPLACE (scores::TEXT AS scores, details::TEXT AS details) FROM runs WHERE {where} ORDER BY lineage, night",
+        f"""SELECT * REPLACE (scores::TEXT AS scores, details::TEXT AS details) FROM runs WHERE {where}
+            ORDER BY lineage, place_of(night), started_at, night""",
         params,
     )
     own = ("run_id", "state", "started_at", "finished_at")

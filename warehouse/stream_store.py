@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from warehouse.digests import sha256_bytes
 from warehouse.errors import Conflict, NotFound
 from warehouse.intake import receive
+from warehouse.night_order import in_order
 from warehouse.records import Record, UpdateRecord
 from warehouse.sources.entities import Entity
 from warehouse.sources.events import Refused, StreamEvent
@@ -260,8 +261,8 @@ def _ids(ids: Sequence[str]) -> pd.DataFrame:
 
 def streamed_nights(wh: Warehouse) -> tuple[str, ...]:
     """Nights with records of the live source, in order."""
-    rows = wh.rows("SELECT DISTINCT night FROM updates WHERE source = ? ORDER BY night", [SOURCE])
-    return tuple(row["night"] for row in rows)
+    rows = wh.rows("SELECT DISTINCT night FROM updates WHERE source = ?", [SOURCE])
+    return tuple(in_order(wh, (row["night"] for row in rows)))
 
 
 def stream_summary(wh: Warehouse, night: str) -> dict[str, object]:

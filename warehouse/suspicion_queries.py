@@ -19,8 +19,8 @@ SELECT DISTINCT look, entity, label FROM known JOIN looks ON lower(nfc_normalize
 """
 _HISTORY = """
 WITH past AS (
-    SELECT DISTINCT known_from_night AS night FROM facts WHERE known_from_night <> '' AND known_from_night < $night
-    ORDER BY night DESC LIMIT $nights
+    SELECT night FROM (SELECT DISTINCT known_from_night AS night FROM facts WHERE known_from_night <> '') AS named
+    WHERE place_of(night) < place_of($night) ORDER BY place_of(night) DESC LIMIT $nights
 ),
 learnt AS (SELECT f.relation, f.object_id FROM facts f JOIN past ON f.known_from_night = past.night)
 SELECT 'nights' AS kind, '' AS key, count(*) AS num FROM past

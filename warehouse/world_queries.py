@@ -59,7 +59,8 @@ def additional_values(wh: Reader, night: str) -> set[str]:
         """SELECT DISTINCT r.request_id FROM edit_requests AS r
            JOIN facts AS f ON f.subject_id = r.subject_id AND f.relation = r.relation AND f.object_id <> r.target_new_id
            LEFT JOIN properties AS p ON p.pid = r.relation
-           WHERE r.night = $night AND r.kind = 'insert' AND f.known_from_night < $night AND f.known_to_night IS NULL
+           WHERE r.night = $night AND r.kind = 'insert' AND place_of(f.known_from_night) < place_of($night)
+             AND f.known_to_night IS NULL
              AND coalesce(p.cardinality, 'multi') = 'multi'""",
         {"night": night},
     )

@@ -1,7 +1,6 @@
 """The world in the warehouse: facts with two times, templates and properties. Shared by every lineage.
 
-Nights are text and compare as text, so name them to sort by time ("2026-10-01", "night-01"). `BASE_NIGHT` comes
-before all of them.
+Nights are in the order of `warehouse.night_order`; `BASE_NIGHT` comes before all of them.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from warehouse.intake import (
     verdicts_of,
 )
 from warehouse.keys import text_key
+from warehouse.night_order import BASE_NIGHT, last_changed, register
 from warehouse.records import EditRequest, Fact
 from warehouse.reference import world
 from warehouse.store import Warehouse
@@ -53,14 +53,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-BASE_NIGHT = ""
 #: What a fact's identity covers; `known_to_night` is left out because the store learns it later.
 FACT_IDENTITY = ("subject_id", "subject", "relation", "object_id", "object", "rank", "statement_id", "revision",
                  "valid_from", "valid_to", "source", "known_from_night")  # fmt: skip
 _SEED_KEY, _FILES_KEY = "reference_facts_sha256", "reference_files_digest"
 _FILES = ("facts.csv", "templates.yaml", "properties.csv", "aliases.csv")
 _SLOT = ["s", "relation", "o"]
-_OPEN = "(known_to_night IS NULL OR known_to_night > $night)"
+_OPEN = "(known_to_night IS NULL OR place_of(known_to_night) > place_of($night))"
 
 
 def fact_id(row: dict[str, Any]) -> str:
@@ -194,7 +193,7 @@ def apply_fact_changes(
         Conflict: a later night has changed facts already, and this one would change history behind it. (The same
             changes once more, after later nights, are no change.)
     """
-    if night <= BASE_NIGHT:
+    if night == BASE_NIGHT:
         raise ValueError("facts change in a named night; the empty name is the base world")
     new = added if isinstance(added, pd.DataFrame) else pd.DataFrame([f.model_dump() for f in added])
     if new.empty:
@@ -210,15 +209,18 @@ def apply_fact_changes(
     if len(both):
         raise ValueError(f"night {night} both adds and ends {tuple(both.iloc[0])}; decide which before storing")
     with wh.transaction():
-        before = _keyed(wh.query(f"SELECT * FROM facts WHERE known_from_night < $night AND {_OPEN}", {"night": night}))
+        register(wh, [night])
+        before = _keyed(
+            wh.query(f"SELECT * FROM facts WHERE place_of(known_from_night) < place_of($night) AND {_OPEN}", {"night": night})
+        )
         ending = before.merge(gone, on=_SLOT)[["fact_id"]]
         fresh = new.merge(_keyed(facts_as_of(wh, night))[_SLOT], on=_SLOT, how="left", indicator=True)
         fresh = fresh.loc[fresh["_merge"] == "left_only", :].drop(columns=["_merge", "s", "o"])
-        latest = wh.scalar("SELECT greatest(max(known_from_night), max(known_to_night)) FROM facts")
-        if latest is not None and latest > night and (len(ending) or len(fresh)):
+        if (len(ending) or len(fresh)) and (latest := last_changed(wh, night)) is not None:
             raise Conflict(
-                f"night {latest} has changed facts already, so {len(fresh)} added and {len(ending)} ended facts of "
-                f"night {night} cannot be applied behind it; put them into a later night"
+                f"night {latest} was received after night {night} and has changed facts already, so {len(fresh)} added and "
+                f"{len(ending)} ended facts of night {night} cannot be applied behind it. `errata refresh --night {night} "
+                f"--late` takes {night} as received now: what it says then stands over what {latest} said"
             )
         num_ended = wh.execute(
             "UPDATE facts SET known_to_night = $night WHERE fact_id IN (SELECT fact_id FROM ending)",
@@ -244,7 +246,7 @@ def facts_as_of(wh: Warehouse, night: str, valid_at: datetime | None = None) -> 
             without a start or an end holds before or after without limit; the end itself is outside.
     """
     return wh.query(
-        f"""SELECT * FROM facts WHERE known_from_night <= $night AND {_OPEN}
+        f"""SELECT * FROM facts WHERE place_of(known_from_night) <= place_of($night) AND {_OPEN}
             AND ($at IS NULL OR (coalesce(valid_from <= $at, true) AND coalesce(valid_to > $at, true)))
             ORDER BY subject_id, relation, object_id, fact_id""",
         {"night": night, "at": utc(valid_at)},

@@ -13,6 +13,7 @@ import typer
 
 from flows.commands.nights import STATUS_COLUMNS, status_row
 from flows.commands.shared import Json, console, emit_json, errors, reported, table
+from flows.commands.stopping import at_once
 from tasks.settings import configure
 
 NAIVE_EDITOR, NAIVE_NIGHTS = "ft", 1
@@ -41,7 +42,8 @@ def demo(
     for night, lineage, name in plan:
         # To standard error: with --json, standard output is the document alone.
         errors.print(f"[bold]{night}[/bold] on lineage {lineage} with {name}", highlight=False)
-        lines.append(nightly_refresh(night=night, lineage=lineage, editor=name).model_dump(mode="json"))
+        with at_once():
+            lines.append(nightly_refresh(night=night, lineage=lineage, editor=name).model_dump(mode="json"))
     example = _example(settings)
     report = report_folder(settings, names[-1]) / "evidently.html"
     seconds = round(time.monotonic() - start, 1)

@@ -28,12 +28,12 @@ def dump(
 ) -> None:
     """Fill the warehouse from a dump, or turn the differences of two dumps into the update records of a night."""
     settings = configure()
-    from tasks.workspace import warehouse
+    from tasks.workspace import todays_night, warehouse
     from warehouse.dump_ingest import catch_up, fill
     from warehouse.templates import templates_of
 
     now = datetime.now(UTC)
-    night = night or now.date().isoformat()
+    night = night or todays_night(settings)
     opener = partial(warehouse, settings)
     with opener() as wh:
         stated = templates_of(wh).keys()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands.shared import Json, console, emit_json, reported, table
+from flows.commands.stopping import at_once
 from tasks.settings import configure
 from warehouse.errors import UsageError
+
+if TYPE_CHECKING:
+    from tasks.settings import Settings
+    from warehouse.night_records import JudgedRecord
 
 Lineage = Annotated[str | None, typer.Option(help="Lineage; default from the settings.")]
 STATUS_COLUMNS = ("night", "lineage", "editor", "records", "accepted", "edited", "SR", "GR", "locality", "SRR", "DD",
@@ -27,36 +34,98 @@ def refresh(
     lineage: Lineage = None,
     editor: Annotated[str | None, typer.Option(help="Editor; `errata editors` lists them.")] = None,
     all_nights: Annotated[bool, typer.Option("--all", help="Run every unfinished night, in order.")] = False,
+    late: Annotated[
+        bool, typer.Option("--late", help="Take --night as received now, after nights that changed facts.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a night: ingest, validate, edit, evaluate, gate, promote or reject, report.
 
     A finished night does nothing when it is run again; a broken one goes on from what is done.
     """
+    if late and (night is None or all_nights):
+        raise ValueError("--late moves one night behind the others: name it with --night")
     settings = configure(lineage=lineage, editor=editor)
     from flows.nightly import nightly_refresh
     from tasks.ingest import nights_of
 
     wanted = list(nights_of(settings)) if all_nights else [night]
-    lines = [nightly_refresh(night=n, lineage=lineage, editor=editor).model_dump(mode="json") for n in wanted]
+    with at_once():
+        lines = [nightly_refresh(night=n, lineage=lineage, editor=editor, late=late).model_dump(mode="json") for n in wanted]
     if as_json:
         emit_json(lines if all_nights else lines[0])
-    else:
-        table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+        return
+    table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+    for line in lines:
+        for sentence in _why_not(settings, line):
+            console.print(sentence, markup=False, highlight=False)
+
+
+def _why_not(settings: Settings, line: dict[str, Any]) -> list[str]:
+    """Why a night does not serve, rule by rule, what no removal of edits could have cured, and where to look."""
+    from checks.hopeless import hopeless
+    from tasks.promote import reasons
+    from tasks.workspace import warehouse
+    from warehouse.reports import load_decision
+
+    found = line["details"].get("decision_id")
+    if line["verdict"] not in ("reject", "hold") or found is None:
+        return []
+    with warehouse(settings) as wh:
+        made = load_decision(wh, found)
+    return [
+        f"{line['night']} does not serve ({line['verdict']}): {' '.join(reasons(made))}", *hopeless(made, line["edited"]),
+        f"errata records {line['night']}  shows what became of each record",
+    ]  # fmt: skip
 
 
 @reported
-def status(lineage: Lineage = None, as_json: Json = False) -> None:
-    """Every night of every lineage: what came, what was done, what was measured, what was decided."""
+def status(
+    night: Annotated[str | None, typer.Argument(help="One night, with what became of each of its records.")] = None,
+    lineage: Lineage = None,
+    as_json: Json = False,
+) -> None:
+    """Every night of every lineage, in order: what came, what was done, what was measured, what was decided."""
     from tasks.workspace import warehouse
+    from warehouse.night_records import night_records
     from warehouse.runs import runs
 
     with warehouse(configure()) as wh:
-        lines = [r.model_dump(mode="json") for r in runs(wh, lineage)]
+        lines = [r.model_dump(mode="json") for r in runs(wh, lineage) if night in (None, r.night)]
+        found = night_records(wh, night) if night is not None else []
     if as_json:
-        emit_json(lines)
+        emit_json(lines if night is None else {"night": night, "runs": lines, "records": [r.model_dump() for r in found]})
+        return
+    table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+    if night is not None:
+        _records_table(night, found)
+
+
+@reported
+def records(
+    night: Annotated[str, typer.Argument(help="A night; `errata status` lists them.")],
+    verdict: Annotated[str | None, typer.Option(help="Only those of one verdict, such as reject or quarantine.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What became of each record of a night, and why: verdict, reason and a sentence."""
+    from tasks.workspace import warehouse
+    from warehouse.night_records import night_records
+
+    with warehouse(configure()) as wh:
+        found = night_records(wh, night, verdict)
+    if as_json:
+        emit_json([record.model_dump(mode="json") for record in found])
     else:
-        table("Nights", STATUS_COLUMNS, [status_row(line) for line in lines])
+        _records_table(night, found)
+
+
+def _records_table(night: str, found: Sequence[JudgedRecord]) -> None:
+    table(f"Records of {night}", ("record", "verdict", "reason", "why"),
+          [(r.record_id, r.verdict, r.reason, r.sentence) for r in found])  # fmt: skip
+    counts = Counter(r.verdict for r in found)
+    console.print(f"{len(found)} records" + "".join(f", {n} {name}" for name, n in counts.most_common()), highlight=False)
+    if counts["quarantine"]:
+        console.print(f"errata quarantine list --night {night}  shows what can be released", markup=False, highlight=False)
 
 
 @reported
@@ -120,6 +189,7 @@ def rollback(
     settings = configure(lineage=lineage)
     from flows.rollback import roll_back
 
-    pointer = roll_back(checkpoint, reason, lineage=settings.lineage)
+    with at_once():
+        pointer = roll_back(checkpoint, reason, lineage=settings.lineage)
     found = pointer.model_dump(mode="json")
     emit_json(found) if as_json else console.print(f"{settings.channel_name} serves {checkpoint[:12]} again")

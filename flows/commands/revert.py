@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.shared import Json, console, emit_json, reported
+from flows.commands.stopping import at_once
 from tasks.settings import configure
 
 
@@ -22,7 +23,8 @@ def revert(
     from flows.revert import revert_edits
     from tasks.publish_report import report_folder
 
-    line = revert_edits(target, reason, lineage=settings.lineage)
+    with at_once():
+        line = revert_edits(target, reason, lineage=settings.lineage)
     if as_json:
         emit_json(line.model_dump(mode="json"))
         return

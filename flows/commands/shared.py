@@ -6,13 +6,16 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TextIO, TypeVar
 
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.stopping import how_far, stop_server
+from flows.commands.trouble import trouble_of
 from warehouse.errors import UsageError
 
 P = ParamSpec("P")
@@ -24,18 +27,49 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True)
 
 
+class Document:
+    """Where the one JSON document of a command goes, and whether it has gone."""
+
+    #: Set by the program, whose standard output is then closed to everything else; None: standard output.
+    out: TextIO | None = None
+    is_written = False
+    #: What `tell_error` told last: kind, message, next command.
+    told: tuple[str, str, str] | None = None
+
+
 def emit_json(value: Any) -> None:
     """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
+    out = Document.out or sys.stdout
+    out.write(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
+    out.flush()
+    Document.is_written = True
+
+
+def emit_error(kind: str, message: str, next_command: str = "") -> None:
+    """The document of a command that failed, unless it has had one already."""
+    if not Document.is_written:
+        emit_json({"error": kind, "message": message} | ({"next": next_command} if next_command else {}))
+
+
+def tell_error(kind: str, message: str, next_command: str = "") -> None:
+    """The last lines that a person sees: the reason, and the next command where a night stands half done."""
+    Document.told = (kind, message, next_command)
+    if stop_server() and message.startswith("Prefect"):
+        # The server may have been cut off in the middle of a line.
+        errors.print()
+    errors.print(f"[red]error[/red] ({kind}): ", end="")
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)
+    if next_command:
+        errors.print(f"what is done is kept; to go on: {next_command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table for people; None shows as a dash."""
+    """A table for people; None shows as a dash, and what stands in square brackets is text like any other."""
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*("-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+        drawn.add_row(*("-" if v is None else f"{v:.3f}" if isinstance(v, float) else escape(str(v)) for v in row))
     console.print(drawn)
 
 
@@ -50,21 +84,25 @@ def _known_errors() -> tuple[type[Exception], ...]:
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn the errors that a user can mend into one line on standard error and exit code 1."""
+    """Turn the errors that a user can mend into one line on standard error and exit code 1; with --json into a document."""
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        Document.is_written = False
         try:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:
-            if not isinstance(error, _known_errors()):
-                raise
+            is_known = isinstance(error, _known_errors())
+            trouble = "" if is_known else trouble_of(error)
+            kind, message = type(error).__name__, trouble or str(error)
+            _, go_on = how_far()
             if kwargs.get("as_json"):
-                emit_json({"error": type(error).__name__, "message": str(error)})
-            errors.print(f"[red]error[/red] ({type(error).__name__}): ", end="")
-            errors.print(str(error), markup=False, highlight=False)
+                emit_error(kind, message, go_on)
+            if not is_known and not trouble:
+                raise
+            tell_error(kind, message, go_on)
             raise typer.Exit(1) from error
 
     return wrapper

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import _log_level, app, main
+from checks.gates import decide
+from flows.cli import _log_level, app, run
+from flows.commands.nights import _why_not
+from tasks.settings import configure
+from tests.checks.support import report, score
+from tests.warehouse.world import request, update, verdict
+from warehouse.intake import receive, record_verdicts
+from warehouse.records import GatePolicy, GateRule
+from warehouse.reports import save_decision, save_report
+from warehouse.runs import begin_run
+from warehouse.store import Warehouse
 
 
 def test_json_output_is_the_document_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,9 +34,7 @@ def test_a_broken_settings_file_is_one_error_and_no_traceback(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "errata.toml").write_text('lineagee = "x"\n')
     monkeypatch.setattr("sys.argv", ["errata", "status"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 1
+    assert run() == 1
     assert "lineagee" in capsys.readouterr().err
 
 
@@ -40,11 +49,9 @@ def unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ran(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+def ran(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["errata", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return stop.value.code
+    return run("--json" in arguments)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["refresh", "--help"], ["config", "show", "--json"]])
@@ -77,3 +84,51 @@ def test_another_level_is_one_line(unusable: Path, monkeypatch: pytest.MonkeyPat
     assert ran(monkeypatch, "config", "show") == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "ERRATA_LOG='loud' is no level" in said and "Traceback" not in said
+
+
+# ---------------------------------------------------------------- what became of each record
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with one judged night of two records, whose sentences hold what a terminal could take for markup."""
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    with Warehouse.open(tmp_path / "home" / "warehouse.duckdb") as wh:
+        receive(wh, [update("good"), update("b[/]d")])
+        bad = verdict("b[/]d").model_copy(update={"reason": "self_reference", "sentence": "Its object [red] is its subject."})
+        record_verdicts(wh, "night-01", "recorded", [verdict("good", "r1"), bad], [request("r1")])
+        begin_run(wh, "night-01", "main", run_id="r", editor="memit")
+    return tmp_path / "home"
+
+
+def test_a_user_who_sent_a_bad_file_sees_why(home: Path) -> None:
+    shown = CliRunner().invoke(app, ["records", "night-01", "--verdict", "reject"])
+    assert shown.exit_code == 0 and "self_reference" in shown.stdout and "1 records, 1 reject" in shown.stdout
+    assert "b[/]d" in shown.stdout and "[red]" in shown.stdout and "good" not in shown.stdout
+    listed = json.loads(CliRunner().invoke(app, ["records", "night-01", "--json"]).stdout)
+    assert [(r["record_id"], r["verdict"], r["reason"]) for r in listed] == [
+        ("good", "accept", "fresh"), ("b[/]d", "reject", "self_reference"),
+    ]  # fmt: skip
+
+
+def test_status_of_a_night_has_its_runs_and_its_records(home: Path) -> None:
+    found = json.loads(CliRunner().invoke(app, ["status", "night-01", "--json"]).stdout)
+    assert [r["lineage"] for r in found["runs"]] == ["main"] and len(found["records"]) == 2
+    shown = CliRunner().invoke(app, ["status", "night-01"])
+    assert "unfinished" in shown.stdout and "self_reference" in shown.stdout
+    wrong = CliRunner().invoke(app, ["status", "night-1", "--json"])
+    assert wrong.exit_code == 1 and "night-01" in json.loads(wrong.stdout)["message"]
+
+
+def test_a_rejected_night_says_why_and_what_no_removal_would_have_cured(home: Path) -> None:
+    policy = GatePolicy(name="t", version=1, rules=(GateRule(metric="GR", op=">=", threshold=0.7, judge="point", min_n=5),))
+    measured = report(score("GR", 1.0, 0.5, 1.0, 2))
+    decision = decide(policy, measured, datetime(2026, 10, 1, tzinfo=UTC))
+    with Warehouse.open(home / "warehouse.duckdb") as wh:
+        save_report(wh, measured)
+        save_decision(wh, decision, policy)
+    line = {"night": "night-01", "verdict": "reject", "edited": 2, "details": {"decision_id": decision.decision_id}}
+    first, second, last = _why_not(configure(), line)
+    assert first.startswith("night-01 does not serve (reject): GR is 1.000") and "GR counts 2 and the rule asks for 5" in second
+    assert last.startswith("errata records night-01")
+    assert _why_not(configure(), {**line, "verdict": "promote"}) == []

@@ -132,19 +132,19 @@ def test_until_ends_a_run_that_waits(errata: Errata) -> None:
 
 
 def test_todays_night_gets_a_number_when_it_is_judged(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.live import free_night
     from tasks.settings import configure
+    from tasks.workspace import todays_night
 
     judged: set[str] = set()
-    monkeypatch.setattr("tasks.live.verdicts_of", lambda wh, night: [night] if night in judged else [])
+    monkeypatch.setattr("warehouse.night_order.is_judged", lambda wh, night: night in judged)
     settings = configure(home.config)
-    first = free_night(settings)
+    first = todays_night(settings)
     assert first == f"night-{datetime.now(UTC):%Y-%m-%d}" > "night-06"
     judged.add(first)
-    assert free_night(settings) == f"{first}-02"
+    assert todays_night(settings) == f"{first}-02"
     judged |= {f"{first}-{number:02}" for number in range(2, 100)}
     with pytest.raises(Conflict, match="--night"):
-        free_night(settings)
+        todays_night(settings)
 
 
 def test_the_clock_of_until_is_the_next_one() -> None:

@@ -79,6 +79,20 @@ def test_the_rest_of_a_rejected_night_is_promoted_through_kills(world: dict[str,
 
 
 @pytest.mark.usefixtures("planted")
+def test_no_culprit_is_looked_for_where_a_rule_lacks_probes(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def asked(*_: Any) -> bool:
+        raise AssertionError("a subset was evaluated")
+
+    monkeypatch.setattr("tasks.isolation._Trial.passes", asked)
+    home = home_with(world, tmp_path, 20, rule=RULE.replace("min_n: 2", "min_n: 1000"))
+    with caplog.at_level("WARNING", "tasks.isolation"):
+        assert home.run().verdict == "reject"
+    assert "SR counts 3 and the rule asks for 1000" in caplog.text
+
+
+@pytest.mark.usefixtures("planted")
 def test_a_policy_that_asks_for_no_isolation_leaves_the_night_rejected(world: dict[str, Any], tmp_path: Path) -> None:
     home = home_with(world, tmp_path, 0)
     assert home.run().verdict == "reject"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,18 @@ import pytest
 from checks.predictor import Answer, Question
 from tasks.candidate import EditedNight
 from tasks.edit import choose_requests
+from tasks.ingest import ingest, nights_of
 from tasks.night import NOTHING_TO_EDIT, NightClosed, begin, finish_empty, next_night
+from tasks.progress import artifact_key
 from tasks.settings import Settings
-from tasks.workspace import LineageBusy, lineage_lock, warehouse
+from tasks.workspace import LineageBusy, lineage_lock, todays_night, warehouse
 from tests.flows.nights import first_night, second_night, write_night
 from tests.support import SIX_REQUESTS
 from warehouse.errors import Conflict, NotFound
+from warehouse.intake import receive
+from warehouse.records import UpdateRecord
 from warehouse.runs import run_of
+from warehouse.stream_store import SOURCE
 
 
 @pytest.fixture
@@ -120,3 +127,51 @@ def test_requests_that_are_answered_or_only_add_a_value_are_left_alone() -> None
     chosen, skipped = choose_requests(Knows(known.prompt), list(SIX_REQUESTS), {added.request_id})  # type: ignore[arg-type]
     assert chosen == others
     assert skipped == [(known.request_id, "no_op"), (added.request_id, "additional_value")]
+
+
+def test_nights_run_in_natural_order_and_one_that_came_earlier_runs_first(settings: Settings) -> None:
+    for name in ("week-10", "week-9"):
+        write_night(Path(settings.source.path), name, first_night())
+    assert nights_of(settings) == ("night-01", "night-02", "week-9", "week-10")
+    begin(settings, "week-10")
+    write_night(Path(settings.source.path), "week-8", first_night())
+    assert nights_of(settings)[-3:] == ("week-9", "week-10", "week-8")
+
+
+def test_a_night_that_was_passed_over_comes_before_the_one_that_ran_and_may_follow_it_late(settings: Settings) -> None:
+    begin(settings, "night-02")
+    assert nights_of(settings) == ("night-01", "night-02")
+    begin(settings, "night-01", late=True)
+    assert nights_of(settings) == ("night-02", "night-01")
+
+
+def test_a_finished_night_is_closed_however_late_it_is_asked_for(settings: Settings) -> None:
+    finish_empty(begin(settings, "night-01"), done("night-01"))
+    begin(settings, "night-02")
+    with pytest.raises(NightClosed):
+        begin(settings, "night-01", late=True)
+
+
+@pytest.mark.parametrize("name", ["../night-01", "a/b", "", "night-01\n"])
+def test_a_night_whose_name_is_a_path_is_not_begun(settings: Settings, name: str) -> None:
+    with pytest.raises(ValueError, match="no name of a night"):
+        begin(settings, name)
+
+
+def test_a_file_and_the_stream_with_one_name_are_told_apart(settings: Settings) -> None:
+    with warehouse(settings) as wh:
+        receive(wh, [UpdateRecord(record_id="w1", source=SOURCE, night="night-01", received_at=None, raw="{}")])
+    with pytest.raises(Conflict, match="give the file another name"):
+        ingest.fn(settings, "night-01")
+    (Path(settings.source.path) / "night-01.events.jsonl").rename(Path(settings.source.path) / "night-01b.events.jsonl")
+    assert ingest.fn(settings, "night-01") == 1
+    assert nights_of(settings) == ("night-01", "night-01b", "night-02")
+
+
+def test_the_day_has_one_name_for_the_stream_and_for_dumps(settings: Settings) -> None:
+    assert todays_night(settings) == f"night-{datetime.now(UTC):%Y-%m-%d}"
+
+
+@pytest.mark.parametrize("night", ["Week 9", "2026.11.28", "nuit_é"])
+def test_any_name_of_a_night_has_a_key_that_prefect_takes(night: str) -> None:
+    assert re.fullmatch("[a-z0-9-]+", artifact_key(f"main-{night}"))

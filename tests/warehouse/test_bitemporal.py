@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from warehouse.night_order import register
 from warehouse.records import Fact
 from warehouse.store import Warehouse
 from warehouse.world_store import apply_fact_changes, facts_as_of
@@ -22,6 +23,7 @@ def capital(name: str, start: int | None = None, end: int | None = None) -> Fact
 def store() -> Iterator[Warehouse]:
     """Night 1 believes Kyoto for ever; night 2 learns that Tokyo followed in 1868, night 3 that Kyoto ended then."""
     with Warehouse.open(":memory:") as wh:
+        register(wh, ["n0"])
         apply_fact_changes(wh, "n1", [capital("Kyoto")])
         apply_fact_changes(wh, "n2", [capital("Tokyo", 1868)])
         apply_fact_changes(wh, "n3", [], [("Q17", "P36", "Q-Kyoto")])

@@ -20,6 +20,7 @@ from warehouse.dump_ingest import DumpReport, catch_up, fill
 from warehouse.entity_store import put_unstated, unstated
 from warehouse.errors import Conflict, SourceError
 from warehouse.intake import record_verdicts, updates_of
+from warehouse.night_order import register
 from warehouse.records import Fact, Verdict
 from warehouse.sources.dumps import BrokenDump, read_dump
 from warehouse.sources.entities import Entity
@@ -180,9 +181,11 @@ def test_filling_again_adds_nothing(store: Warehouse, tmp_path: Path) -> None:
 
 def test_a_fill_cannot_go_behind_a_later_night(store: Warehouse, tmp_path: Path) -> None:
     path = write_dump(tmp_path / "d.json", japan(capital()), TOKYO)
+    register(store, ["2026-10-01"])
     filled(store, path, "2026-10-05")
-    with pytest.raises(Conflict, match="2026-10-05 has changed facts already"):
+    with pytest.raises(Conflict, match=r"2026-10-05 has changed facts already.* --night 2026-10-01-02"):
         filled(store, path, "2026-10-01")
+    assert filled(store, path, "2026-10-01-02").facts == 0
 
 
 def test_broken_lines_are_kept_with_a_reason(store: Warehouse, tmp_path: Path) -> None:

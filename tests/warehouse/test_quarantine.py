@@ -11,6 +11,7 @@ import pytest
 
 from warehouse.errors import Conflict, NotFound
 from warehouse.intake import receive, record_verdicts, updates_of
+from warehouse.night_order import register
 from warehouse.quarantine import actions, audit_problems, entries, entry_of, join_released, reject, release, update_of, waivers
 from warehouse.records import UpdateRecord, Verdict
 from warehouse.store import Warehouse
@@ -35,6 +36,7 @@ def put(wh: Warehouse, *record_ids: str, night: str = "night-01", source: str = 
 @pytest.fixture
 def wh() -> Iterator[Warehouse]:
     with Warehouse.open(":memory:") as opened:
+        register(opened, ["night-00"])
         put(opened, "r1", "r2", "r3")
         yield opened
 
@@ -81,6 +83,12 @@ def test_a_released_record_joins_the_next_night_once(wh: Warehouse) -> None:
 def test_neither_a_waiting_nor_a_rejected_record_joins(wh: Warehouse) -> None:
     reject(wh, "r1", **WHO)
     assert join_released(wh, "night-02") == 0 and updates_of(wh, "night-02") == []
+
+
+def test_a_released_record_joins_the_tenth_night_after_the_ninth(wh: Warehouse) -> None:
+    put(wh, "r9", night="night-9")
+    release(wh, "r9", **WHO)
+    assert join_released(wh, "night-10") == 1
 
 
 def test_a_record_joins_no_night_before_or_at_its_own(wh: Warehouse) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.warehouse.world import NIGHT, NOON, intake, request, update, verdict
 from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
+from warehouse.night_order import register
 from warehouse.records import Fact
 from warehouse.reference import world
 from warehouse.store import Warehouse
@@ -144,6 +145,7 @@ def test_applying_a_night_again_changes_nothing_even_after_later_nights(wh: Ware
 
 
 def test_an_earlier_night_cannot_be_changed_behind_a_later_one(wh: Warehouse) -> None:
+    register(wh, ["night-01", "night-02"])
     apply_fact_changes(wh, "night-02", [fact("Q10")])
     with pytest.raises(Conflict, match="night night-01 cannot be applied behind it"):
         apply_fact_changes(wh, "night-01", [fact("Q20")])

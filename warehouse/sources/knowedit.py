@@ -17,6 +17,7 @@ from pydantic_core import from_json
 
 from warehouse.digests import digest_of, sha256_bytes
 from warehouse.errors import SourceError
+from warehouse.night_order import natural
 from warehouse.probe_identity import make_probe
 from warehouse.records import EditKind, EditRequest, Probe, ProbeKind, Record, UpdateRecord
 from warehouse.sources.base import check_night
@@ -104,7 +105,7 @@ class KnowEditSource:
         else:
             raise SourceError(f"{self.path}: no such file or folder; give a KnowEdit file or its folder")
         found: dict[str, tuple[Path, Task]] = {}
-        for path in paths:
+        for path in sorted(paths, key=lambda p: natural(p.stem)):
             parent = path.parent.name if path.parent.name in TASKS else None
             task = self.task or FILES.get(path.name) or parent
             if task is not None:
