@@ -66,6 +66,21 @@ def _replaces(row: Row) -> bool:
     return not row["is_addition"] or row["closing_of"] is not None or (row["single"] and row["num_kept"] > 0)
 
 
+def _fault(name: str, verdict: VerdictName) -> VerdictRule:
+    return VerdictRule(
+        name, verdict, lambda r: r["fault"] == name, lambda r: f"{_slot(r)}: {r['fault_sentence']}", ("fault_of",)
+    )
+
+
+#: What `checks.identity` and `checks.receipt` found: nothing may be guessed, so a person looks.
+FAULT_RULES = (
+    _fault("record_id_reused", "quarantine"),
+    _fault("redelivered_event", "merge_duplicate"),
+    _fault("implausible_time", "quarantine"),
+    _fault("ambiguous_relation", "quarantine"),
+    _fault("ambiguous_label", "quarantine"),
+)
+
 SHAPE_RULES = (
     _shape("not_a_statement", "reject", "labels and descriptions are not facts"),
     _shape("unsupported_datatype", "reject", "the value is a string or a file, not an item"),
@@ -79,7 +94,9 @@ SHAPE_RULES = (
 
 CHANGE_RULES = (
     VerdictRule("type_violation", "reject", lambda r: r["type_conflict"] and not r["is_closing"],
-                lambda r: f"{_new(r)} is not known as anything that can be the {r['relation_label']} of something."),
+                lambda r: f"{_new(r)} is not known as anything that can be the {r['relation_label']} of something."
+                + (" Nothing is known of it but its label, which is spelt as none." if r["type_by_spelling"] else ""),
+                (), lambda r: "soft" if r["type_by_spelling"] else "hard"),
     VerdictRule("not_current", "reject", lambda r: _is_change(r) and r["ends_past"],
                 lambda r: f"{_slot(r)}: the statement {_new(r)} ended (P582) before this night, or is deprecated."),
     VerdictRule("not_yet_valid", "quarantine", lambda r: _is_change(r) and r["starts_future"],
@@ -178,7 +195,7 @@ DOOR_RULES = (
                 lambda r: f"{_slot(r)}: {r['suspicion'].sentence}", ("suspicious_of",)),
 )  # fmt: skip
 
-RULES = SHAPE_RULES + DOOR_RULES + CHANGE_RULES + READINESS_RULES + ACCEPT_RULES
+RULES = SHAPE_RULES + FAULT_RULES + DOOR_RULES + CHANGE_RULES + READINESS_RULES + ACCEPT_RULES
 
 
 def judge(row: Row) -> Verdict:

@@ -212,4 +212,7 @@ def _shown(snak: Snak) -> tuple[str, ...]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise EntityScoringError(f"{path} cannot be read: {error}; expected one JSON object on each line") from error

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from checks.errors import EvaluationError
 from checks.metrics.drawdown import drawdown, kl_divergence, perplexity_ratio
 from checks.metrics.failures import FailedProbe, failure_scores, leading_clause
 from checks.metrics.fluency import fluency
@@ -35,10 +36,6 @@ EDIT_KINDS: frozenset[ProbeKind] = frozenset({"success", "rephrase"})
 BEFORE_KINDS: frozenset[str] = frozenset({*LOCALITY_SLICES, *PORTABILITY_SLICES, "drawdown"})
 #: Stands for log 0, which neither JSON nor a comparison can hold.
 LOWEST_LOG_PROB = -1e30
-
-
-class EvaluationError(Exception):
-    """The evaluation cannot go on: names the probe or model, what was found and what to do."""
 
 
 class PredictionCache(Protocol):

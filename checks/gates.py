@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from checks.errors import PolicyError
 from checks.metrics import METRIC_CODES
 from warehouse.digests import digest_of
 from warehouse.records import EvaluationReport, GateDecision, GateOutcome, GatePolicy, GateRule, RuleResult, Score
@@ -23,10 +24,6 @@ from warehouse.records import EvaluationReport, GateDecision, GateOutcome, GateP
 POLICIES = Path(__file__).parent / "policies"
 #: Policies of the validator, which lie beside the gates' own.
 DOOR_POLICIES = ("door", "trust")
-
-
-class PolicyError(Exception):
-    """A policy that cannot be read or could stop nothing: names the file and rule, and what to do."""
 
 
 def load_policy(path_or_name: str | Path) -> GatePolicy:

@@ -20,7 +20,7 @@ from checks.errors import ChecksError
 from checks.suites.requests import run_request_suite
 from checks.verdicts import Suite, validate_night
 from warehouse.changes import parse_change
-from warehouse.night_order import natural
+from warehouse.night_names import natural
 from warehouse.records import UpdateRecord
 from warehouse.reference.roles import read_roles
 from warehouse.reference.world import HERE, facts
@@ -63,7 +63,7 @@ def score_nights(folder: Path, suite: Suite = run_request_suite) -> dict[str, An
         _fill(store, folder)
         for path in nights:
             events, truth = _read(path), _truth(path)
-            number = int(path.name.removeprefix("night-").split(".")[0])
+            number = _number(path)
             night = f"night-{number:02d}"
             records = [_record(event, night) for event in events]
             result = validate_night(
@@ -87,8 +87,21 @@ def score_nights(folder: Path, suite: Suite = run_request_suite) -> dict[str, An
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise ScoringError(f"{path} cannot be read: {error}; expected one JSON object on each line") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ScoringError(f"{path}: a line is no JSON object")
+    return rows
+
+
+def _number(events: Path) -> int:
+    """The number of a night, which is its day of the month."""
+    text = events.name.removeprefix("night-").split(".")[0]
+    if not text.isdecimal() or not 1 <= int(text) <= 31:
+        raise ScoringError(f"{events}: night {text!r}; labelled nights are numbered 01 to 31")
+    return int(text)
 
 
 def _truth(events: Path) -> dict[str, dict[str, Any]]:

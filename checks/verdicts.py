@@ -23,6 +23,7 @@ from checks.door import text_and_likeness
 from checks.door_policy import DoorPolicy, shipped_door
 from checks.door_rates import rate_suspicions
 from checks.errors import ValidatorBroke
+from checks.identity import Fault, Identified, identified, reused_ids
 from checks.outcome import ACCEPTING, FactAddition, FactEnd, NightVerdicts, accepted_rows, edited_rows, outcome
 from checks.requests import Incoming, Slot, record_rows, shape_problem
 from checks.suites.requests import SUITE_COLUMNS, run_request_suite
@@ -54,7 +55,7 @@ def validate_night(
     store: Reader, night: str, changes: Sequence[Incoming], now: datetime, *,
     record_ids: Sequence[str] | None = None, evidence: pd.DataFrame | None = None, require_templates: bool = True,
     suite: Suite = run_request_suite, waived: Mapping[str, Collection[str]] | None = None, guard_door: bool = True,
-    door: DoorPolicy | None = None, trust: TrustPolicy | None = None,
+    door: DoorPolicy | None = None, trust: TrustPolicy | None = None, faults: Mapping[str, Fault] | None = None,
 ) -> NightVerdicts:  # fmt: skip
     """Judge all records of one night against each other, the store and earlier nights.
 
@@ -69,6 +70,7 @@ def validate_night(
         waived: by record id, the rules that a person has set aside for a released record; no other rule is.
         guard_door: look for suspicious texts and rates (`checks.door`).
         door, trust: policies; default the shipped ones.
+        faults: what is known to stand against a record before it is compared (`checks.receipt`).
 
     Raises:
         ValidatorBroke: an expectation or a query could not be computed; no verdict may be used.
@@ -80,7 +82,10 @@ def validate_night(
     policy = (door or shipped_door()) if guard_door else None
     options = _Options(evidence, require_templates, waived or {}, policy, trust or shipped_trust())
     with _our_fault(night):
-        rows = _rows(store, night, {i: r for i, r in records.items() if i not in verdicts}, now, options)
+        known = identified(store, {i: r for i, r in records.items() if i not in verdicts})
+        records |= known.records
+        known.faults = {**known.faults, **reused_ids(store, night, known.records), **(faults or {})}
+        rows = _rows(store, night, known, now, options)
         verdicts |= {record_id: judge(row) for record_id, row in rows.items()}
         _hold_back_contradictions(store, rows, verdicts)
         if policy is not None:
@@ -128,26 +133,29 @@ def _plain(record_id: str, verdict: Any, reason: str, sentence: str) -> Verdict:
     return Verdict(record_id=record_id, verdict=verdict, reason=reason, rule=reason, sentence=sentence)
 
 
-def _rows(
-    store: Reader, night: str, records: Mapping[str, Incoming], now: datetime, options: _Options
-) -> dict[str, dict[str, Any]]:
-    waived = options.waived
-    slots = record_rows(list(records.items()), now, trust=options.trust)
+def _rows(store: Reader, night: str, known: Identified, now: datetime, options: _Options) -> dict[str, dict[str, Any]]:
+    waived, records = options.waived, known.records
+    faults = {i: fault for i, fault in known.faults.items() if i in records and fault.reason not in waived.get(i, ())}
+    slots = record_rows(list(records.items()), now, trust=options.trust, faults=faults)
     if slots.empty:
         return {}
     held = _held_names(store, slots)
-    frame = record_rows(list(records.items()), now, trust=options.trust, waived=waived, held=held) if held or waived else slots
-    known = stated_relations(store) if options.require_templates else None
-    columns = conflict_columns(store, frame, now, options.evidence, past_requests(store, night))
+    if held or waived:
+        slots = record_rows(list(records.items()), now, trust=options.trust, waived=waived, held=held, faults=faults)
+    stated = stated_relations(store) if options.require_templates else None
+    columns = conflict_columns(store, slots, now, options.evidence, past_requests(store, night, known.ids_by_label()))
     odd = {} if options.door is None else text_and_likeness(store, records, options.door, waived)
     rows: dict[str, dict[str, Any]] = {}
     for row in columns:
         record_id = row["record_id"]
         passed, suspicion = frozenset(waived.get(record_id, ())), odd.get(record_id)
+        fault = faults.get(record_id)
         rows[record_id] = {
             **row, **_labels(records[record_id], passed), "waived": passed, "suspicion": suspicion,
             "suspicious_of": " ".join(suspicion.related) if suspicion else None,
-            "has_template": known is None or row["relation"] in known,
+            "has_template": stated is None or row["relation"] in stated,
+            "fault": fault and fault.reason, "fault_sentence": fault and fault.sentence,
+            "fault_of": " ".join(fault.related) if fault else None,
         }  # fmt: skip
         if row["is_closing"] and "retraction_without_replacement" in passed:
             # Released as a withdrawal: nothing is asserted any more, whatever the record's own value was.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from editors.exact import aligned
-from editors.model import EditableModel, Undo, tensor_bytes
+from editors.model import EditableModel, Patch, PatchKind, tensor_bytes
 from warehouse.digests import canonical_json, digest_of, digest_of_parts
 from warehouse.records import EditBatch, EditRequest
 from warehouse.whole_files import whole_file
@@ -24,7 +24,6 @@ from warehouse.whole_files import whole_file
 Family = Literal["regularization", "meta_learning", "direct", "architectural", "adapters", "in_context"]
 Mode = Literal["single", "batch", "sequential", "sequential-batch"]
 MODES: tuple[Mode, ...] = ("single", "batch", "sequential", "sequential-batch")
-PatchKind = Literal["weight", "module", "memory", "prompt"]
 
 
 class EditorConfig(BaseModel):
@@ -47,6 +46,7 @@ class EditorCard:
         max_batch: most requests in one `edit`; None: any number.
         modes: modes that the method grants; others are refused with `why_not`.
         experimental: modes that the method does not grant but that run; `run_edits` warns.
+        retracts: single edits can be taken out again, exactly: its class is a `RetractingEditor`.
         trains: it trains an auxiliary model, in the survey's sense; `needs_preparation` also covers a pass over texts.
         only_xy: it needs no more than the pairs (x_e, y_e), in the survey's sense.
         survey: where this card differs from the survey's Table 3, the reason.
@@ -62,6 +62,7 @@ class EditorCard:
     modes: tuple[Mode, ...] = MODES
     experimental: tuple[Mode, ...] = ()
     needs_preparation: bool = False
+    retracts: bool = False
     trains: bool = False
     preserves_architecture: bool = True
     only_xy: bool = True
@@ -169,58 +170,46 @@ class Prepared:
 NOTHING = Prepared()
 
 
-class Patch(ABC):
-    """What one edit leaves behind: saved, signed, promoted, taken off again.
-
-    `tensors` and `meta` hold all of it; a patch of this kind built from equal ones is an equal patch.
-    """
-
-    kind: ClassVar[PatchKind]
-
-    @property
-    def rederivable(self) -> bool:
-        """The maker wrote its checkpoint by rules that give the same bits on every machine; patches of before did not."""
-        return True
-
-    @property
-    @abstractmethod
-    def tensors(self) -> Mapping[str, Tensor]: ...
-
-    @property
-    @abstractmethod
-    def meta(self) -> Mapping[str, Any]: ...
-
-    @classmethod
-    @abstractmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Patch: ...
-
-    @abstractmethod
-    def attach(self, model: EditableModel) -> Undo:
-        """Make the model show this edit. Weights need no undo: the model restores them from its base copy."""
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 over kind, metadata and tensors (names, dtypes, shapes, bytes)."""
-        parts = [(f"{name}:{t.dtype}:{tuple(t.shape)}", tensor_bytes(t)) for name, t in self.tensors.items()]
-        return digest_of_parts([*parts, ("kind", self.kind.encode()), ("meta", canonical_json(dict(self.meta)))])
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())
-
-
 ConfigT = TypeVar("ConfigT", bound=EditorConfig)
 
 
+def _is_editor(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Editor)
+
+
 class Editor(ABC, Generic[ConfigT]):
-    """One editing algorithm with one fixed configuration."""
+    """One editing algorithm with one fixed configuration.
+
+    `class Rome(Editor[RomeConfig])` says both what `config` holds and what presets are read into (`config_class`).
+    """
 
     card: ClassVar[EditorCard]
+    #: The configuration in the brackets; a class that is still open, as `Shared(Editor[ConfigT])`, has none.
     config_class: ClassVar[type[EditorConfig]]
     #: Sections as in `presets/NAME.yaml`, for editors that live outside this package.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: Settings that mean nothing on another model: they come from the model's own section or from whoever configures.
     per_model: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Read the configuration's class from the brackets.
+
+        Raises:
+            TypeError: there is none, or `config_class` names another.
+        """
+        super().__init_subclass__(**kwargs)
+        bases = [base for base in vars(cls).get("__orig_bases__", ()) if _is_editor(get_origin(base))]
+        given = [argument for base in bases for argument in get_args(base)]
+        if any(isinstance(argument, TypeVar) for argument in given):
+            return
+        # Without brackets of its own, a class has what it names or inherits.
+        config = given[0] if given else getattr(cls, "config_class", None)
+        if not isinstance(config, type) or not issubclass(config, EditorConfig):
+            raise TypeError(f"{cls.__name__} has no configuration ({config!r}): write Editor[{cls.__name__}Config]")
+        named = vars(cls).get("config_class", config)
+        if named is not config:
+            raise TypeError(f"{cls.__name__} is an editor with {config.__name__}, but its config_class is {named!r}")
+        cls.config_class = config
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -245,3 +234,24 @@ class Editor(ABC, Generic[ConfigT]):
     def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[Patch]:
         """One independent patch for each request, all on the model as it stands. Editors that can batch override it."""
         return [self.edit(model, EditBatch(batch_id=r.request_id, requests=(r,)), prepared) for r in requests]
+
+
+class RetractingEditor(Editor[ConfigT]):
+    """An editor that can take single edits out again, as if they had never been; its card says `retracts`."""
+
+    @abstractmethod
+    def retract(self, model: EditableModel, request_ids: Sequence[str], prepared: Prepared) -> Patch:
+        """The patch after which the model is as if these edits had never been.
+
+        Raises:
+            ValueError: an edit is not active on the model.
+        """
+
+    @abstractmethod
+    def remember(self, model: EditableModel, patch: Patch, prepared: Prepared) -> None:
+        """Take what a patch of this configuration and base solved as known: a subset of its edits needs no new solve."""
+
+
+def retracting(editor: Editor) -> RetractingEditor | None:
+    """The editor as one that retracts, where its card says so."""
+    return editor if editor.card.retracts and isinstance(editor, RetractingEditor) else None

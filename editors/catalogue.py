@@ -7,7 +7,7 @@ import importlib
 from importlib.metadata import entry_points
 
 from editors.base import Editor
-from editors.errors import UnknownEditor
+from editors.errors import RefusedEditor, UnknownEditor
 
 EDITORS = {
     "ft": "editors.regularization.ft:FineTuning",
@@ -48,11 +48,25 @@ EDITORS = {
 
 
 def _paths() -> dict[str, str]:
-    return EDITORS | {e.name: e.value for e in entry_points(group="errata.editors")}
+    """Names to paths.
+
+    Raises:
+        RefusedEditor: an entry point bears a name that is taken. Which of two editors ran would be chance.
+    """
+    paths = dict(EDITORS)
+    for point in entry_points(group="errata.editors"):
+        if point.name in paths:
+            package = point.dist.name if point.dist is not None else "unknown"
+            raise RefusedEditor(
+                f"entry point {point.name!r} of package {package} ({point.value}) bears the name of {paths[point.name]}; "
+                "rename it there, or uninstall that package"
+            )
+        paths[point.name] = point.value
+    return paths
 
 
 def names() -> list[str]:
-    """All known editors, sorted."""
+    """All known editors, sorted; raises as `editor_class` for a name that is taken twice."""
     return sorted(_paths())
 
 
@@ -61,6 +75,7 @@ def editor_class(name: str) -> type[Editor]:
 
     Raises:
         UnknownEditor: no such name; the nearest ones are offered.
+        RefusedEditor: what the name points at is no editor, or an entry point bears a name that is taken.
     """
     paths = _paths()
     path = paths.get(name, name if ":" in name else "")
@@ -70,6 +85,17 @@ def editor_class(name: str) -> type[Editor]:
         raise UnknownEditor(f"no editor {name!r}; {hint}editors/catalogue.py lists all {len(paths)}")
     module, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UnknownEditor(f"editor {name!r} points at {path!r}, which cannot be imported: {error}") from error
+    if not isinstance(found, type) or not issubclass(found, Editor):
+        raise RefusedEditor(f"editor {name!r} points at {path!r}, which is no subclass of editors.base.Editor: {found!r}")
+    return found
+
+
+def can_retract(name: str) -> bool:
+    """Whether edits by an editor of this name can be retracted; not where it is no longer installed."""
+    try:
+        return editor_class(name).card.retracts
+    except (RefusedEditor, UnknownEditor):
+        return False

@@ -9,6 +9,10 @@ class UnknownEditor(EditorError):
     """No editor of that name; the message offers the nearest names."""
 
 
+class RefusedEditor(EditorError):
+    """An editor of another package that the catalogue cannot take: its name is taken, or it is no `Editor`."""
+
+
 class UnsupportedModel(EditorError):
     """The model's architecture has no anatomy table, or the editor has no preset for it."""
 

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
 from editors.anatomy import anatomy_of
 from editors.calls import Call, Generation, PromptPositions, Runner
 from editors.errors import UnsupportedModel
 from editors.exact import aligned
+from editors.loading import load_checkpoint
 from editors.runner import PlainRunner
 from editors.scoring import score_call, stop_tokens
-from editors.tokens import continuation_of, pad_id_of
-from warehouse.digests import canonical_json, digest_of, digest_of_parts
-from warehouse.limits import PICKLES
+from editors.tokens import asking_tokenizer, continuation_of, pad_id_of
+from warehouse.digests import canonical_json, digest_of_parts
 from warehouse.questions import Answer, Question
-
-if TYPE_CHECKING:
-    from editors.base import Patch
+from warehouse.records import checkpoint_id
 
 Undo = Callable[[], None]
+PatchKind = Literal["weight", "module", "memory", "prompt"]
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -47,6 +48,46 @@ def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+class Patch(ABC):
+    """What one edit leaves behind: saved, signed, promoted, taken off again.
+
+    `tensors` and `meta` hold all of it; a patch of this kind built from equal ones is an equal patch.
+    """
+
+    kind: ClassVar[PatchKind]
+
+    @property
+    def rederivable(self) -> bool:
+        """The maker wrote its checkpoint by rules that give the same bits on every machine; patches of before did not."""
+        return True
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    @abstractmethod
+    def meta(self) -> Mapping[str, Any]: ...
+
+    @classmethod
+    @abstractmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Patch: ...
+
+    @abstractmethod
+    def attach(self, model: EditableModel) -> Undo:
+        """Make the model show this edit. Weights need no undo: the model restores them from its base copy."""
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over kind, metadata and tensors (names, dtypes, shapes, bytes)."""
+        parts = [(f"{name}:{t.dtype}:{tuple(t.shape)}", tensor_bytes(t)) for name, t in self.tensors.items()]
+        return digest_of_parts([*parts, ("kind", self.kind.encode()), ("meta", canonical_json(dict(self.meta)))])
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+
 class EditableModel:
     """A base model and its stack of patches; structurally a `checks.Predictor`.
 
@@ -62,9 +103,10 @@ class EditableModel:
         revision: str = "local",
     ) -> None:
         self.hf = fuse_activations(model.eval().requires_grad_(False))
-        self.tokenizer = tokenizer
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
+        #: `tokenizer` asks; the one that came with the model is what exports carry.
+        self.tokenizer, self.own_tokenizer = asking_tokenizer(tokenizer), tokenizer
         self.name, self.revision = name, revision
         self.anatomy = anatomy_of(model)
         self.pad_id = pad_id_of(tokenizer)
@@ -98,25 +140,10 @@ class EditableModel:
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
 
         Raises:
-            UnsupportedModel: nothing loadable at that name, weights only as a pickle, or an architecture without anatomy.
+            UnsupportedModel: nothing whole and loadable at that name (see `editors.loading`), or an architecture without
+                anatomy.
         """
-        files = sorted(p.name for p in Path(name).iterdir()) if Path(name).is_dir() else []
-        pickles = [n for n in files if Path(n).suffix in PICKLES]
-        if pickles and not any(n.endswith(".safetensors") for n in files):
-            raise UnsupportedModel(
-                f"{name} has its weights in {pickles[0]}, a pickle, which can run code when it is loaded; have them saved as "
-                "safetensors (`save_pretrained`) where they come from"
-            )
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if revision is not None and not Path(name).exists():
-            options["revision"] = revision
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, attn_implementation="eager", use_safetensors=True, **options
-            )
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        except (OSError, ValueError) as error:
-            raise UnsupportedModel(f"cannot load model {name!r} (revision {revision}): {error}") from error
+        model, tokenizer = load_checkpoint(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
         return cls(model, tokenizer, name=name, revision=revision or "local")
 
     # ------------------------------------------------------------ identity
@@ -124,11 +151,11 @@ class EditableModel:
     @property
     def digest(self) -> str:
         """Base content and ordered patch digests; cheap, so usable as a cache key for every prediction."""
-        return digest_of(self.base_digest, [p.digest for p in self.patches])
+        return checkpoint_id(self.base_digest, [p.digest for p in self.patches])
 
     def state_digest(self) -> str:
         """Digest of the weights as they are now, bit for bit, and of the patches attached."""
-        return digest_of(self._content_digest(), [p.digest for p in self.patches])
+        return checkpoint_id(self._content_digest(), [p.digest for p in self.patches])
 
     def _content_digest(self) -> str:
         config = {k: v for k, v in self.hf.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
@@ -269,6 +296,15 @@ class EditableModel:
         return int(self.head.weight.shape[0])
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a generation: those of the checkpoint's generation settings, else its tokenizer's."""
+        shipped = getattr(self.hf.generation_config, "eos_token_id", None)
+        for found in (shipped, self.hf.config.eos_token_id, self.tokenizer.eos_token_id):
+            if found is not None:
+                return tuple(int(token) for token in (found if isinstance(found, (list, tuple)) else (found,)))
+        return ()
+
+    @property
     def stops(self) -> Tensor:
         """(vocab,) True for tokens that end an answer; computed once."""
         if self._stops is None:
@@ -324,4 +360,4 @@ class EditableModel:
             path = folder / "config.json"
             config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        self.tokenizer.save_pretrained(folder)
+        self.own_tokenizer.save_pretrained(folder)

@@ -38,9 +38,8 @@ def read_card(home: Path) -> dict[str, Any]:
 
 
 def prepared_for(
-    editor: Editor, model: EditableModel, corpus: Corpus, folder: Path,
-    report: Callable[[int, int, str], None] | None = None,
-) -> Prepared:  # fmt: skip
+    editor: Editor, model: EditableModel, corpus: Corpus, folder: Path, report: Callable[[int, int, str], None] | None = None
+) -> Prepared:
     """Load the preparation from `folder`, or make it and keep it there. A damaged or half-written one is made again.
 
     A kill in the middle loses little: editors that train save their state, and the next call goes on from it.

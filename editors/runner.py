@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.calls import Call, Generation, LogitBatch, PromptPositions
-from editors.tokens import encode_rows, pad_right
-
-if TYPE_CHECKING:
-    from editors.model import EditableModel
+from editors.tokens import encode_prompts, encode_rows, pad_right, said_text
 
 #: Padded tokens in one forward pass. On a CPU the feed-forward activations of a pass must stay in its cache (512 tokens
 #: scored four times as many probes a second as 8,192); a GPU wants large passes.
@@ -22,10 +22,31 @@ LOGITS_PER_BATCH = 2**25
 PROMPTS_PER_GENERATION = 64
 
 
+class Wearer(Protocol):
+    """What a runner needs of the model that it runs: `EditableModel`, which imports this module.
+
+    `positions` is set for the length of each pass, for the hooks that patches have put on the model.
+    """
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pad_id: int
+    positions: PromptPositions | None
+
+    @property
+    def head(self) -> nn.Linear: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def end_ids(self) -> Sequence[int]: ...
+
+
 class PlainRunner:
     """Runs the Hugging Face model itself, with the hooks that patches have put on it."""
 
-    def __init__(self, model: EditableModel) -> None:
+    def __init__(self, model: Wearer) -> None:
         self._model = model
 
     def logits(self, call: Call) -> Iterator[LogitBatch]:
@@ -70,11 +91,11 @@ class PlainRunner:
             yield LogitBatch(chosen, [rows[i].ids[b:] for i, b in zip(chosen, begins, strict=True)], logits)
 
     def generate(self, prompts: Sequence[str], options: Generation) -> list[str]:
+        """Continuations of the prompts; what the checkpoint ships for generation, but its end tokens, has no part in it."""
         model, tokenizer = self._model, self._model.tokenizer
         device = model.hf.device
-        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         texts: list[str] = [""] * len(prompts)
-        encoded = [list(ids) or [begin] for ids in tokenizer(list(prompts))["input_ids"]] if prompts else []
+        encoded = encode_prompts(tokenizer, prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         context = int(getattr(model.hf.config, "max_position_embeddings", 0))
         for at in range(0, len(order), PROMPTS_PER_GENERATION):
@@ -92,16 +113,30 @@ class PlainRunner:
             last = torch.full((len(chosen),), longest - 1, device=device)
             model.positions = PromptPositions(last, mask.bool().to(device))
             # fork_rng: sampling here must not move anybody else's random stream.
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), plain_generation(model):
                 torch.manual_seed(options.seed)
                 try:
                     out = hf.generate(
                         input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=options.max_new_tokens,
                         do_sample=options.sample, use_cache=options.use_cache, pad_token_id=model.pad_id,
-                        **({} if options.sample else {"temperature": None, "top_p": None, "top_k": None}),
                     )  # fmt: skip
                 finally:
                     model.positions = None
             for i, tokens in zip(chosen, out[:, longest:].tolist(), strict=True):
-                texts[i] = str(tokenizer.decode(tokens, skip_special_tokens=True))
+                texts[i] = said_text(tokenizer, encoded[i], tokens)
         return texts
+
+
+@contextmanager
+def plain_generation(model: Wearer) -> Iterator[None]:
+    """Generation with no setting of the checkpoint's but its end tokens: no penalty, beam, ban, forced or least length.
+
+    Replaced whole, not setting by setting: transformers fills what a call leaves open from the checkpoint, and every
+    release brings more of them. The checkpoint's own come back, so that an export carries them as they came.
+    """
+    hf: Any = model.hf
+    shipped, hf.generation_config = hf.generation_config, GenerationConfig(eos_token_id=list(model.end_ids) or None)
+    try:
+        yield
+    finally:
+        hf.generation_config = shipped

@@ -51,7 +51,7 @@ def run_edits(
 
     Raises:
         UnsupportedMode: the card does not grant the mode, or the batch exceeds `card.max_batch`.
-    """  # fmt: skip
+    """
     card = editor.card
     if mode in card.experimental:
         log.warning("%s in mode %s is experimental: %s", card.name, mode, card.why_not)

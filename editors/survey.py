@@ -59,10 +59,16 @@ def row_of(card: EditorCard) -> SurveyRow:
     """Table 3's columns for any editor, read from its card."""
     several = card.max_batch != 1
     return SurveyRow(
-        card.family, card.trains, card.preserves_architecture, card.only_xy,
-        "single" in card.modes, several and "batch" in card.modes,
-        "sequential" in card.modes, several and "sequential-batch" in card.modes, card.scales,
-    )  # fmt: skip
+        card.family,
+        card.trains,
+        card.preserves_architecture,
+        card.only_xy,
+        "single" in card.modes,
+        several and "batch" in card.modes,
+        "sequential" in card.modes,
+        several and "sequential-batch" in card.modes,
+        card.scales,
+    )
 
 
 def differences(card: EditorCard) -> list[str]:

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from editors.model import EditableModel
-from warehouse.digests import digest_of
 from warehouse.questions import Answer, Question
+from warehouse.records import checkpoint_id
+
+
+@contextmanager
+def at_depth(model: EditableModel, depth: int) -> Iterator[EditableModel]:
+    """Take the patches above the first `depth` off for the length of a block, and put them back in their order."""
+    later = model.patches[depth:]
+    if later:
+        model.rollback(depth)
+    try:
+        yield model
+    finally:
+        for patch in later:
+            model.push(patch)
+
+
+def at_base(model: EditableModel) -> AbstractContextManager[EditableModel]:
+    """Take all patches off for the length of a block: a preparation belongs to the base model."""
+    return at_depth(model, 0)
 
 
 class AtDepth:
@@ -24,33 +42,20 @@ class AtDepth:
 
     @property
     def digest(self) -> str:
-        return digest_of(self._model.base_digest, [p.digest for p in self._model.patches[: self._depth]])
-
-    @contextmanager
-    def _taken_off(self) -> Iterator[EditableModel]:
-        later = self._model.patches[self._depth :]
-        if not later:
-            yield self._model
-            return
-        self._model.rollback(self._depth)
-        try:
-            yield self._model
-        finally:
-            for patch in later:
-                self._model.push(patch)
+        return checkpoint_id(self._model.base_digest, [p.digest for p in self._model.patches[: self._depth]])
 
     def score(self, questions: Sequence[Question]) -> list[Answer]:
-        with self._taken_off() as model:
+        with at_depth(self._model, self._depth) as model:
             return model.score(questions)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, *, sample: bool = False, seed: int = 0) -> list[str]:
-        with self._taken_off() as model:
+        with at_depth(self._model, self._depth) as model:
             return model.generate(prompts, max_new_tokens, sample=sample, seed=seed)
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
-        with self._taken_off() as model:
+        with at_depth(self._model, self._depth) as model:
             return model.log_likelihoods(texts)
 
     def next_token_log_probs(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        with self._taken_off() as model:
+        with at_depth(self._model, self._depth) as model:
             return model.next_token_log_probs(prompts)

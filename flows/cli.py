@@ -39,10 +39,12 @@ from flows.commands import (
     reference,
     revert,
     state,
+    withdraw,
 )
 from flows.commands.shared import Document, emit_error, errors, reported, tell_error
 from flows.commands.stopping import how_far, listen, received, stop_server
 from tasks.settings import configure
+from warehouse.errors import UsageError
 
 #: Root of all usage errors, of whichever click this Typer comes with.
 UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -90,11 +92,13 @@ app.add_typer(editors.app, name="editors")
 app.add_typer(state.config_app, name="config")
 app.add_typer(reference.app, name="reference")
 app.add_typer(state.warehouse_app, name="warehouse")
+app.add_typer(state.store_app, name="store")
 app.add_typer(state.validate_app, name="validate")
 app.add_typer(entities.app, name="entities")
 app.add_typer(queue.quarantine_app, name="quarantine")
 app.add_typer(queue.conflicts_app, name="conflicts")
 app.add_typer(ingest.app, name="ingest")
+app.add_typer(withdraw.night_app, name="night")
 app.command()(nights.refresh)
 app.command()(nights.status)
 app.command()(nights.records)
@@ -119,6 +123,21 @@ app.command()(ingest.replay)
 app.command()(demo.demo)
 
 
+def _log_level(name: str) -> int:
+    """A level of logging by its name in any case, or its number; nothing means warnings.
+
+    Raises:
+        UsageError: no such level.
+    """
+    name = name.strip()
+    levels = logging.getLevelNamesMapping()
+    if name.isdecimal():
+        return int(name)
+    if (name.upper() or "WARNING") not in levels:
+        raise UsageError(f"ERRATA_LOG={name!r} is no level; there are debug, info, warning, error and critical")
+    return levels[name.upper() or "WARNING"]
+
+
 def main() -> None:
     """Entry point of the console script: quiet libraries first, then the command, then an end without a traceback."""
     with_json = "--json" in sys.argv[1:]
@@ -136,16 +155,18 @@ def run(with_json: bool = False) -> int:
     An error that nobody foresaw keeps its traceback, above the line that says what it was.
     """
     try:
-        reported(configure)()
+        # Help needs no settings, and is what a person asks for whose settings are broken.
+        if "--help" not in sys.argv[1:]:
+            reported(configure)(writes=False)
+        level = reported(_log_level)(os.environ.get("ERRATA_LOG", ""))
         # Prefect would print a traceback for every error that the command reports in one line.
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-        level = os.environ.get("ERRATA_LOG", "WARNING")
         # The level on the handler too: some libraries set their own loggers to INFO.
         logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(level, console=errors)])
         code = get_command(app).main(prog_name="errata", standalone_mode=False)
         code = code if isinstance(code, int) else 0
     except typer.Exit as stop:
-        # A broken errata.toml: said in one line already, and no command can run.
+        # A broken errata.toml or level: said in one line already, and no command can run.
         code = stop.exit_code
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -19,6 +19,7 @@ from tasks.promote import promote
 from tasks.publish_report import publish_report
 from tasks.reconcile import reconcile
 from tasks.settings import configure
+from tasks.store_fit import ensure_fit_store
 from tasks.validate import validate
 from tasks.workspace import lineage_lock
 from warehouse.errors import LineageMoved
@@ -52,6 +53,7 @@ def nightly_refresh(
         except NightClosed as closed:
             return closed.run
         show_progress(run)
+        ensure_fit_store(settings)
         committed = reconcile(settings, night)
         if committed is not None:
             publish_report(settings, committed.done, committed.manifest)

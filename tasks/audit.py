@@ -111,7 +111,10 @@ def _vouched(wh: Warehouse, chain: list[AuditEntry]) -> Iterator[Break]:
     """Rows that an entry holds a digest of must still have it."""
     # A night that was overtaken after its culprits were found adds edits: the last entry vouches for all of them.
     last = {(e.subject, e.lineage): e.seq for e in chain if e.kind == "edits"}
+    withdrawn = {e.subject: e.seq for e in chain if e.kind == "withdrawal"}
     for entry in chain:
+        if entry.kind == "verdicts" and entry.seq < withdrawn.get(entry.subject, 0):
+            continue
         if entry.kind == "edits" and last[entry.subject, entry.lineage] != entry.seq:
             continue
         if entry.kind == "verdicts":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.promote import reasons
+from tasks.gate import reasons
 from tasks.settings import Settings
 from tasks.signing import check_signature
 from warehouse.artifacts import ObjectStore, channel_key, checkpoint_key
@@ -178,7 +178,7 @@ def other_chains(store: ObjectStore, chain: list[AuditEntry]) -> Iterator[Break]
     for name in sorted({key.split("/")[1] for key in store.list("audit/")} - {own}):
         try:
             found = read_mirrored(store, name)
-        except (WarehouseError, ValueError) as error:
+        except WarehouseError as error:
             yield Break(what=f"audit/{name}", found=str(error))
             continue
         if not found or chain_id(found) != name:

@@ -24,7 +24,7 @@ from editors.preparation import prepared_for
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
 from editors.views import AtDepth
-from tasks.bench import BenchContext, Case, Comparison, Meter, Once
+from tasks.bench_case import BenchContext, Case, Comparison, Meter, Once
 from tasks.bench_ingest import ingest_speed, write_recording
 from tasks.bench_plain import plain_answers, plain_directions, plain_grace_values, plain_values
 from tasks.benchmark_requests import benchmark_requests

@@ -20,11 +20,11 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from warehouse.live_ingest import Filters, Limits, LiveIngest
 from warehouse.reference import HERE
 from warehouse.sources.events import KEPT, StreamEvent, parse_event
 from warehouse.sources.recording import load_recording
 from warehouse.sources.stream import recorded_frames
-from warehouse.sources.wikidata import Filters, Limits, LiveIngest
 from warehouse.store import Warehouse
 
 NIGHT = "night-bench"

@@ -57,8 +57,9 @@ def _plain_value(
     texts = contexts.fill(request.prompt)
     prompts = [*texts, request.subject]
     rows = encode_lookups(
-        model, prompts, [request.subject] * len(prompts), [continuation_of(request.target_new)] * len(texts) + [""]
-    )
+        model, prompts, [request.subject] * len(prompts), [continuation_of(request.target_new)] * len(texts) + [""],
+        places=[*contexts.places(request.prompt, request.subject, model.tokenizer), 0],
+    )  # fmt: skip
     ids, mask = pad_right([r.ids for r in rows], model.pad_id)
     ids, mask = ids.to(model.hf.device), mask.to(model.hf.device)
     lookup = torch.tensor([r.lookup for r in rows], device=ids.device)

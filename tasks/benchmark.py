@@ -34,6 +34,7 @@ from tasks.corpus import calibration
 from tasks.models import base_model, shown_name
 from tasks.settings import Settings
 from tasks.workspace import warehouse
+from warehouse.errors import UsageError
 from warehouse.probes import build_edit_probes, make_probe_set, standing_probes
 from warehouse.records import EditRequest, Prediction, Probe, Record, Score
 from warehouse.store import Warehouse
@@ -107,12 +108,12 @@ def run_benchmark(
         checkpoints: and after these numbers of edits, or after the batch that reaches them. A curve ends at the last edit.
 
     Raises:
-        ValueError: a checkpoint that no sequence of `edits` reaches.
+        UsageError: a checkpoint that no sequence of `edits` reaches.
         NotEnoughFacts: the split holds fewer facts than `edits`.
         UnknownEditor, UnsupportedModel: before anything is measured.
     """
     if any(not 1 <= point <= edits for point in checkpoints):
-        raise ValueError(f"checkpoints {list(checkpoints)} must lie between 1 and the {edits} edits; ask for more edits")
+        raise UsageError(f"checkpoints {list(checkpoints)} must lie between 1 and the {edits} edits; ask for more edits")
     model = base_model(settings)
     changed = overrides or {}
     chosen = [load_editor(name, model, {"seed": settings.seed, **changed.get(name, {})}) for name in editors]

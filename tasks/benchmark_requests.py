@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 from checks.predictor import Predictor, Question
 from tasks.corpus import is_calibration_subject
+from tasks.errors import NotEnoughFacts
 from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.benchmark_slots import copy_of_base_world, empty_slots, filled_slots, objects_by_relation
 from warehouse.changes import Value
 from warehouse.digests import digest_of
+from warehouse.errors import UsageError
 from warehouse.records import EditKind, EditRequest
 from warehouse.reference.world import UNKNOWN, Template
 from warehouse.store import Warehouse
@@ -37,10 +39,6 @@ _KINDS: dict[Task, EditKind] = {"modification": "modify", "insertion": "insert",
 _LOOK_AHEAD = 3
 #: Empty slots looked at, at most, for each request.
 _MOST_EMPTY = 12
-
-
-class NotEnoughFacts(ValueError):
-    """The world has fewer facts of the kind asked for; names how many there are."""
 
 
 @contextmanager
@@ -72,10 +70,10 @@ def benchmark_requests(
 
     Raises:
         NotEnoughFacts: fewer candidates than `count`.
-        ValueError: `count` is not positive.
+        UsageError: `count` is not positive.
     """
     if count < 1:
-        raise ValueError(f"a benchmark needs at least 1 edit, not {count}")
+        raise UsageError(f"a benchmark needs at least 1 edit, not {count}")
     chooser = _Chooser(templates_of(world), _objects(world), task, seed)
     rows = (empty_slots if task == "insertion" else filled_slots)(world, f"{task}-{seed}")
     candidates = [

@@ -13,6 +13,7 @@ from tasks.benchmark_rows import COMPARED, BenchmarkRow, load_rows, save_row
 from tasks.models import base_model
 from tasks.settings import Settings
 from tasks.workspace import warehouse
+from warehouse.errors import UsageError
 from warehouse.records import Record
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,12 @@ def cells_named(names: Sequence[str]) -> list[Cell]:
     """The cells of those names; `survey` and `scaling` stand for all of theirs.
 
     Raises:
-        ValueError: an unknown name.
+        UsageError: an unknown name.
     """
     known = {cell.name: (cell,) for cells in GROUPS.values() for cell in cells} | GROUPS
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"no suite or setting {', '.join(unknown)}; known are {', '.join(known)}")
+        raise UsageError(f"no suite or setting {', '.join(unknown)}; known are {', '.join(known)}")
     return [cell for name in names for cell in known[name]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,69 +15,22 @@ from editors.base import Editor, Prepared
 from editors.model import EditableModel
 from editors.patches.files import save_patch
 from editors.session import run_edits
-from tasks.ingest import STEP
-from tasks.models import at_checkpoint, base_model, has_patch, head_manifest, patch_folder, stored_patch
+from tasks.candidate import EditedNight, edited_before, keep_edited
+from tasks.models import at_checkpoint, base_model, head_manifest, patch_folder
 from tasks.prepare import editor_of, preparation_of
 from tasks.settings import Settings
-from tasks.workspace import WarehouseCache, night_folder, store_of, warehouse
-from warehouse.digests import canonical_json, digest_of
+from tasks.steps import STEP
+from tasks.workspace import WarehouseCache, store_of, warehouse
+from warehouse.digests import digest_of
 from warehouse.held import join_held
 from warehouse.intake import requests_of
 from warehouse.ledger import PatchRow, record_batches, record_edits, save_patches
 from warehouse.probes import make_probe
-from warehouse.records import Checkpoint, Edit, EditBatch, EditRequest, Prediction, Probe, Record
+from warehouse.records import Edit, EditBatch, EditRequest, Prediction, Probe
 from warehouse.store import Warehouse
-from warehouse.whole_files import write_whole
 from warehouse.world_queries import additional_values
 
 log = logging.getLogger(__name__)
-
-
-class EditedNight(Record):
-    """What the edit step of a night did; kept as `edited.json` so that a broken run goes on from it."""
-
-    night: str
-    editor: str
-    config_digest: str
-    parent: str | None
-    base_digest: str
-    parent_patches: tuple[str, ...]
-    new_patches: tuple[str, ...]
-    edited: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
-    right_after: tuple[Prediction, ...]
-    edit_seconds: float
-    patch_bytes: int
-    #: Of a revert: edits taken out, edits whose patch was made again, requests probed beside `edited`, and why.
-    reverted: tuple[str, ...] = ()
-    remade: tuple[str, ...] = ()
-    measured: tuple[str, ...] = ()
-    reason: str = ""
-    #: Requests of edits that an earlier night held back and a person released.
-    joined: tuple[str, ...] = ()
-
-    @property
-    def patch_digests(self) -> tuple[str, ...]:
-        return (*self.parent_patches, *self.new_patches)
-
-    @property
-    def before(self) -> str:
-        """The checkpoint that the candidate replaces: the head, or the base model as a checkpoint of its own."""
-        return self.parent or digest_of(self.base_digest, [])
-
-    def base_checkpoint(self, settings: Settings, revision: str, created_at: datetime) -> Checkpoint:
-        """The unedited base as the first checkpoint of the lineage."""
-        return self.checkpoint(settings, revision, created_at).model_copy(
-            update={"checkpoint_id": digest_of(self.base_digest, []), "parent": None, "patch_digests": ()}
-        )
-
-    def checkpoint(self, settings: Settings, revision: str, created_at: datetime) -> Checkpoint:
-        """The candidate; its id covers the base and the ordered patches, nothing else."""
-        return Checkpoint(
-            checkpoint_id=digest_of(self.base_digest, list(self.patch_digests)), parent=self.before,
-            base_model=settings.model.name if settings.model.revision else "local", base_revision=revision,
-            base_digest=self.base_digest, patch_digests=self.patch_digests, created_at=created_at,
-        )  # fmt: skip
 
 
 def edit_probes(requests: tuple[EditRequest, ...]) -> list[Probe]:
@@ -208,20 +160,6 @@ def record_made(settings: Settings, wh: Warehouse, night: str, made: Made, more:
     record_edits(wh, settings.lineage, night, made.edits)
 
 
-def edited_before(settings: Settings, night: str) -> EditedNight | None:
-    """What an earlier run of this night's edit step left, if all of it is there and sound."""
-    record = night_folder(settings, night) / "edited.json"
-    if not record.exists():
-        return None
-    done = EditedNight.model_validate_json(record.read_bytes())
-    return done if all(has_patch(settings, d) for d in done.new_patches) else None
-
-
-def keep_edited(settings: Settings, done: EditedNight) -> None:
-    """Write `edited.json` in one rename."""
-    write_whole(night_folder(settings, done.night) / "edited.json", canonical_json(done))
-
-
 def _ledger_row(
     request: EditRequest, batch: EditBatch, editor: str, config_digest: str, patch_digest: str, again: str = ""
 ) -> Edit:  # fmt: skip
@@ -232,20 +170,3 @@ def _ledger_row(
         batch_id=batch.batch_id, editor=editor, config_digest=config_digest, patch_digest=patch_digest,
         applied_at=datetime.now(UTC),
     )  # fmt: skip
-
-
-def candidate_model(settings: Settings, done: EditedNight) -> EditableModel:
-    """The base with the parent's and the night's patches on it, from files; what every later step looks at."""
-    model = base_model(settings)
-    store = store_of(settings)
-    for digest in done.patch_digests:
-        model.push(stored_patch(settings, store, digest))
-    return model
-
-
-def describe(done: EditedNight) -> str:
-    """One line for logs and people."""
-    reasons: dict[str, int] = {}
-    for _, reason in done.skipped:
-        reasons[reason] = reasons.get(reason, 0) + 1
-    return f"{len(done.edited)} edited by {done.editor} in {done.edit_seconds:.1f} s, skipped {json.dumps(reasons)}"

@@ -12,15 +12,18 @@ from prefect import task
 from checks.evaluation import evaluate as measure
 from checks.metrics.efficiency import EditCost, efficiency
 from editors.views import AtDepth
+from tasks.candidate import EditedNight
 from tasks.corpus import calibration
-from tasks.edit import EditedNight, candidate_model
-from tasks.ingest import STEP
+from tasks.models import at_checkpoint
 from tasks.settings import Settings
-from tasks.workspace import WarehouseCache, warehouse
-from warehouse.digests import digest_of
+from tasks.steps import STEP
+from tasks.workspace import WarehouseCache, store_of, warehouse
 from warehouse.intake import requests_by_id
+from warehouse.keys import Slots
 from warehouse.ledger import active_edits, edits_of
-from warehouse.probes import build_edit_probes, make_probe, make_probe_set, save_probe_set, standing_probes
+from warehouse.own_probes import own_probes
+from warehouse.probe_identity import make_probe, make_probe_set
+from warehouse.probes import BYSTANDERS, build_edit_probes, night_counts, save_probe_set, standing_probes
 from warehouse.records import EditRequest, EvaluationReport, Probe, ProbeSet
 from warehouse.reports import reports_after, save_report
 from warehouse.store import Warehouse
@@ -34,26 +37,33 @@ def in_force(settings: Settings, tonight: list[EditRequest], reverted: Collectio
     Args:
         reverted: ids of edits that the candidate takes out.
     """
-    replaced = {(r.subject_id, r.relation) for r in tonight}
+    replaced = Slots(tonight)
     with warehouse(settings) as wh:
         earlier = [request for edit, request in active_edits(wh, settings.lineage) if edit.edit_id not in reverted]
-    return [r for r in earlier if (r.subject_id, r.relation) not in replaced] + tonight
+    return [r for r in earlier if r not in replaced] + tonight
 
 
 def probe_sets(
     settings: Settings, tonight: list[EditRequest], retained: list[EditRequest], gone: Sequence[Probe] = ()
 ) -> tuple[ProbeSet, ProbeSet]:
-    """The night's probe set (edits, what must be gone, drawdown, held text) and the retain set, both stored by digest."""
+    """The night's probe set and the retain set, both stored by digest.
+
+    The first has the edits, what their source asks about them, what must be gone, drawdown and held text.
+    """
     sizes = settings.probes
     with warehouse(settings) as wh:
         # Subjects of the second moment and of any edit are never asked about as bystanders.
-        bystanders = calibration(wh).subjects | {r.subject_id for r in retained}
-        edits = build_edit_probes(wh, tonight, excluded_subjects=bystanders, seed=sizes.seed)
+        bystanders = calibration(wh).subjects | {r.subject_id or r.subject for r in retained}
+        edits = build_edit_probes(
+            wh, tonight, excluded_subjects=bystanders, per_request=night_counts(len(tonight)), least=BYSTANDERS,
+            seed=sizes.seed,
+        )  # fmt: skip
         drawdown = standing_probes(
             wh, kind="drawdown", limit=sizes.drawdown, excluded_subjects=bystanders, requests=retained, seed=sizes.seed
         )
         held = standing_probes(wh, kind="held_text", limit=sizes.held_texts)
-        probes = make_probe_set("night", [*edits.probes, *gone, *drawdown.probes, *held.probes])
+        own = own_probes(wh, tonight, retained)
+        probes = make_probe_set("night", [*edits.probes, *own, *gone, *drawdown.probes, *held.probes])
         retain = standing_probes(wh, kind="retain", limit=len(retained), requests=retained)
         save_probe_set(wh, probes)
         save_probe_set(wh, retain)
@@ -82,17 +92,17 @@ def evaluate(settings: Settings, done: EditedNight) -> EvaluationReport:
     Rates compare with `f_0`, the base model; the report's `before` names the checkpoint that the candidate replaces.
     """
     with warehouse(settings) as wh:
-        tonight = requests_by_id(wh, [*done.edited, *done.measured])
-        gone = reverted_probes(wh, settings.lineage, done.reverted)
-    retained = in_force(settings, tonight, done.reverted)
+        tonight = requests_by_id(wh, [*done.edited, *done.revert.measured])
+        gone = reverted_probes(wh, settings.lineage, done.revert.reverted)
+    retained = in_force(settings, tonight, done.revert.reverted)
     probes, retain = probe_sets(settings, tonight, retained, gone)
     before = done.before
-    after = digest_of(done.base_digest, list(done.patch_digests))
+    after = done.checkpoint_id
     with warehouse(settings) as wh:
         known = [r for r in reports_after(wh, after, before) if r.probe_set_digest == probes.digest]
     if known:
         return known[-1]
-    model = candidate_model(settings, done)
+    model = at_checkpoint(settings, store_of(settings), done)
     cost = EditCost(len(done.edited), done.edit_seconds, done.patch_bytes)
     report = measure(
         AtDepth(model, 0), model, probes, retain=retain, right_after={p.probe_id: p for p in done.right_after},

@@ -8,17 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from editors.export.plain import NOTE, materialise
 from editors.model import EditableModel
 from editors.patches.adapter import write_adapter
 from editors.writing import writing
 from tasks.checkpoints import find_checkpoint
 from tasks.models import at_checkpoint, base_revision
-from tasks.promote import NOTE, materialise
 from tasks.settings import Settings
 from tasks.workspace import store_of
-from warehouse.digests import digest_of
-from warehouse.errors import Conflict
-from warehouse.records import Checkpoint, Record
+from warehouse.errors import Conflict, UsageError
+from warehouse.records import Checkpoint, Record, checkpoint_id
 from warehouse.whole_files import whole_folder
 
 log = logging.getLogger(__name__)
@@ -55,10 +54,10 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
         NotFound: no such checkpoint.
         Conflict: the folder holds something.
         UnsupportedModel: an adapter cannot hold the checkpoint's edits.
-        ValueError: `max_rank` without `peft`.
+        UsageError: `max_rank` without `peft`.
     """
     if max_rank is not None and not peft:
-        raise ValueError("--max-rank is about the adapter of --peft; a whole model is exact")
+        raise UsageError("--max-rank is about the adapter of --peft; a whole model is exact")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Conflict(f"{out} holds something already; give a new or empty folder")
     found = find_checkpoint(settings, name)
@@ -72,7 +71,7 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
 
 def _base(settings: Settings, model: EditableModel) -> Checkpoint:
     return Checkpoint(
-        checkpoint_id=digest_of(model.base_digest, []), parent=None, patch_digests=(), created_at=datetime.now(UTC),
+        checkpoint_id=checkpoint_id(model.base_digest), parent=None, patch_digests=(), created_at=datetime.now(UTC),
         base_model=settings.model.name if settings.model.revision else "local",
         base_revision=base_revision(settings, model), base_digest=model.base_digest,
     )  # fmt: skip

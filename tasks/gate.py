@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from prefect import task
 
 from checks.gates import decide, load_policy
-from tasks.ingest import STEP
 from tasks.notes import note
 from tasks.settings import Settings
+from tasks.steps import STEP
 from tasks.workspace import warehouse
 from warehouse.audit import AuditEntry, last_of
 from warehouse.digests import digest_of
@@ -59,3 +59,8 @@ def _why_policy(policy: GatePolicy, before: AuditEntry | None) -> str:
     if before is None:
         return f"{now} is the first policy that judges this lineage"
     return f"{now} judges from here on; it was {before.subject} version {before.payload['version']}"
+
+
+def reasons(decision: GateDecision) -> tuple[str, ...]:
+    """Sentences of the rules that stopped a candidate; failed warnings stopped nothing."""
+    return tuple(r.explanation for r in decision.failed_rules if r.rule.on_fail != "warn")

@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.settings import Settings
+from tasks.steps import STEP
 from tasks.workspace import warehouse
-from warehouse.artifacts import StoreUnavailable
 from warehouse.errors import Conflict, SourceError
-from warehouse.intake import receive, updates_of
+from warehouse.intake import receive, updates_of, verdicts_of
 from warehouse.night_order import in_order
 from warehouse.sources import Source, open_source
-from warehouse.store import WarehouseBusy
 from warehouse.stream_store import SOURCE as STREAM
 from warehouse.stream_store import streamed_nights
 
@@ -26,24 +23,11 @@ log = logging.getLogger(__name__)
 CHUNK = 5000
 
 
-def only_by_chance(_task: Any, _run: Any, state: Any) -> bool:
-    """Retry what can pass by itself (a busy warehouse, an unreachable store); never a broken record or rule."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, (WarehouseBusy, StoreUnavailable, ConnectionError, TimeoutError))
-
-
-#: Options of every task of a night. Nothing is cached by Prefect: the warehouse knows what is done.
-STEP: dict[str, Any] = {
-    "cache_policy": NO_CACHE, "persist_result": False, "retries": 2, "retry_delay_seconds": 5,
-    "retry_condition_fn": only_by_chance,
-}  # fmt: skip
-
-
 def source_of(settings: Settings, night: str | None = None) -> Source:
     """The configured source; a night that came over the live stream is the live source's, whatever is configured."""
     if settings.source.kind == "wikidata" or (night is not None and night in streamed(settings)):
         return open_source("wikidata", settings.warehouse_path)
-    return open_source(settings.source.kind, Path(settings.source.path))
+    return open_source(settings.source.kind, Path(settings.source.path), settings.source.task)
 
 
 def nights_of(settings: Settings) -> tuple[str, ...]:
@@ -90,8 +74,14 @@ def ingest(settings: Settings, night: str) -> int:
     records = source.records(night)
     new = 0
     while chunk := list(islice(records, CHUNK)):
-        with warehouse(settings) as wh:
+        with warehouse(settings) as wh, wh.transaction():
             new += receive(wh, chunk)
+            if new and verdicts_of(wh, night):
+                raise Conflict(
+                    f"night {night} is judged already, and its source now has {new} other records. Put them into a file of "
+                    "another name, or take the night back, so that it is read again: "
+                    f"`errata night withdraw {night} --reason WHY`"
+                )
     with warehouse(settings) as wh:
         total = len(updates_of(wh, night))
     log.info("night %s: %d records received, %d of them new", night, total, new)

@@ -12,21 +12,21 @@ from checks.evaluation import EvaluationSettings, predict
 from checks.evaluation import evaluate as measure
 from checks.gates import decide, load_policy
 from checks.hopeless import hopeless
-from editors.base import Editor, Prepared
-from editors.direct.ledger import Ledger
+from editors.base import Editor, Prepared, retracting
 from editors.model import EditableModel
 from editors.session import run_edits
 from editors.views import AtDepth
+from tasks.candidate import EditedNight
 from tasks.culprits import Isolation, isolate
-from tasks.edit import EditedNight, batch_size, make_edits, record_made
+from tasks.edit import batch_size, make_edits, record_made
 from tasks.evaluate import in_force
-from tasks.ingest import STEP
 from tasks.models import at_checkpoint, base_model, has_patch, stored_patch
 from tasks.notes import note
 from tasks.prepare import editor_of, preparation_of
 from tasks.settings import Settings
+from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, night_folder, store_of, warehouse
-from warehouse.digests import canonical_json, digest_of
+from warehouse.digests import canonical_json
 from warehouse.held import HeldEdit, hold
 from warehouse.intake import requests_by_id
 from warehouse.ledger import edits_of, settle_edits
@@ -152,9 +152,10 @@ class _Trial:
         )  # fmt: skip
         self._model: EditableModel = at_checkpoint(settings, store_of(settings), parent)
         self._depth = len(self._model.patches)
-        if isinstance(self._editor, Ledger) and self._editor.config.digest == done.config_digest:
+        able = retracting(self._editor)
+        if able is not None and able.config.digest == done.config_digest:
             for digest in done.new_patches:
-                self._editor.remember(self._model, stored_patch(settings, store_of(settings), digest), self._prepared)
+                able.remember(self._model, stored_patch(settings, store_of(settings), digest), self._prepared)
         self._right: dict[frozenset[str], dict[str, bool]] = {}
 
     def passes(self, subset: frozenset[str]) -> bool:
@@ -238,7 +239,7 @@ def quarantine_culprits(settings: Settings, done: EditedNight, found: Isolated) 
     Args:
         done: the whole night, whose candidate is rejected already.
     """
-    rejected = digest_of(done.base_digest, list(done.patch_digests))
+    rejected = done.checkpoint_id
     why = {c.request_id: c.sentence for c in found.culprits}
     why |= {name: f"{HELD_BACK[1]} the budget of evaluations ended before it" for name in found.isolation.unexplored}
     with warehouse(settings) as wh, wh.transaction():

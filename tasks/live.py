@@ -14,13 +14,14 @@ from urllib.parse import urlsplit
 
 from tasks.settings import Settings
 from tasks.workspace import todays_night, warehouse
-from warehouse.errors import Conflict, NotFound
-from warehouse.night_order import check_name, free_night, is_judged
+from warehouse.errors import Conflict, NotFound, UsageError
+from warehouse.live_ingest import Filters, Limits, LiveIngest
+from warehouse.night_names import check_name
+from warehouse.night_order import free_night, is_judged
 from warehouse.sources.base import parse_time
 from warehouse.sources.documents import Mode
 from warehouse.sources.replay import STREAM_PATH
 from warehouse.sources.stream import EventStream
-from warehouse.sources.wikidata import Filters, Limits, LiveIngest
 from warehouse.sources.wikidata_http import Backoff, WikidataClient, guarded_client, is_loopback, user_agent
 from warehouse.store import Warehouse
 from warehouse.stream_store import read_cursor, stream_summary
@@ -62,18 +63,17 @@ def ingest_wikidata(settings: Settings, options: IngestOptions) -> dict[str, Any
         What came in the night so far, and what this run did.
 
     Raises:
-        ValueError: the real stream without a contact, or a time that is none.
+        UsageError: the real stream without a contact, or a time that is none.
         Conflict: the night is judged already.
         StreamError: the stream refuses us or stayed away.
     """
     live = settings.wikidata
+    host = _host(options.replay)
     stream_url = options.replay.rstrip("/") + STREAM_PATH if options.replay else live.stream_url
     entity_url = options.replay.rstrip("/") if options.replay else live.entity_url
-    hosts = (urlsplit(options.replay).netloc,) if options.replay else live.hosts
-    if options.replay and not is_loopback(urlsplit(options.replay).hostname or ""):
-        raise ValueError(f"{options.replay}: a replay is served on this machine; expected http://127.0.0.1:PORT")
+    hosts = (host,) if options.replay else live.hosts
     if not options.replay and not live.contact:
-        raise ValueError(
+        raise UsageError(
             "Wikimedia asks every client for a contact: set ERRATA_WIKIDATA__CONTACT to an address or a URL of yours"
         )
     until = _moment(options.until)
@@ -133,11 +133,25 @@ def _properties(settings: Settings, asked: Sequence[str]) -> frozenset[str] | No
         return frozenset(row["pid"] for row in known_properties(wh))
 
 
+def _host(replay: str) -> str:
+    """`name:port` of a replay's address; UsageError where that is not on this machine."""
+    if not replay:
+        return ""
+    try:
+        parts = urlsplit(replay)
+        # Reading the port checks it.
+        if is_loopback(parts.hostname or "") and (parts.port is None or parts.port > 0):
+            return parts.netloc
+    except ValueError as error:
+        raise UsageError(f"{replay}: {error}; expected http://127.0.0.1:PORT") from error
+    raise UsageError(f"{replay}: a replay is served on this machine; expected http://127.0.0.1:PORT")
+
+
 def _moment(until: str) -> float | None:
     """Seconds since the epoch of "HH:MM" (the next one, UTC) or an ISO time; None for "".
 
     Raises:
-        ValueError: it is neither.
+        UsageError: it is neither.
     """
     if not until:
         return None
@@ -147,7 +161,7 @@ def _moment(until: str) -> float | None:
     except ValueError:
         moment = parse_time(until)
         if moment is None:
-            raise ValueError(f"until {until!r}: expected HH:MM in UTC or an ISO time") from None
+            raise UsageError(f"until {until!r}: expected HH:MM in UTC or an ISO time") from None
         return moment.timestamp()
     moment = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
     return (moment if moment > now else moment + timedelta(days=1)).timestamp()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -15,8 +16,9 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch
 from tasks.settings import ModelSettings, Settings
 from warehouse.artifacts import ObjectStore, patch_key
+from warehouse.errors import UsageError
 from warehouse.promotion import read_manifest, read_pointer
-from warehouse.records import Checkpoint, Manifest
+from warehouse.records import Manifest, checkpoint_id
 from warehouse.whole_files import whole_file
 
 log = logging.getLogger(__name__)
@@ -116,20 +118,30 @@ def has_patch(settings: Settings, digest: str) -> bool:
     return True
 
 
-def at_checkpoint(settings: Settings, store: ObjectStore, checkpoint: Checkpoint | None) -> EditableModel:
-    """The base with the patches of a checkpoint on it, in order; the base alone for None.
+class Stacked(Protocol):
+    """A base and the patches that stand on it, in order: a checkpoint, or a candidate that is to become one."""
+
+    @property
+    def base_digest(self) -> str: ...
+    @property
+    def patch_digests(self) -> tuple[str, ...]: ...
+
+
+def at_checkpoint(settings: Settings, store: ObjectStore, checkpoint: Stacked | None) -> EditableModel:
+    """The base with the patches of a checkpoint or a candidate on it, in order; the base alone for None.
 
     Raises:
         PatchError: a patch is damaged.
-        ValueError: the checkpoint was made from another base model.
+        UsageError: the checkpoint was made from another base model.
     """
     model = base_model(settings)
     if checkpoint is None:
         return model
     if checkpoint.base_digest != model.base_digest:
-        raise ValueError(
-            f"checkpoint {checkpoint.checkpoint_id[:12]} belongs to base {checkpoint.base_digest[:12]} "
-            f"({checkpoint.base_model}), but {settings.model.name} has {model.base_digest[:12]}; use another lineage"
+        own = checkpoint_id(checkpoint.base_digest, checkpoint.patch_digests)
+        raise UsageError(
+            f"checkpoint {own[:12]} belongs to base {checkpoint.base_digest[:12]}, but {settings.model.name} has "
+            f"{model.base_digest[:12]}; use another lineage"
         )
     for digest in checkpoint.patch_digests:
         model.push(stored_patch(settings, store, digest))

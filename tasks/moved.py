@@ -7,20 +7,19 @@ import logging
 from prefect import task
 
 from checks.gates import load_policy
-from tasks.edit import EditedNight
-from tasks.ingest import STEP
+from tasks.candidate import EditedNight
 from tasks.models import base_model, base_revision
 from tasks.notes import mirror_audit, note
 from tasks.reconcile import proof_of, reconcile
 from tasks.settings import Settings
+from tasks.steps import STEP
 from tasks.workspace import night_folder, store_of, warehouse
 from warehouse.artifacts import manifest_key
-from warehouse.digests import digest_of
 from warehouse.errors import LineageMoved
 from warehouse.ledger import edits_of, settle_edits
 from warehouse.lineage import add_checkpoint, checkpoints
 from warehouse.promotion import pointer_of
-from warehouse.records import GateDecision
+from warehouse.records import GateDecision, base_checkpoint
 from warehouse.world_store import BASE_NIGHT
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def set_aside(settings: Settings, done: EditedNight, decision: GateDecision, los
     Raises:
         LineageMoved: the policy says stop, or the run has been overtaken too often.
     """
-    candidate = digest_of(done.base_digest, list(done.patch_digests))
+    candidate = done.checkpoint_id
     checkpoint = done.checkpoint(settings, base_revision(settings, base_model(settings)), decision.decided_at)
     store = store_of(settings)
     found = pointer_of(store, settings.channel_name)
@@ -53,8 +52,7 @@ def set_aside(settings: Settings, done: EditedNight, decision: GateDecision, los
         body["manifest"] = store.digest(manifest_key(candidate))
     with warehouse(settings) as wh, wh.transaction():
         if not checkpoints(wh, settings.lineage):
-            base = done.base_checkpoint(settings, checkpoint.base_revision, checkpoint.created_at)
-            add_checkpoint(wh, settings.lineage, BASE_NIGHT, base, "promote")
+            add_checkpoint(wh, settings.lineage, BASE_NIGHT, base_checkpoint(checkpoint), "promote")
         add_checkpoint(wh, settings.lineage, done.night, checkpoint, "hold")
         own = [
             line.edit.edit_id for line in edits_of(wh, settings.lineage, done.night)

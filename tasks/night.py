@@ -11,13 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.edit import EditedNight
+from tasks.candidate import EditedNight
+from tasks.errors import TasksError
 from tasks.ingest import nights_of
 from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.errors import NotFound, SourceError
 from warehouse.intake import verdicts_of
-from warehouse.night_order import check_name, move_last, register
+from warehouse.night_names import check_name
+from warehouse.night_order import move_last, register
 from warehouse.records import EvaluationReport, Manifest, NightRun
 from warehouse.runs import RUN_STATES, RunStateName, advance_run, begin_run, run_of, save_run
 
@@ -32,7 +34,7 @@ NOTHING_TO_EDIT = "nothing to edit"
 ACCEPTED = ("accept", "supersede")
 
 
-class NightClosed(Exception):
+class NightClosed(TasksError):
     """The night is finished on this lineage; `run` is its line."""
 
     def __init__(self, run: NightRun) -> None:
@@ -105,7 +107,7 @@ def begin(settings: Settings, night: str, *, late: bool = False) -> Night:
     Raises:
         NightClosed: it is finished already.
         Conflict: it was begun with another editor, or is `late` and judged already.
-        ValueError: no file could have its name.
+        UsageError: no file could have its name.
     """
     check_name(night)
     with warehouse(settings) as wh:

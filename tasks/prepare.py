@@ -13,9 +13,9 @@ from editors.model import EditableModel
 from editors.preparation import preparation_folder, prepared_for, read_card
 from editors.presets import load_editor
 from tasks.corpus import calibration
-from tasks.ingest import STEP
 from tasks.models import base_model
 from tasks.settings import Settings
+from tasks.steps import STEP
 from tasks.workspace import warehouse
 
 log = logging.getLogger(__name__)

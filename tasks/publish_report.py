@@ -11,12 +11,13 @@ from prefect.context import FlowRunContext
 
 from checks.evaluation import predict
 from editors.views import AtDepth
-from tasks.edit import EditedNight, candidate_model, describe
-from tasks.ingest import STEP
+from tasks.candidate import EditedNight, describe
+from tasks.models import at_checkpoint
 from tasks.progress import artifact_key
 from tasks.report import night_markdown, write_evidently
 from tasks.settings import Settings
-from tasks.workspace import WarehouseCache, warehouse
+from tasks.steps import STEP
+from tasks.workspace import WarehouseCache, store_of, warehouse
 from warehouse.intake import requests_by_id, verdicts_of
 from warehouse.probes import load_probe_set
 from warehouse.records import Manifest
@@ -40,7 +41,7 @@ def publish_report(settings: Settings, done: EditedNight, manifest: Manifest) ->
         verdicts = verdicts_of(wh, done.night)
         tonight = requests_by_id(wh, list(done.edited))
         probes = load_probe_set(wh, manifest.report.probe_set_digest).probes
-    model = candidate_model(settings, done)
+    model = at_checkpoint(settings, store_of(settings), done)
     production = AtDepth(model, len(done.parent_patches))
     cache = WarehouseCache(settings)
     folder = report_folder(settings, done.night)

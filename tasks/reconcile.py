@@ -14,21 +14,20 @@ from typing import Any
 from prefect import task
 
 from checks.gates import load_policy
-from tasks.edit import EditedNight, edited_before
-from tasks.ingest import STEP
+from tasks.candidate import EditedNight, TakenOut, edited_before
 from tasks.isolation import Isolated
 from tasks.models import patch_folder, stored_patch
 from tasks.notes import mirror_audit, note, pointer_payload, promotion_payload
-from tasks.promote import settle
 from tasks.settings import Settings
+from tasks.settle import settle
+from tasks.steps import STEP
 from tasks.workspace import night_folder, store_of, warehouse
 from warehouse.artifacts import ObjectStore
-from warehouse.digests import digest_of
 from warehouse.errors import IntegrityError, LineageMoved
 from warehouse.ledger import PatchRow, active_edits, edits_of, holds_patches, save_patches
 from warehouse.lineage import add_checkpoint, checkpoints, head, move_head
 from warehouse.promotion import manifest_at, manifest_digest, pointer_of, read_manifest
-from warehouse.records import ChannelPointer, Manifest, Record
+from warehouse.records import ChannelPointer, Manifest, Record, base_checkpoint, checkpoint_id
 from warehouse.runs import run_of
 from warehouse.store import Warehouse
 from warehouse.whole_files import is_left_over
@@ -119,7 +118,7 @@ def _unknown(settings: Settings, store: ObjectStore, pointer: ChannelPointer) ->
             )
         found.append(manifest)
         at = manifest.checkpoint.parent
-        if at == digest_of(manifest.checkpoint.base_digest, []):
+        if at == checkpoint_id(manifest.checkpoint.base_digest):
             break
     return found[::-1]
 
@@ -161,11 +160,8 @@ def _adopt(settings: Settings, store: ObjectStore, manifest: Manifest, proof: Ma
     rows = [PatchRow(patch_digest=p.digest, kind=p.kind, editor=manifest.editor, bytes=p.num_bytes) for p in patches]
     with warehouse(settings) as wh, wh.transaction():
         save_patches(wh, rows)
-        base = checkpoint.model_copy(
-            update={"checkpoint_id": digest_of(checkpoint.base_digest, []), "parent": None, "patch_digests": ()}
-        )
         if not checkpoints(wh, settings.lineage):
-            add_checkpoint(wh, settings.lineage, BASE_NIGHT, base, "promote")
+            add_checkpoint(wh, settings.lineage, BASE_NIGHT, base_checkpoint(checkpoint), "promote")
         # Not this warehouse's night, even where one of that name is under way here.
         add_checkpoint(
             wh, settings.lineage, f"adopted-{manifest.night}", checkpoint, "promote", manifest_digest(manifest)
@@ -224,7 +220,7 @@ def _from_ledger(settings: Settings, wh: Warehouse, manifest: Manifest) -> Edite
     edited = tuple(dict.fromkeys(line.edit.request_id for line in own))
     # Of a night that began again on another head the last reason counts.
     rest = {line.edit.request_id: line.reason for line in lines if line.edit.request_id not in edited}
-    base = digest_of(manifest.checkpoint.base_digest, [])
+    base = checkpoint_id(manifest.checkpoint.base_digest)
     run = run_of(wh, manifest.night, settings.lineage)
     plan = run.line.details.get("revert") if run is not None else None
     out = tuple(plan["edits"]) if plan else ()
@@ -236,8 +232,10 @@ def _from_ledger(settings: Settings, wh: Warehouse, manifest: Manifest) -> Edite
         parent=None if manifest.checkpoint.parent == base else manifest.checkpoint.parent,
         base_digest=manifest.checkpoint.base_digest, parent_patches=kept, new_patches=new, edited=edited,
         skipped=tuple(rest.items()), right_after=(), edit_seconds=0.0,
-        patch_bytes=sum(_bytes(settings, digest) for digest in new), reverted=out,
-        remade=tuple(e.edit_id for e in gone if e.edit_id not in out), reason=plan["reason"] if plan else "",
+        patch_bytes=sum(_bytes(settings, digest) for digest in new),
+        revert=TakenOut(
+            reverted=out, remade=tuple(e.edit_id for e in gone if e.edit_id not in out), reason=plan["reason"] if plan else ""
+        ),
     )  # fmt: skip
 
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from editors.errors import EditorError
+from editors.export.plain import NOTE, materialise
 from editors.model import EditableModel
 from tasks.models import at_checkpoint
-from tasks.promote import NOTE, materialise
 from tasks.settings import Settings
 from warehouse.artifacts import ObjectStore, checkpoint_key
 from warehouse.audit import Break
 from warehouse.digests import sha256_file
-from warehouse.errors import WarehouseError
+from warehouse.errors import UsageError, WarehouseError
 from warehouse.promotion import read_manifest, read_pointer
 
 #: How far an entry written on another machine by the rules of before may be off: relative to itself, and to the smaller of
@@ -51,7 +51,7 @@ def rederived(settings: Settings, store: ObjectStore) -> Rederived:
             manifest = read_manifest(store, found[0].checkpoint_id)
             # An empty home: what this machine keeps of patches is no witness.
             model = at_checkpoint(settings.model_copy(update={"home": folder}), store, manifest.checkpoint)
-        except (WarehouseError, EditorError, ValueError) as error:
+        except (WarehouseError, EditorError, UsageError) as error:
             return Rederived((Break(what=f"channel {settings.channel_name}", found=str(error)),))
         try:
             materialise(model, manifest.checkpoint, folder / "model")

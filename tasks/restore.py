@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from tasks.notes import mirror_audit, note, pointer_payload
 from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
+from warehouse.errors import UsageError
 from warehouse.lineage import head, move_head
 from warehouse.promotion import move_channel
 from warehouse.records import ChannelPointer
@@ -22,10 +23,10 @@ def restore(settings: Settings, checkpoint_id: str, reason: str) -> ChannelPoint
         NotFound: no such promoted checkpoint in this lineage.
         Conflict: the lineage moved in the meantime.
         IntegrityError: the target is damaged; the channel stays where it is.
-        ValueError: no reason was given.
+        UsageError: no reason was given.
     """
     if not reason.strip():
-        raise ValueError("a rollback needs a reason: it is read by whoever asks later why the model changed")
+        raise UsageError("a rollback needs a reason: it is read by whoever asks later why the model changed")
     with warehouse(settings) as wh:
         current = head(wh, settings.lineage)
     pointer = move_channel(

@@ -11,21 +11,21 @@ from pathlib import Path
 
 from prefect import task
 
-from editors.base import Editor, Patch, Prepared
-from editors.direct.ledger import Ledger
+from editors.base import Editor, Patch, Prepared, retracting
+from editors.catalogue import can_retract
 from editors.errors import PatchError
 from editors.model import EditableModel
 from editors.patches.files import save_patch
 from editors.patches.weight import WeightPatch
 from editors.session import batch_of
-from tasks.edit import EditedNight, candidate_model, edited_before, keep_edited
-from tasks.ingest import STEP
+from tasks.candidate import EditedNight, TakenOut, edited_before, keep_edited
 from tasks.models import at_checkpoint, base_model, head_manifest, patch_folder, stored_patch
 from tasks.prepare import editor_of, preparation_of
 from tasks.publish_report import EXAMPLE_TOKENS, NUM_EXAMPLES, report_folder
 from tasks.report import night_markdown
 from tasks.revert_plan import RevertPlan, requests_in_force
 from tasks.settings import Settings
+from tasks.steps import STEP
 from tasks.workspace import store_of, warehouse
 from warehouse.digests import digest_of
 from warehouse.errors import Conflict
@@ -89,7 +89,7 @@ class _Stack:
 def take_out(settings: Settings, plan: RevertPlan) -> EditedNight:
     """The head's patches without the plan's edits. What an earlier run made is read, not made again.
 
-    An edit of the ledger editor is retracted, which is exact. A patch of another editor leaves with its last edit; one
+    An edit of an editor that retracts is retracted, which is exact. A patch of another editor leaves with its last edit; one
     that holds more is made again without it, on the patches below it, and later patches go on top as they are (or are
     made again too, where they cannot stand there).
 
@@ -113,14 +113,15 @@ def take_out(settings: Settings, plan: RevertPlan) -> EditedNight:
         lines = {line.edit.edit_id: line.edit for line in edits_of(wh, settings.lineage)}
     stack = _Stack(settings, plan.night, editor, prepared, base)
     going = set(plan.edits)
-    by_ledger = {edit.edit_id for edit, _ in active if edit.editor == Ledger.card.name} & going
-    _rebuild(stack, head, active, going - by_ledger)
+    able = {name for name in {edit.editor for edit, _ in active} if can_retract(name)}
+    retracted = {edit.edit_id for edit, _ in active if edit.editor in able} & going
+    _rebuild(stack, head, active, going - retracted)
     with warehouse(settings) as wh:
         back = requests_by_id(wh, [lines[i].request_id for i in plan.revived])
     revived = [(lines[i], request) for i, request in zip(plan.revived, back, strict=True)]
-    _retract(stack, [pair for pair in active if pair[0].edit_id in by_ledger], revived)
+    _retract(stack, [pair for pair in active if pair[0].edit_id in retracted], revived)
     for edit, request in revived:
-        if edit.editor != Ledger.card.name and request.request_id not in {e.request_id for e in stack.edits}:
+        if request.request_id not in {e.request_id for e in stack.edits}:
             # Its patch never left; only the one on top of it did.
             stack.enter(request, batch_of([request]), edit.editor, edit.config_digest, edit.patch_digest)
     if not stack.rows:
@@ -130,7 +131,8 @@ def take_out(settings: Settings, plan: RevertPlan) -> EditedNight:
     with warehouse(settings) as wh, wh.transaction():
         entered = set(done.edited)
         left = [r.request_id for r in requests_in_force(wh, settings.lineage, plan.edits) if r.request_id not in entered]
-        done = done.model_copy(update={"measured": tuple(left[: max(0, NUM_MEASURED - len(entered))])})
+        measured = tuple(left[: max(0, NUM_MEASURED - len(entered))])
+        done = done.model_copy(update={"revert": done.revert.model_copy(update={"measured": measured})})
         save_patches(wh, stack.rows)
         record_batches(wh, settings.lineage, plan.night, editor.card.name, stack.batches)
         record_edits(wh, settings.lineage, plan.night, stack.edits)
@@ -174,13 +176,15 @@ def _make_again(stack: _Stack, digest: str, stay: list[tuple[Edit, EditRequest]]
 
 
 def _retract(stack: _Stack, going: list[tuple[Edit, EditRequest]], revived: list[tuple[Edit, EditRequest]]) -> None:
-    """Take edits of the ledger editor out; a slot whose earlier edit is in force again gets that one."""
+    """Take edits out by their editor; where the earlier edit of a slot is in force again, that one takes its place."""
     if not going:
         return
-    editor = stack.editor
-    if not isinstance(editor, Ledger) or {e.config_digest for e, _ in going} != {editor.config.digest}:
-        raise Conflict("these edits are of the ledger editor; configure it with the settings that they were made with")
-    back = [r for e, r in revived if e.editor == Ledger.card.name]
+    editor, makers = retracting(stack.editor), sorted({e.editor for e, _ in going})
+    if editor is None or makers != [editor.card.name] or {e.config_digest for e, _ in going} != {editor.config.digest}:
+        raise Conflict(
+            f"these edits are of the editor {' and '.join(makers)}; configure it with the settings that they were made with"
+        )
+    back = [r for e, r in revived if e.editor == editor.card.name]
     refilled = {(r.subject, r.relation) for r in back}
     out = [r.request_id for _, r in going if (r.subject, r.relation) not in refilled]
     if out:
@@ -200,8 +204,8 @@ def _edited(plan: RevertPlan, stack: _Stack, head: Checkpoint) -> EditedNight:
         night=plan.night, editor=stack.editor.card.name, config_digest=stack.editor.config.digest, parent=plan.head,
         base_digest=stack.model.base_digest, parent_patches=tuple(stack.digests[:same]),
         new_patches=tuple(stack.digests[same:]), edited=tuple(e.request_id for e in stack.edits), skipped=(), right_after=(),
-        edit_seconds=round(stack.seconds, 3), patch_bytes=sum(r.bytes for r in stack.rows), reverted=plan.edits,
-        remade=tuple(stack.remade), reason=plan.reason,
+        edit_seconds=round(stack.seconds, 3), patch_bytes=sum(r.bytes for r in stack.rows),
+        revert=TakenOut(reverted=plan.edits, remade=tuple(stack.remade), reason=plan.reason),
     )  # fmt: skip
 
 
@@ -210,19 +214,19 @@ def publish_revert(settings: Settings, done: EditedNight, manifest: Manifest) ->
     """`summary.md` of a revert: what left, what was made again, and what both models say of it."""
     with warehouse(settings) as wh:
         edits = {line.edit.edit_id: line.edit for line in edits_of(wh, settings.lineage)}
-        gone = requests_by_id(wh, [edits[i].request_id for i in done.reverted[:NUM_EXAMPLES]])
+        gone = requests_by_id(wh, [edits[i].request_id for i in done.revert.reverted[:NUM_EXAMPLES]])
         before = checkpoint(wh, done.before)
-    prompts = [r.prompt for r in gone]
-    now = candidate_model(settings, done).generate(prompts, EXAMPLE_TOKENS)
-    was = at_checkpoint(settings, store_of(settings), before).generate(prompts, EXAMPLE_TOKENS)
+    store, prompts = store_of(settings), [r.prompt for r in gone]
+    now = at_checkpoint(settings, store, done).generate(prompts, EXAMPLE_TOKENS)
+    was = at_checkpoint(settings, store, before).generate(prompts, EXAMPLE_TOKENS)
     examples = [
         {"prompt": r.prompt, "before": b, "after": a, "wanted": f"not {r.target_new}"}
         for r, b, a in zip(gone, was, now, strict=True)
     ]
     text = night_markdown(
         f"Revert {done.night} on lineage {settings.lineage}: {manifest.verdict}",
-        {"checkpoint": manifest.checkpoint.checkpoint_id, "parent": done.parent, "why": done.reason,
-         "edits out": ", ".join(done.reverted), "edits whose patch was made again": len(done.remade),
+        {"checkpoint": manifest.checkpoint.checkpoint_id, "parent": done.parent, "why": done.revert.reason,
+         "edits out": ", ".join(done.revert.reverted), "edits whose patch was made again": len(done.revert.remade),
          "policy digest": manifest.decision.policy_digest},
         (), manifest.report, manifest.decision, examples,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from tasks.models import head_manifest
 from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
 from warehouse.digests import digest_of
-from warehouse.errors import Conflict, NotFound
+from warehouse.errors import Conflict, NotFound, UsageError
 from warehouse.ledger import LedgerLine, active_edits, edits_of, replaced_edits
 from warehouse.lineage import ancestor_ids, checkpoints
 from warehouse.records import EditRequest, Manifest, Record
@@ -47,10 +47,10 @@ def plan_revert(settings: Settings, name: str, reason: str) -> RevertPlan:
     Raises:
         NotFound: no such edit or checkpoint, or nothing of it is in force.
         Conflict: the checkpoint is a revert itself.
-        ValueError: no reason was given.
+        UsageError: no reason was given.
     """
     if not reason.strip():
-        raise ValueError("a revert needs a reason: it is read by whoever asks later why the model changed")
+        raise UsageError("a revert needs a reason: it is read by whoever asks later why the model changed")
     target, asked = _target(settings, name)
     manifest = head_manifest(settings, store_of(settings))
     if manifest is None:

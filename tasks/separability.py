@@ -62,7 +62,7 @@ def measure_separability(
     Raises:
         NotFound: the warehouse has fewer subjects outside the calibration corpus.
         UnsupportedModel: the model has no such layer.
-        ValueError: fewer than 2 subjects.
+        UsageError: fewer than 2 subjects.
     """
     with warehouse(settings) as wh:
         learnt = calibration(wh)

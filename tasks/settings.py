@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import tomllib
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
+from tasks.home import ensure_home, exempt_loopback, expanded, place_caches
+from warehouse.errors import UsageError, problems
 from warehouse.limits import Limits
 from warehouse.reference import HERE as REFERENCE
 
 CONFIG_FILE = "errata.toml"
+#: A path, or a name that may be one (a model, a store, a policy, a key): its `~` is resolved once, here, for everybody.
+PathText = Annotated[str, AfterValidator(expanded)]
 
 
 class _Section(BaseModel):
@@ -23,7 +36,7 @@ class _Section(BaseModel):
 class ModelSettings(_Section):
     """The base model: a local path or a hub id with a pinned revision."""
 
-    name: str = str(REFERENCE / "model")
+    name: PathText = str(REFERENCE / "model")
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     trust_remote_code: bool = False
@@ -38,11 +51,14 @@ class EditorSettings(_Section):
 
 
 class SourceSettings(_Section):
-    """Where updates come from: `recorded` nights, `knowedit` files, `requests` (newline-delimited JSON), or `wikidata`:
-    only the nights that `errata ingest wikidata` brought, which need no path."""
+    """Where updates come from: `recorded` nights, `knowedit` files, `benchmark` files in their published shapes, `requests`
+    (newline-delimited JSON), or `wikidata`: only the nights that `errata ingest wikidata` brought, which need no path.
 
-    kind: Literal["recorded", "knowedit", "requests", "wikidata"] = "recorded"
-    path: str = str(REFERENCE / "nights")
+    `task` names what content cannot tell: a format of `benchmark`, or a KnowEdit task of a file with another name."""
+
+    kind: Literal["recorded", "knowedit", "benchmark", "requests", "wikidata"] = "recorded"
+    path: PathText = str(REFERENCE / "nights")
+    task: str = ""
 
 
 class WikidataSettings(_Section):
@@ -74,8 +90,8 @@ class SigningSettings(_Section):
     `trusted`: public keys whose signatures `errata pull` and `errata audit` accept, beside the private key's own.
     """
 
-    private_key: str = Field(default="", repr=False)
-    trusted: tuple[str, ...] = ()
+    private_key: PathText = Field(default="", repr=False)
+    trusted: tuple[PathText, ...] = ()
 
 
 class ProbeSettings(_Section):
@@ -88,6 +104,19 @@ class ProbeSettings(_Section):
     seed: int = 0
 
 
+class _TomlFile(TomlConfigSettingsSource):
+    """`errata.toml`, also with the mark that some editors put before UTF-8; what cannot be read is named with the file."""
+
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        try:
+            data = file_path.read_bytes()
+            if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise ValueError("this is UTF-16 text; save it as UTF-8")
+            return tomllib.loads(data.decode("utf-8-sig"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file_path} cannot be read: {error}") from error
+
+
 class Settings(BaseSettings):
     """All settings; `errata config show` prints them with where each came from."""
 
@@ -95,15 +124,15 @@ class Settings(BaseSettings):
         env_prefix="ERRATA_", env_nested_delimiter="__", toml_file=CONFIG_FILE, extra="forbid", frozen=True
     )
 
-    home: Path = Path(".errata")
+    home: Annotated[Path, AfterValidator(lambda path: Path(expanded(str(path))))] = Path(".errata")
     lineage: str = "main"
-    store: str = ""
-    policy: str = "nightly"
+    store: PathText = ""
+    policy: PathText = "nightly"
     channel: str = ""
     #: A user's own property templates (shaped as `warehouse/reference/templates.yaml`), laid over the embedded ones.
-    templates: str = ""
+    templates: PathText = ""
     #: A user's own property table, property documents, or a folder of them, laid over `warehouse/reference/properties.csv`.
-    properties: str = ""
+    properties: PathText = ""
     model: ModelSettings = ModelSettings()
     editor: EditorSettings = EditorSettings()
     source: SourceSettings = SourceSettings()
@@ -127,7 +156,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, _TomlFile(settings_cls)
 
     @property
     def warehouse_path(self) -> Path:
@@ -160,7 +189,7 @@ def origins(settings: Settings) -> dict[str, str]:
     """For every setting, dotted: `environment`, `errata.toml` or `default`."""
     toml: dict[str, Any] = {}
     if Path(CONFIG_FILE).exists():
-        toml = TomlConfigSettingsSource(Settings)()
+        toml = _TomlFile(Settings)()
     environment = {k[len("ERRATA_") :].lower().replace("__", ".") for k in os.environ if k.startswith("ERRATA_")}
 
     def walk(prefix: str, value: Any, in_toml: Any) -> dict[str, str]:
@@ -179,6 +208,11 @@ def origins(settings: Settings) -> dict[str, str]:
 
 def silence_telemetry(settings: Settings) -> None:
     """Switch every library's telemetry off, unless the user turned it on; called before those libraries load."""
+    exempt_loopback()
+    place_caches(settings.home)
+    # Prefect keeps its state with ours, so that a home is one folder.
+    os.environ.setdefault("PREFECT_HOME", str((settings.home / "prefect").absolute()))
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tasks,editors,checks,warehouse")
     if settings.telemetry:
         return
     off = {
@@ -188,24 +222,35 @@ def silence_telemetry(settings: Settings) -> None:
     }  # fmt: skip
     for name, value in off.items():
         os.environ.setdefault(name, value)
-    # Prefect keeps its state with ours, so that a home is one folder.
-    home = (settings.home / "prefect").absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PREFECT_HOME", str(home))
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tasks,editors,checks,warehouse")
 
 
-def configure(config: Mapping[str, Any] | None = None, *, lineage: str | None = None, editor: str | None = None) -> Settings:
+def configure(
+    config: Mapping[str, Any] | None = None, *, lineage: str | None = None, editor: str | None = None, writes: bool = True
+) -> Settings:  # fmt: skip
     """Settings with `config` (shaped as `errata.toml`) and the two names that a night is usually run with on top.
 
+    Args:
+        writes: the home is needed, so it is made. What only shows something (`--help`, `errata config show`) goes without.
+
     Raises:
-        ValidationError: an unknown or ill-typed setting; the message names it.
+        UsageError: an unknown or ill-typed setting, a file that is no TOML, or a home that cannot be written; the message
+            names it.
+        NoHomeFolder: a path begins with a home folder that is not known.
     """
     values: dict[str, Any] = dict(config or {})
     if lineage is not None:
         values["lineage"] = lineage
     if editor is not None:
         values["editor"] = {**values.get("editor", {}), "name": editor}
-    settings = Settings(**values)
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise UsageError(f"settings ({CONFIG_FILE}, ERRATA_* variables): {problems(error)}") from error
+    except SettingsError as error:
+        raise UsageError(f"settings (ERRATA_* variables): {error}; expected JSON") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{CONFIG_FILE} cannot be read: {error}") from error
     silence_telemetry(settings)
+    if writes:
+        ensure_home(settings.home)
     return settings

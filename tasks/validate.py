@@ -12,44 +12,29 @@ from pathlib import Path
 from prefect import task
 
 from checks.door_policy import shipped_door
+from checks.identity import reused_records
+from checks.receipt import night_end
 from checks.trust import shipped_trust
 from checks.verdicts import NightVerdicts, validate_night
-from tasks.ingest import STEP
 from tasks.notes import note
 from tasks.settings import Settings
+from tasks.steps import STEP
 from tasks.workspace import night_folder, warehouse
 from warehouse.audit import verdicts_payload
-from warehouse.changes import Change, Malformed, parse_change
+from warehouse.changes import parse_change
 from warehouse.digests import digest_of
-from warehouse.errors import SourceError
 from warehouse.intake import record_verdicts, updates_of, verdicts_of
 from warehouse.properties import put_properties
 from warehouse.quarantine import join_released, waivers
-from warehouse.records import EditRequest, UpdateRecord, Verdict
+from warehouse.records import EditRequest, Verdict
 from warehouse.reference.roles import read_roles
 from warehouse.reference.world import Template
-from warehouse.sources import knowedit
+from warehouse.runs import begun_at
 from warehouse.templates import templates_of
-from warehouse.verbalise import Unverbalised, verbalise
+from warehouse.verbalise import Unverbalised, verbalise, with_rephrases
 from warehouse.world_store import apply_fact_changes, with_other_relations
 
 log = logging.getLogger(__name__)
-
-
-def read_record(record: UpdateRecord, kind: str) -> Change | EditRequest | Malformed:
-    """A record as a change or an edit request; what cannot be read says why."""
-    if kind != "knowedit":
-        return parse_change(record)
-    try:
-        return knowedit.to_request(record)
-    except SourceError as error:
-        return Malformed(record_id=record.record_id, reason="malformed_record", sentence=str(error))
-
-
-def clock_of(records: list[UpdateRecord]) -> datetime:
-    """The night's own now: when its last record came. Replaying a night later judges it the same way."""
-    times = [r.received_at for r in records if r.received_at is not None]
-    return max(times) if times else datetime.now(UTC)
 
 
 def requests_from(result: NightVerdicts, templates: Mapping[str, Template]) -> tuple[list[EditRequest], dict[str, str]]:
@@ -57,7 +42,7 @@ def requests_from(result: NightVerdicts, templates: Mapping[str, Template]) -> t
     requests: list[EditRequest] = []
     of_record: dict[str, str] = {}
     for record_id, change in zip(result.edit_ids, result.edits, strict=True):
-        request = change if isinstance(change, EditRequest) else verbalise(change, templates)
+        request = with_rephrases(change, templates) if isinstance(change, EditRequest) else verbalise(change, templates)
         if isinstance(request, Unverbalised):
             log.warning("%s", request.sentence)
             continue
@@ -83,10 +68,12 @@ def validate(settings: Settings, night: str) -> dict[str, int]:
             join_released(wh, night)
         records = updates_of(wh, night)
         if len(judged) < len(records):
-            changes = [read_record(r, settings.source.kind) for r in records]
+            changes = [parse_change(r) for r in records]
+            times = {r.record_id: getattr(c, "received_at", None) for r, c in zip(records, changes, strict=True)}
+            now, wrong_clocks = night_end(night, times, begun_at(wh, night) or datetime.now(UTC))
             result = validate_night(
-                wh, night, changes, clock_of(records), record_ids=[r.record_id for r in records], evidence=read_roles(),
-                waived=waivers(wh, night),
+                wh, night, changes, now, record_ids=[r.record_id for r in records], evidence=read_roles(),
+                waived=waivers(wh, night), faults=reused_records(records) | wrong_clocks,
             )  # fmt: skip
             requests, of_record = requests_from(result, templates_of(wh))
             requests = with_other_relations(wh, requests)

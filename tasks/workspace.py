@@ -9,18 +9,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tasks.errors import LineageBusy
 from tasks.settings import Settings
-from warehouse.artifacts import ObjectStore, open_store
-from warehouse.night_order import day_name, free_night
+from warehouse.artifacts import ObjectStore
+from warehouse.artifacts_open import open_store
+from warehouse.night_names import day_name
+from warehouse.night_order import free_night
 from warehouse.records import Prediction
 from warehouse.reports import cached_predictions, save_predictions
 from warehouse.store import Warehouse
 from warehouse.templates import put_templates
 from warehouse.world_store import seed_world
-
-
-class LineageBusy(Exception):
-    """Another run of the same lineage is going on."""
 
 
 @contextmanager

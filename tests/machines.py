@@ -41,6 +41,8 @@ SETTINGS = {
     for name, instructions in (("this processor", {}), ("an old one", OTHER_INSTRUCTIONS))
     for threads in (1, 2)
 }
+#: Those that differ most from a test's own process.
+OTHERS = ("an old one, threads 2", "this processor, threads 2")
 
 
 def run(setting: str, *arguments: str) -> Any:

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from editors.base import Corpus, TrainingEdit
+from editors.base import Corpus, Editor, Prepared, TrainingEdit
 from editors.model import EditableModel
 from warehouse.records import EditRequest
 
@@ -84,3 +84,13 @@ TRAINING_EDITS = tuple(
     )
 )  # fmt: skip
 CORPUS = Corpus(TEXTS * 2, TRAINING_EDITS)
+
+_PREPARED: dict[tuple[str, str, str], Prepared] = {}
+
+
+def prepared_once(editor: Editor, model: EditableModel) -> Prepared:
+    """The editor's preparation on CORPUS, made once for all tests that need an equal one; it is never changed."""
+    key = editor.card.name, editor.preparation_key(), model.base_digest
+    if key not in _PREPARED:
+        _PREPARED[key] = editor.prepare(model, CORPUS)
+    return _PREPARED[key]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from editors import catalogue
 
 ROOT = Path(__file__).parent.parent
 OURS = {"flows", "tasks", "editors", "checks", "warehouse"}
@@ -31,6 +34,30 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
+def modules_of(package: str) -> dict[str, set[str]]:
+    """Module -> modules of the same package that it imports, for types too."""
+    paths = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / package).rglob("*.py")}
+    known = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in known.items():
+        asked: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                asked |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                asked |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        found[name] = (asked & known.keys()) - {name}
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_no_modules_of_a_package_import_each_other_in_a_circle(package: str) -> None:
+    try:
+        TopologicalSorter(modules_of(package)).prepare()
+    except CycleError as circle:
+        pytest.fail(f"a circle of imports: {' <- '.join(circle.args[1])}")
+
+
 @pytest.mark.parametrize("package", sorted(OURS))
 def test_a_package_imports_only_what_its_arrows_allow(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
@@ -48,6 +75,16 @@ def test_prefect_stays_above_the_lower_packages(package: str) -> None:
 def test_only_the_warehouse_speaks_to_duckdb(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         assert "duckdb" not in imports_of(path), path
+
+
+def test_tasks_name_no_class_of_an_editor() -> None:
+    """What an editor can do stands on its card; its settings may be named where a task asks about them."""
+    classes = {catalogue.editor_class(name).__name__ for name in catalogue.names()}
+    for path in (ROOT / "tasks").rglob("*.py"):
+        words = {node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)}
+        words |= {a.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                  if isinstance(node, ast.ImportFrom) for a in node.names}  # fmt: skip
+        assert not words & classes, f"{path.relative_to(ROOT)} names {words & classes}"
 
 
 #: A string that begins as a statement, in whatever case, or holds the words of one in SQL's capitals.
@@ -119,6 +156,74 @@ def test_sql_is_found_by_its_text(source: str, is_sql: bool) -> None:
 
 def test_a_statement_is_found_where_it_is_given() -> None:
     assert statements_given_in("with warehouse(settings) as wh:\n    wh.scalar(STATEMENT)") == [2]
+
+
+#: What a source may know of the rest of `warehouse`: records and their identities, and no database.
+UNDER_SOURCES = {"digests", "errors", "limits", "probe_identity", "records", "reference", "sources"}
+#: Modules that may still import each other.
+CIRCLES = {frozenset({"artifacts", "artifacts_directory", "artifacts_s3"})}
+
+
+def imports_within(package: str) -> dict[str, set[str]]:
+    """Modules of a package with those of it that they import, wherever in the file; names without the package's own."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / package).rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                # `from package import module` names the module itself.
+                found |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in files else node.module for a in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        graph[name.removeprefix(f"{package}.")] = {n.removeprefix(f"{package}.") for n in found & files.keys() - {name}}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Groups of modules of which each imports each other, by itself or through others."""
+    reached = {name: set(graph[name]) for name in graph}
+    for _ in graph:
+        grown = {name: found.union(*(reached[other] for other in found)) for name, found in reached.items()}
+        if grown == reached:
+            break
+        reached = grown
+    return {frozenset(o for o in found if name in reached[o]) for name, found in reached.items() if name in found}
+
+
+def test_a_source_of_updates_knows_no_store() -> None:
+    for name, found in imports_within("warehouse").items():
+        if name.split(".")[0] == "sources":
+            assert not (up := {other.split(".")[0] for other in found} - UNDER_SOURCES), f"warehouse/{name} imports {up}"
+
+
+def test_no_modules_of_the_warehouse_import_each_other_in_a_circle() -> None:
+    assert circles(imports_within("warehouse")) <= CIRCLES
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "b"}}
+    assert circles(graph) == {frozenset({"b", "c"})}
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_an_error_has_the_root_of_its_package(package: str) -> None:
+    """The command line knows the roots alone. `_Private` ones never leave their module."""
+    roots = {"WarehouseError", "UsageError", "EditorError", "ChecksError", "TasksError"}
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                bare = bases and bases <= {"Exception", "BaseException", "ValueError", "RuntimeError", "KeyError", "TypeError"}
+                assert not bare or node.name in roots, f"{path.relative_to(ROOT)}: {node.name} has no root of ours"
+
+
+def test_flows_raise_no_bare_value_error() -> None:
+    for path in (ROOT / "flows").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+                assert node.exc.func.id != "ValueError", f"{path}:{node.lineno}: a user's mistake is a UsageError"
 
 
 def test_no_flow_file_bears_the_name_of_a_dependency() -> None:

@@ -1,4 +1,4 @@
-"""The checkpoint store: its interface, the names of what lies in it, and how to open one.
+"""The checkpoint store: its interface, and the names of what lies in it.
 
 Everything is create-only and known by its sha256, except the small pointers under `channels/`, which move by
 compare-and-swap. Two implementations share one contract suite, `tests/warehouse/test_artifacts.py`:
@@ -22,10 +22,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NewType
-from urllib.parse import unquote, urlsplit
 
 from warehouse.digests import sha256_bytes, sha256_file
-from warehouse.errors import Conflict, LineageMoved, NotFound, WarehouseError
+from warehouse.errors import Conflict, LineageMoved, NotFound, RefusedName, WarehouseError
 
 CHUNK_BYTES = 1 << 20
 # S3 allows 1,024 bytes for prefix and key together; file systems allow 255 for one name.
@@ -45,7 +44,7 @@ class StoreUnavailable(WarehouseError):
 class ObjectStore(ABC):
     """Create-only objects by key, and compare-and-swap for the few keys that move.
 
-    Every method raises ValueError for a key that `validate_key` refuses, StoreUnavailable where the store cannot be
+    Every method raises RefusedName for a key that `validate_key` refuses, StoreUnavailable where the store cannot be
     reached, and WarehouseError where it refuses (no rights, disk full, no such bucket).
     """
 
@@ -154,7 +153,7 @@ def validate_key(key: str) -> str:
     """Give the key back if it is a plain relative POSIX path that is safe in a directory and in S3.
 
     Raises:
-        ValueError: absolute, empty, with `.` or `..` or an empty part, a backslash, a control character,
+        RefusedName: absolute, empty, with `.` or `..` or an empty part, a backslash, a control character,
             too long, or inside the reserved folder.
     """
     parts = key.split("/")
@@ -174,7 +173,7 @@ def validate_key(key: str) -> str:
         fault = f"{RESERVED}/ is reserved for the store itself"
     else:
         return key
-    raise ValueError(f"store key {key[:200]!r} is refused: {fault}; use a plain relative path such as patches/ab12/patch.json")
+    raise RefusedName(f"store key {key[:200]!r} is refused: {fault}; use a plain relative path such as patches/ab12/patch.json")
 
 
 def validate_prefix(prefix: str) -> str:
@@ -186,7 +185,7 @@ def validate_prefix(prefix: str) -> str:
 
 def _one_part(value: str, what: str) -> str:
     if "/" in value:
-        raise ValueError(f"{what} {value!r} has a slash, so it cannot name one object of the store")
+        raise RefusedName(f"{what} {value!r} has a slash, so it cannot name one object of the store")
     return validate_key(value)
 
 
@@ -243,35 +242,3 @@ def swap_conflict(url: str, key: str, expected: Version | None, found: Version |
         f"lineage moved: {key} in {url} is at {found or 'nothing'}, not at {expected or 'nothing'} as expected; "
         "read it again, rebase on what is there and gate again"
     )
-
-
-def open_store(url: str) -> ObjectStore:
-    """A store by its address: `file:///path` or a plain path, or `s3://bucket/prefix`.
-
-    For S3, endpoint, region and credentials come from where boto3 looks for them; AWS_ENDPOINT_URL_S3 and
-    AWS_ENDPOINT_URL name a server that is not Amazon's.
-
-    Raises:
-        ValueError: another scheme, or a part is missing.
-    """
-    parts = urlsplit(url)
-    if "://" not in url:
-        if not url:
-            raise ValueError("the store's address is empty; give a folder or s3://bucket/prefix")
-        from warehouse.artifacts_directory import DirectoryStore
-
-        return DirectoryStore(Path(url).expanduser())
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost") or not parts.path:
-            raise ValueError(f"store address {url!r}: a file address has three slashes, as in file:///srv/errata")
-        from warehouse.artifacts_directory import DirectoryStore
-
-        return DirectoryStore(Path(unquote(parts.path)))
-    if parts.scheme == "s3":
-        if not parts.netloc:
-            raise ValueError(f"store address {url!r} names no bucket; write s3://bucket/prefix")
-        from warehouse.artifacts_s3 import S3Store
-
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint or None)
-    raise ValueError(f"store address {url!r} has the scheme {parts.scheme!r}; known are file://, s3:// and a plain path")

@@ -18,6 +18,7 @@ from typing import Any, final
 
 from warehouse.artifacts import (
     CHUNK_BYTES,
+    RESERVED,
     ObjectStore,
     StoreUnavailable,
     Version,
@@ -55,7 +56,7 @@ _DENIED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNot
 log = logging.getLogger(__name__)
 
 
-class _Lost(WarehouseError):
+class ConditionLost(WarehouseError):
     """The condition of a write did not hold."""
 
 
@@ -123,8 +124,9 @@ class S3Store(ObjectStore):
             for page in pages:
                 for entry in page.get("Contents", ()):
                     key = entry["Key"].removeprefix(self.prefix)
-                    # Consoles make "folders" as empty objects whose key ends in a slash.
-                    if not key.endswith("/"):
+                    # Consoles make "folders" as empty objects whose key ends in a slash; what a check of the store could
+                    # not delete is none of its objects.
+                    if not key.endswith("/") and not key.startswith(f"{RESERVED}/"):
                         yield key
 
     def read_versioned(self, key: str) -> tuple[bytes, Version]:
@@ -158,7 +160,7 @@ class S3Store(ObjectStore):
                 if isinstance(data, Path) and size > self._multipart_bytes:
                     return self._write_parts(key, data, size, condition)
                 return self._write_once(key, data, digest, condition)
-            except (_Lost, NotFound):
+            except (ConditionLost, NotFound):
                 return None  # NotFound: IfMatch on a key that is gone
             except _Busy:
                 if attempt + 1 == BUSY_ATTEMPTS:
@@ -203,7 +205,17 @@ class S3Store(ObjectStore):
     # ------------------------------------------------------------ speaking with the server
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
-        validate_key(key)
+        return self.ask(operation, validate_key(key), **arguments)
+
+    def ask(self, operation: str, key: str, **arguments: Any) -> Any:
+        """One call of the boto3 client about a key below the prefix, a reserved one too (`store_check`).
+
+        Raises:
+            ConditionLost: the condition of a write did not hold.
+            NotFound: there is no such object.
+            StoreUnavailable: the store cannot be reached, or is too busy.
+            WarehouseError: it refuses.
+        """
         with self._translated(key):
             return getattr(self._client, operation)(Bucket=self.bucket, Key=self.prefix + key, **arguments)
 
@@ -241,7 +253,7 @@ class S3Store(ObjectStore):
         if code in _ABSENT:
             return NotFound(f"no object {key} in {self.url}")
         if code in _LOST:
-            return _Lost(f"{key} in {self.url}: the condition did not hold ({said})")
+            return ConditionLost(f"{key} in {self.url}: the condition did not hold ({said})")
         if code in _BUSY:
             return _Busy(f"{key} in {self.url} is being written by somebody else ({said}); run again")
         if code in _CHANCE or status in _CHANCE:

@@ -17,7 +17,7 @@ from warehouse.store import Warehouse
 
 AuditKind = Literal[
     "verdicts", "quarantine", "edits", "decision", "promotion", "rejection", "culprits", "revert", "rollback", "policy",
-    "key", "export", "lineage",
+    "key", "export", "lineage", "withdrawal",
 ]  # fmt: skip
 #: What stands before the first entry.
 GENESIS = "0" * 64
@@ -61,10 +61,12 @@ def append(
     """
     with wh.transaction():
         plain = json.loads(canonical_json(dict(payload)))
+        # What was noted of a night before it was taken back is no longer there to be the same.
+        withdrawn = wh.scalar("SELECT coalesce(max(seq), 0) FROM audit WHERE kind = 'withdrawal' AND subject = ?", [subject])
         same = [
             e for e in entries(wh, "kind = $kind AND subject = $subject AND lineage = $lineage",
                                {"kind": kind, "subject": subject, "lineage": lineage})
-            if (e.payload, e.reason) == (plain, reason)
+            if (e.payload, e.reason) == (plain, reason) and (e.seq > withdrawn or kind == "withdrawal")
         ]  # fmt: skip
         if same:
             return same[-1]

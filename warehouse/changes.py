@@ -11,7 +11,10 @@ from pydantic_core import from_json
 
 from warehouse.digests import digest_of
 from warehouse.errors import SourceError
+from warehouse.keys import clean_text, entity_id
+from warehouse.placeholders import is_placeholder
 from warehouse.records import EditRequest, Entity, Record, UpdateRecord
+from warehouse.sources import benchmark, knowedit
 from warehouse.sources.base import MAX_RECORD_BYTES
 
 Op = Literal["set_value", "add_statement", "remove_statement", "set_rank", "add_qualifier", "set_label", "set_description"]
@@ -64,9 +67,18 @@ class Malformed(Record):
 
 
 def parse_change(record: UpdateRecord) -> Change | EditRequest | Malformed:
-    """Read a record of any source. Never raises: whatever cannot be read comes back as `Malformed`."""
+    """Read a record by the source that received it. Never raises: whatever cannot be read comes back as `Malformed`.
+
+    Ids and labels come out in their one form (`warehouse.keys`), times in UTC.
+    """
+    if record.source.startswith("benchmark:"):
+        try:
+            return benchmark.to_request(record)
+        except (SourceError, ValidationError) as error:
+            return _malformed(record, "malformed_record", str(error))
     data = record.raw.encode("utf-8", "surrogatepass")
-    if len(data) > MAX_RECORD_BYTES:
+    # A benchmark's record carries its own questions, and its file was read as a whole.
+    if len(data) > MAX_RECORD_BYTES and not record.source.startswith("knowedit:"):
         return _malformed(record, "too_large", f"it has {len(data)} bytes; the limit is {MAX_RECORD_BYTES}")
     try:
         # Not `json.loads`: it meets deep nesting with RecursionError.
@@ -77,15 +89,15 @@ def parse_change(record: UpdateRecord) -> Change | EditRequest | Malformed:
         return _malformed(record, "malformed_record", f"it is a {type(item).__name__}; expected a JSON object")
     try:
         if record.source.startswith("knowedit:"):
-            # Imported here: a change can be read without the database that the probes of KnowEdit come with.
-            from warehouse.sources.knowedit import to_request
-
-            return to_request(record)
-        if "op" in item or "property" in item:
+            return knowedit.to_request(record)
+        # A user's file holds requests alone; other sources may bring both.
+        if record.source != "requests" and ("op" in item or "property" in item):
             return _change(record, _Event.model_validate_json(data))
         return _request(record, item)
     except ValidationError as error:
         return _malformed(record, "malformed_record", _first_problem(error))
+    except OverflowError as error:
+        return _malformed(record, "malformed_record", f"field 'received_at': no calendar holds that moment in UTC ({error})")
     except SourceError as error:
         return _malformed(record, "malformed_record", str(error))
 
@@ -137,6 +149,13 @@ class _Revision(_Wire):
     new: Count | None = None
 
 
+class _Time(_Wire):
+    """A time as Wikibase gives it, for sources that do not write the precision behind a slash."""
+
+    time: str
+    precision: Annotated[int, Field(ge=0, le=14)] = 11
+
+
 class _Event(_Wire):
     received_at: datetime
     op: Op
@@ -145,7 +164,7 @@ class _Event(_Wire):
     old_value: _Value | None
     new_value: _Value | None
     rank: Rank = "normal"
-    qualifiers: dict[str, tuple[str, ...]] = {}
+    qualifiers: dict[str, tuple[str | _Time, ...]] = {}
     references: Count = 0
     statement_id: str = ""
     editor: _EditorInfo = _EditorInfo()
@@ -160,13 +179,13 @@ def _change(record: UpdateRecord, event: _Event) -> Change:
         night=record.night,
         received_at=_aware(event.received_at),
         op=event.op,
-        subject=Entity(id=event.subject.id, label=event.subject.label or ""),
-        relation=event.property.id,
-        relation_label=event.property.label or "",
+        subject=Entity(id=entity_id(event.subject.id), label=clean_text(event.subject.label or "")),
+        relation=entity_id(event.property.id),
+        relation_label=clean_text(event.property.label or ""),
         old=_value(event.old_value),
         new=_value(event.new_value),
         rank=event.rank,
-        qualifiers=event.qualifiers,
+        qualifiers={entity_id(pid): tuple(map(_written, times)) for pid, times in event.qualifiers.items()},
         references=event.references,
         statement_id=event.statement_id,
         editor_class=event.editor.editor_class,
@@ -179,6 +198,10 @@ def _change(record: UpdateRecord, event: _Event) -> Change:
     )
 
 
+def _written(time: str | _Time) -> str:
+    return time if isinstance(time, str) else f"{time.time}/{time.precision}"
+
+
 def _value(value: _Item | _Text | _Absent | None) -> Value | None:
     if value is None:
         return None
@@ -186,20 +209,37 @@ def _value(value: _Item | _Text | _Absent | None) -> Value | None:
         return Value(type="none", snaktype=value.snaktype)
     if isinstance(value, _Text):
         return Value(type=value.type, label=value.label or "")
-    return Value(type="item", id=value.id, label=value.label or "")
+    return Value(type="item", id=entity_id(value.id), label=clean_text(value.label or ""))
 
 
 def _request(record: UpdateRecord, item: dict[str, Any]) -> EditRequest:
     """A user's request, with the fields that he may leave out filled in."""
-    filled = {"request_id": f"rq-{digest_of(record.source, record.record_id)[:16]}", "source": record.source, **item}
+    # What a frame writes for a missing value: null in an optional field, a placeholder in place of an id or an old value.
+    given = {name: value for name, value in item.items() if value is not None}
+    for name in ("request_id", "subject_id", "target_new_id", "target_true"):
+        value = given.get(name)
+        if isinstance(value, str) and (not value.strip() or is_placeholder(value)):
+            del given[name]
+    if isinstance(number := given.get("request_id"), int) and not isinstance(number, bool):
+        given["request_id"] = str(number)
+    filled = {"request_id": f"rq-{digest_of(record.source, record.record_id)[:16]}", "source": record.source, **given}
     filled.setdefault("kind", "insert" if filled.get("target_true") is None else "modify")
     request = EditRequest.model_validate_json(json.dumps(filled), strict=True)
     received_at = request.received_at or record.received_at
-    return request.model_copy(update={"received_at": None if received_at is None else _aware(received_at)})
+    rephrases = [clean_text(text) for text in request.rephrases]
+    return request.model_copy(update={
+        "received_at": None if received_at is None else _aware(received_at),
+        "prompt": clean_text(request.prompt), "subject": clean_text(request.subject),
+        "relation": entity_id(clean_text(request.relation)), "target_new": clean_text(request.target_new),
+        "target_true": None if request.target_true is None else clean_text(request.target_true),
+        "rephrases": tuple(dict.fromkeys(text for text in rephrases if text and not is_placeholder(text))),
+        "subject_id": entity_id(request.subject_id), "target_new_id": entity_id(request.target_new_id),
+    })  # fmt: skip
 
 
 def _aware(time: datetime) -> datetime:
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    """In UTC, so that no later step meets a moment that has no place in the calendar there."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -7,6 +7,7 @@ where a source has text only; a *slot* is subject + relation. The ledger of past
 A column names at most `MAX_EVIDENCE` records.
 
 Added columns (ids are joined by a space, NULL means none):
+    type_by_spelling    it is by the spelling of its label alone
     type_conflict       the proposed object is only known in roles that this property's value type excludes
     single              the slot holds one value at a time
     redelivered_of      earlier record of the night with the same event;  known_revision: the store has it already
@@ -31,7 +32,7 @@ Added columns (ids are joined by a space, NULL means none):
 from __future__ import annotations
 
 import csv
-import unicodedata
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -40,11 +41,12 @@ import pandas as pd
 
 from warehouse.conflict_sql import DISAGREEMENTS, MAX_EVIDENCE, REPEATS
 from warehouse.conflict_types import MIN_SHARED_ENTITIES, RECORD_COLUMNS, TYPE_FAMILIES, TYPES
+from warehouse.keys import folded, relation_key, text_key
 from warehouse.reference import HERE
 from warehouse.store import Reader
 
-__all__ = ["MAX_EVIDENCE", "MIN_SHARED_ENTITIES", "RECORD_COLUMNS", "TYPE_FAMILIES", "conflict_columns", "held_labels",
-           "logic_rules", "past_requests", "slot_labels", "text_key"]  # fmt: skip
+__all__ = ["MAX_EVIDENCE", "MIN_SHARED_ENTITIES", "RECORD_COLUMNS", "TYPE_FAMILIES", "conflict_columns", "folded",
+           "held_labels", "logic_rules", "past_requests", "slot_labels", "text_key"]  # fmt: skip
 
 RULES_FILE = HERE / "rules.csv"
 _PAST_COLUMNS = ["subject_key", "relation", "old_key", "new_key", "is_latest", "in_facts"]
@@ -77,16 +79,6 @@ SELECT * FROM ({DISAGREEMENTS}) ORDER BY seq
 """
 
 
-def text_key(text: str) -> str:
-    """The key of a subject or object that has a label and no id: equal for labels that differ in case or spaces."""
-    return "text:" + folded(text)
-
-
-def folded(text: str) -> str:
-    """NFC, case-folded, runs of space as one."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
-
-
 @cache
 def logic_rules() -> tuple[dict[str, str], ...]:
     """Rows of `rules.csv`: quasi-inverses beside those of `properties`, and compositions X p A, A v B => X c B."""
@@ -94,8 +86,11 @@ def logic_rules() -> tuple[dict[str, str], ...]:
         return tuple(csv.DictReader(handle))
 
 
-def past_requests(store: Reader, night: str) -> pd.DataFrame:
+def past_requests(store: Reader, night: str, ids: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Requests of the nights before `night` that say by label only what `facts` holds by id.
+
+    Args:
+        ids: id by `folded` label, of what this night names by both: an earlier request that had the label alone is about it.
 
     Returns:
         (requests, subject_key | relation | old_key | new_key | is_latest | in_facts); `new_key` None: an erasure;
@@ -108,12 +103,17 @@ def past_requests(store: Reader, night: str) -> pd.DataFrame:
            ORDER BY place_of(night), night, request_id""",
         [night],
     )
+    known = {text_key(label): known_id for label, known_id in (ids or {}).items()}
+
+    def key(given: str, label: str) -> str:
+        return given or known.get(text_key(label), text_key(label))
+
     found = [
         {
-            "subject_key": row["subject_id"] or text_key(row["subject"]),
-            "relation": row["relation"] or "prompt:" + folded(row["prompt"]),
+            "subject_key": key(row["subject_id"], row["subject"]),
+            "relation": relation_key(row["relation"], row["prompt"]),
             "old_key": None if row["target_true"] is None else text_key(row["target_true"]),
-            "new_key": None if row["kind"] == "erase" else row["target_new_id"] or text_key(row["target_new"]),
+            "new_key": None if row["kind"] == "erase" else key(row["target_new_id"], row["target_new"]),
             "is_latest": False,
             "in_facts": bool(row["subject_id"] and row["target_new_id"] and row["relation"]),
         }
@@ -141,6 +141,8 @@ def conflict_columns(
     Raises:
         ValueError: a column is missing, or two rows have one `record_id`.
     """
+    if "new_form" not in records.columns:
+        records = records.assign(new_form=None)
     missing = set(RECORD_COLUMNS) - set(records.columns)
     if missing:
         raise ValueError(f"night frame lacks columns {sorted(missing)}; it needs {sorted(RECORD_COLUMNS)}")

@@ -20,10 +20,11 @@ from typing import Any
 import pandas as pd
 
 from warehouse.entity_store import Aside, UnstatedProperty, labels_of, put_aliases, put_asides, put_unstated
-from warehouse.errors import Conflict
+from warehouse.errors import Conflict, SourceError, UsageError
 from warehouse.frames import utc
 from warehouse.intake import receive
-from warehouse.night_order import check_name, free_night, is_judged, last_changed, register
+from warehouse.night_names import check_name
+from warehouse.night_order import free_night, is_judged, last_changed, register
 from warehouse.records import Record, UpdateRecord
 from warehouse.sources.dump_scratch import Scratch
 from warehouse.sources.dumps import DumpLine, read_dump
@@ -38,8 +39,8 @@ from warehouse.sources.entities import (
     parse_entity,
     record_id_of,
 )
+from warehouse.sources.pending import SOURCE
 from warehouse.store import Warehouse
-from warehouse.stream_store import SOURCE
 from warehouse.world_store import fact_id
 
 #: Opens the warehouse for one short piece of work.
@@ -54,10 +55,14 @@ _ITEMS = "wikibase-item"
 
 
 class DumpReport(Record):
-    """What came of one or two dumps. `skipped` counts statements or changes by the reason they gave no fact or record."""
+    """What came of one or two dumps; `bytes_read` of the files as they are, compressed ones.
+
+    `skipped` counts statements or changes by the reason they gave no fact or record.
+    """
 
     night: str
     entities: int
+    bytes_read: int = 0
     unchanged: int = 0
     only_in_old: int = 0
     facts: int = 0
@@ -72,6 +77,7 @@ class DumpReport(Record):
 @dataclass
 class _Counts:
     entities: int = 0
+    num_bytes: int = 0
     unchanged: int = 0
     written: int = 0
     aliases: int = 0
@@ -87,12 +93,25 @@ class _Work:
     def __init__(self, opener: Opener, night: str, stated: Collection[str], scratch: Scratch, source: str) -> None:
         self.opener, self.night, self.stated, self.scratch, self.source = opener, night, stated, scratch, source
         self.counts = _Counts()
-        self._asides: list[Aside] = []
 
     def items(self, path: Path, progress: Progress | None, *, is_counted: bool = True) -> Iterator[tuple[DumpLine, Entity]]:
-        """The items of a dump, named in the scratch file; what is none is kept with its reason."""
-        for line in read_dump(path, None if progress is None else lambda done: progress(path, done)):
+        """The items of a dump, named in the scratch file; what is none is put aside with its reason.
+
+        Raises:
+            SourceError: the file is missing, of another format, ends in the middle, or no line of it is an entity.
+        """
+        done, num_lines, num_entities = 0, 0, 0
+
+        def advance(num_bytes: int) -> None:
+            nonlocal done
+            done = num_bytes
+            if progress is not None:
+                progress(path, num_bytes)
+
+        for line in read_dump(path, advance):
             entity = line.entity
+            num_lines += 1
+            num_entities += isinstance(entity, Entity)
             if isinstance(entity, SetAside):
                 self._aside(path, line, entity)
                 continue
@@ -103,21 +122,29 @@ class _Work:
                 self.counts.entities += 1
                 self.counts.left_out.update(left.reason for left in entity.left_out)
             yield line, entity
+        self.counts.num_bytes += path.stat().st_size
+        # An older dump may be an empty array: then everything is new.
+        if not num_entities and (num_lines or is_counted):
+            reasons = ", ".join(f"{n} {reason}" for reason, n in self.counts.set_aside.most_common()) or "the array is empty"
+            raise SourceError(
+                f"{path}: {done} bytes were read and no line of {num_lines} is an entity ({reasons}); nothing is kept. "
+                "Expected a Wikidata JSON dump, one entity a line"
+            )
 
     def _aside(self, path: Path, line: DumpLine, found: SetAside) -> None:
         self.counts.set_aside[found.reason] += 1
         # A lexeme is no broken line: there are a million of them, and they are counted.
         if found.reason != "unsupported_entity":
             raw = line.data[:2000].decode("utf-8", "backslashreplace")
-            self._asides.append(Aside(place=f"{path.name}:{line.number}", entity_id=found.entity_id, reason=found.reason,
-                                      sentence=found.sentence, raw=raw))  # fmt: skip
-        if len(self._asides) >= CHUNK:
-            self.flush()
+            aside = Aside(place=f"{path.name}:{line.number}", entity_id=found.entity_id, reason=found.reason,
+                          sentence=found.sentence, raw=raw)  # fmt: skip
+            # Not yet into the warehouse: of a file that turns out to break off nothing is kept.
+            self.scratch.put_aside(aside.model_dump_json())
 
     def flush(self) -> None:
-        with self.opener() as wh:
-            put_asides(wh, self.source, self.night, self._asides)
-        self._asides.clear()
+        for bodies in self.scratch.asides(CHUNK):
+            with self.opener() as wh:
+                put_asides(wh, self.source, self.night, [Aside.model_validate_json(body) for body in bodies])
 
     def pieces(self) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
         """What waits, with the labels of every id in it: those of the newer dump first, then the warehouse's."""
@@ -141,9 +168,9 @@ class _Work:
             put_unstated(wh, self.source, self.night, counts.unstated, names)
         listed = [UnstatedProperty(pid=pid, label=names.get(pid, ""), statements=n) for pid, n in counts.unstated.most_common()]
         return DumpReport(
-            night=self.night, entities=counts.entities, unchanged=counts.unchanged, aliases=counts.aliases,
-            set_aside=dict(counts.set_aside), left_out=dict(counts.left_out), skipped=dict(counts.skipped),
-            unstated=tuple(listed), **more,
+            night=self.night, entities=counts.entities, bytes_read=counts.num_bytes, unchanged=counts.unchanged,
+            aliases=counts.aliases, set_aside=dict(counts.set_aside), left_out=dict(counts.left_out),
+            skipped=dict(counts.skipped), unstated=tuple(listed), **more,
         )  # fmt: skip
 
 
@@ -174,11 +201,11 @@ def fill(
         folder: where the scratch file lies, up to about twice the size of the compressed dump.
 
     Raises:
-        SourceError: no such file.
+        SourceError: no such file, another format, or a file that ends in the middle; nothing of it is kept.
         Conflict: a later night has changed facts already.
     """
     if not night:
-        raise ValueError("a fill needs a named night; the empty name is the base world")
+        raise UsageError("a fill needs a named night; the empty name is the base world")
     check_name(night)
     with _work(opener, night, stated, folder, f"{DUMP}:{path.name}@{night}") as work:
         with opener() as wh:
@@ -276,12 +303,16 @@ def catch_up(
     and are, are counted and give no record. Records received already stay as they are.
 
     Raises:
-        SourceError: a file is missing.
+        SourceError: a file is missing, of another format, or ends in the middle: what it lacks would count as gone, or as
+            new. Nothing of either file is kept.
         Conflict: the night is judged already.
     """
     if not night:
-        raise ValueError("a catch-up needs a named night for its records")
+        raise UsageError("a catch-up needs a named night for its records")
     check_name(night)
+    if not new.is_file():
+        # Said before the older dump is read, which takes hours where it is whole.
+        raise SourceError(f"{new}: no such file; give a later Wikidata JSON dump")
     with opener() as wh:
         if is_judged(wh, night):
             raise Conflict(

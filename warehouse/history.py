@@ -8,7 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from warehouse.errors import NotFound
+from warehouse.keys import entity_id, folded, relation_words
 from warehouse.lineage import CheckpointRow, ancestor_ids, checkpoints, head
+from warehouse.names import entities_named, relation_names, relations_of
 from warehouse.records import EditKind, Record
 from warehouse.reports import decision_of, reports_after
 from warehouse.store import Warehouse
@@ -171,16 +173,23 @@ def blame(wh: Warehouse, lineage: str, subject: str, relation: str) -> list[Blam
     """Every edit that ever gave the lineage an answer for a slot, newest first.
 
     Args:
-        subject: label or id.
+        subject: label or id, in any spelling.
+        relation: property id in any spelling, or its label or an alias.
 
     Raises:
         NotFound: no edit of this slot was ever made here: what the model says of it, it says by itself.
     """
-    rows = wh.rows(
-        f"""{_FACT} WHERE e.lineage = $lineage AND e.status <> 'skipped' AND r.relation = $relation
-            AND (r.subject = $subject OR r.subject_id = $subject) ORDER BY e.edit_seq DESC""",
-        {"lineage": lineage, "subject": subject, "relation": relation},
+    names = relation_names(wh)
+    asked, key = relations_of(relation, names) or frozenset({relation, relation_words(relation)}), folded(subject)
+    ids = {entity_id(subject), *entities_named(wh, [subject]).get(key, ())}
+    every = wh.rows(
+        f"{_FACT} WHERE e.lineage = $lineage AND e.status <> 'skipped' ORDER BY e.edit_seq DESC", {"lineage": lineage}
     )
+    rows = [
+        row for row in every
+        if (row["relation"] in asked or relations_of(row["relation"], names) & asked)
+        and (folded(row["subject"]) == key or row["subject_id"] in ids)
+    ]  # fmt: skip
     if not rows:
         raise NotFound(
             f"lineage {lineage!r} has no edit of {relation} of {subject!r}: the answer is the base model's own; "

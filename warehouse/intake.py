@@ -6,7 +6,7 @@ They belong to the world, not to a lineage: each night is received and judged on
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import pandas as pd
 
@@ -15,9 +15,11 @@ from warehouse.errors import Conflict, NotFound, WarehouseError
 from warehouse.frames import utc
 from warehouse.night_order import in_order, register
 from warehouse.records import EditRequest, UpdateRecord, Verdict
-from warehouse.store import Warehouse
+from warehouse.store import Reader, Warehouse
 
 logger = logging.getLogger(__name__)
+#: Stands between an id that was used for two texts and the digest of the later one.
+REUSED = "~"
 
 
 def request_digest(request: EditRequest) -> str:
@@ -31,11 +33,33 @@ def request_digest(request: EditRequest) -> str:
     return digest_of(content)
 
 
+def request_content(request: EditRequest) -> str:
+    """What a request asks for, whenever and by whatever way it came: the same content again is the same request."""
+    return digest_of(request.model_dump(mode="json", exclude={"received_at", "source", "other_relations", "rephrases"}))
+
+
+def requests_named(wh: Reader, request_ids: Collection[str], night: str) -> dict[str, tuple[str, str]]:
+    """(night, content) of the stored requests of some ids, those of one night left out."""
+    columns = ", ".join(EditRequest.model_fields)
+    asked = pd.DataFrame({"request_id": sorted(request_ids)}, dtype="str")
+    rows = wh.rows(
+        f"SELECT night, {columns} FROM edit_requests SEMI JOIN asked USING (request_id) WHERE night <> $night",
+        {"night": night}, asked=asked,
+    )  # fmt: skip
+    found = {}
+    for row in rows:
+        request = EditRequest(**{name: row[name] for name in EditRequest.model_fields})
+        found[request.request_id] = (row["night"], request_content(request))
+    return found
+
+
 def receive(wh: Warehouse, records: Iterable[UpdateRecord]) -> int:
     """Keep update records as they came, in order of arrival; those stored already add nothing.
 
+    A record whose id came with another text before is kept under that id, a `~` and the digest of its own text: nothing
+    is lost, and the records that clash are found when the night is judged.
+
     Raises:
-        Conflict: a source used one record_id for two different texts. Nothing of this call is stored.
         WarehouseError: a text cannot be written as UTF-8.
     """
     records = list(records)
@@ -45,24 +69,29 @@ def receive(wh: Warehouse, records: Iterable[UpdateRecord]) -> int:
                 f"record {record.record_id!r} of source {record.source!r} holds half of a surrogate pair, which is no "
                 "text; its source must escape it"
             )
-    arrived = pd.DataFrame(
-        {"source": [r.source for r in records], "record_id": [r.record_id for r in records],
-         "raw_digest": [digest_of(r.raw) for r in records]}, dtype="str",
-    )  # fmt: skip
-    twice = arrived.drop_duplicates()
-    if (clash := twice[twice.duplicated(["source", "record_id"])]).size:
-        raise _two_texts(clash.iloc[0].source, clash.iloc[0].record_id, "in this delivery")
+    arrived = pd.DataFrame({"source": [r.source for r in records], "record_id": [r.record_id for r in records]}, dtype="str")
     with wh.transaction():
         stored = wh.rows("SELECT source, record_id, raw FROM updates SEMI JOIN arrived USING (source, record_id)",
                          arrived=arrived)  # fmt: skip
         known = {(row["source"], row["record_id"]): digest_of(row["raw"]) for row in stored}
-        for source, record_id, raw_digest in twice.itertuples(index=False, name=None):
-            if known.get((source, record_id), raw_digest) != raw_digest:
-                raise _two_texts(source, record_id, "in an earlier delivery")
-        fresh = {(r.source, r.record_id): r for r in reversed(records) if (r.source, r.record_id) not in known}
+        fresh: dict[tuple[str, str], UpdateRecord] = {}
+        for record in records:
+            key, digest = (record.source, record.record_id), digest_of(record.raw)
+            if known.setdefault(key, digest) == digest:
+                fresh.setdefault(key, record)
+                continue
+            own = record.model_copy(update={"record_id": f"{record.record_id}{REUSED}{digest[:12]}"})
+            logger.warning(
+                "record id %r of %r came with another text; kept as %r", record.record_id, record.source, own.record_id
+            )
+            fresh.setdefault((own.source, own.record_id), own)
+        asked = pd.DataFrame(list(fresh), columns=["source", "record_id"], dtype="str")
+        held = wh.rows("SELECT source, record_id FROM updates SEMI JOIN asked USING (source, record_id)", asked=asked)
+        for row in held:
+            del fresh[row["source"], row["record_id"]]
         register(wh, (r.night for r in records))
         start = wh.scalar("SELECT coalesce(max(received_seq), 0) FROM updates")
-        rows = [record.model_dump() for record in reversed(fresh.values())]
+        rows = [record.model_dump() for record in fresh.values()]
         new = wh.append("updates", [row | {"received_seq": start + 1 + i} for i, row in enumerate(rows)], "error")
     logger.info("received %d records, %d new", len(records), new)
     return new
@@ -74,12 +103,6 @@ def _is_text(raw: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _two_texts(source: str, record_id: str, where: str) -> Conflict:
-    return Conflict(
-        f"record {record_id!r} of source {source!r} came with another text {where}; a source gives every text its own record_id"
-    )
 
 
 def updates_of(wh: Warehouse, night: str) -> list[UpdateRecord]:
@@ -129,7 +152,8 @@ def record_verdicts(
             elif held[verdict.record_id] != verdict:
                 raise Conflict(
                     f"record {verdict.record_id!r} of {source!r} was judged {held[verdict.record_id].verdict} already "
-                    f"and is now judged {verdict.verdict}, or for another reason; a recorded verdict does not change"
+                    f"and is now judged {verdict.verdict}, or for another reason; a recorded verdict does not change. A night "
+                    f"that was not edited can be taken back: `errata night withdraw {night} --reason WHY`"
                 )
         return wh.append("verdicts", fresh, "error", constants={"night": night, "source": source})
 

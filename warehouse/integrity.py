@@ -155,8 +155,10 @@ _OTHERS = (
                     concat(a.subject, ' ', a.relation, ' ', a.object, ' is believed as well by ', b.fact_id) AS found
              FROM facts AS a JOIN facts AS b
                ON a.relation = b.relation AND a.fact_id < b.fact_id
-              AND coalesce(nullif(a.subject_id, ''), a.subject) = coalesce(nullif(b.subject_id, ''), b.subject)
-              AND coalesce(nullif(a.object_id, ''), a.object) = coalesce(nullif(b.object_id, ''), b.object)
+              AND coalesce(nullif(a.subject_id, ''), lower(trim(a.subject)))
+                  = coalesce(nullif(b.subject_id, ''), lower(trim(b.subject)))
+              AND coalesce(nullif(a.object_id, ''), lower(trim(a.object)))
+                  = coalesce(nullif(b.object_id, ''), lower(trim(b.object)))
               AND (a.known_to_night IS NULL OR place_of(b.known_from_night) < place_of(a.known_to_night))
               AND (b.known_to_night IS NULL OR place_of(a.known_from_night) < place_of(b.known_to_night))""",
           "end one of the two (apply_fact_changes): counts and probes would see this fact twice"),

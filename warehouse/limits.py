@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from warehouse.errors import IntegrityError
+from warehouse.errors import IntegrityError, RefusedName
 
 #: Endings of files that Python or torch unpickle.
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz"})
@@ -36,13 +36,13 @@ DEFAULT = Limits()
 
 
 def refuse_names(names: Iterable[str], *, allow_code: bool = False) -> None:
-    """Raises ValueError for a name that says pickle or, unless allowed, code."""
+    """Raises RefusedName for a name that says pickle or, unless allowed, code."""
     for name in names:
         ending = PurePosixPath(name).suffix.lower()
         if ending in PICKLES:
-            raise ValueError(f"{name!r} is a pickle by its name, which can run code when it is loaded; save safetensors")
+            raise RefusedName(f"{name!r} is a pickle by its name, which can run code when it is loaded; save safetensors")
         if ending in CODE and not allow_code:
-            raise ValueError(f"{name!r} is code; it is taken only where model.trust_remote_code is set")
+            raise RefusedName(f"{name!r} is code; it is taken only where model.trust_remote_code is set")
 
 
 def check_folder(folder: Path, limits: Limits = DEFAULT, *, allow_code: bool = False) -> None:

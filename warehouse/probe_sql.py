@@ -162,3 +162,8 @@ DRAWDOWN = _sql(f"""
     WITH {_SLOTS}
     SELECT prompt, objects AS targets FROM open_slots
     ORDER BY seeded('drawdown', subject_id, relation) LIMIT $k""")
+
+STAND_INS = _sql(f"""
+    WITH {_SLOTS}
+    SELECT prompt, objects AS targets FROM open_slots
+    ORDER BY seeded('stand-in', $kind, subject_id, relation) LIMIT $k""")

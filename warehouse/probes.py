@@ -22,53 +22,37 @@ import pandas as pd
 
 from warehouse.digests import digest_of
 from warehouse.errors import IntegrityError, NotFound
-from warehouse.probe_sql import DRAWDOWN, RESOLVE, SLICES
+from warehouse.probe_identity import make_probe, make_probe_set, order_of, probe_set_digest
+from warehouse.probe_sql import DRAWDOWN, RESOLVE, SLICES, STAND_INS
 from warehouse.records import EditRequest, Probe, ProbeKind, ProbeSet
 from warehouse.reference.prose import held_text
 from warehouse.store import Warehouse
 
 log = logging.getLogger(__name__)
 
-#: Raise it when the same facts and requests would give other probes.
-PROBE_SET_VERSION = 1
 #: Most probes of each kind for one request.
 PER_REQUEST: dict[ProbeKind, int] = {
     "success": 1, "rephrase": 3, "obsolete": 1, "neighbourhood": 3, "relation_specificity": 2, "forgetfulness": 1,
     "unrelated": 1, "one_hop": 2, "logical": 1, "alias": 2,
 }  # fmt: skip
+#: Bystanders of a night, however few its edits are: the rules over them are shares, and a share needs a crowd.
+BYSTANDERS: dict[ProbeKind, int] = {"neighbourhood": 30, "unrelated": 20}
 StandingKind = Literal["drawdown", "retain", "held_text"]
-
-
-def make_probe(kind: ProbeKind, prompt: str, targets: Iterable[str], request_id: str | None = None) -> Probe:
-    answers = tuple(targets)
-    probe_id = digest_of(kind, prompt, answers)
-    return Probe(probe_id=probe_id, kind=kind, prompt=prompt, targets=answers, request_id=request_id)
-
-
-def make_probe_set(name: str, probes: Iterable[Probe]) -> ProbeSet:
-    """A set that asks each question once (its first owner keeps it), in an order that depends on content alone."""
-    unique: dict[str, Probe] = {}
-    for probe in probes:
-        unique.setdefault(probe.probe_id, probe)
-    ordered = tuple(sorted(unique.values(), key=_order))
-    return ProbeSet(name=name, version=PROBE_SET_VERSION, probes=ordered, digest=probe_set_digest(ordered))
-
-
-def probe_set_digest(probes: Iterable[Probe]) -> str:
-    """Identity of a set: which questions are asked, and for which request; order and name do not matter."""
-    return digest_of(sorted([probe.probe_id, probe.request_id or ""] for probe in probes))
-
-
-def _order(probe: Probe) -> tuple[str, str, str]:
-    return (probe.kind, probe.request_id or "", probe.probe_id)
 
 
 # ---------------------------------------------------------------- builders
 
 
+def night_counts(num_requests: int) -> dict[ProbeKind, int]:
+    """Probes of each kind for one request of a night: so many that a small night asks as many bystanders as a large one."""
+    shares = {kind: -(-total // max(num_requests, 1)) for kind, total in BYSTANDERS.items()}
+    return {kind: max(count, shares.get(kind, 0)) for kind, count in PER_REQUEST.items()}
+
+
 def build_edit_probes(
     wh: Warehouse, requests: Sequence[EditRequest], *, excluded_subjects: Collection[str] = frozenset(),
-    per_request: Mapping[ProbeKind, int] | None = None, seed: int = 0, name: str = "edits",
+    per_request: Mapping[ProbeKind, int] | None = None, least: Mapping[ProbeKind, int] | None = None, seed: int = 0,
+    name: str = "edits",
 ) -> ProbeSet:  # fmt: skip
     """The questions that tonight's edits must answer, must not disturb, and should carry over to.
 
@@ -76,6 +60,8 @@ def build_edit_probes(
         excluded_subjects: ids or labels never asked about in `neighbourhood` and `unrelated`: subjects edited on
             earlier nights, subjects of the second moment. Tonight's subjects and targets are added here.
         per_request: most probes of a kind for one request, over `PER_REQUEST`; 0 leaves the kind out.
+        least: of all requests together, so many probes of a kind of bystanders, if the store has as many facts: where a
+            relation has too few other subjects, facts of any relation stand in for them.
 
     Raises:
         ValueError: `per_request` names a kind that belongs to no edit, or a negative number, or two requests have
@@ -101,7 +87,8 @@ def build_edit_probes(
     probes: list[Probe] = []
     for kind, count in counts.items():
         if count:
-            probes += _ask(wh, kind, SLICES[kind], seed, count, frames)
+            asked_now = _ask(wh, kind, SLICES[kind], seed, count, frames)
+            probes += asked_now + _stand_ins(wh, kind, (least or {}).get(kind, 0), asked_now, requests, seed, frames)
     result = make_probe_set(name, probes)
     seconds = time.perf_counter() - started
     log.info("%d probes for %d requests in %.2f s: %s", len(result.probes), len(requests), seconds, result.digest[:12])
@@ -138,6 +125,20 @@ def standing_probes(
         frames = {"asked": _request_frame(chosen), "reworded": _rephrase_frame(chosen)}
         probes += _ask(wh, "rephrase", SLICES["rephrase"], seed, PER_REQUEST["rephrase"], frames)
     return make_probe_set(kind, probes)
+
+
+def _stand_ins(
+    wh: Warehouse, kind: ProbeKind, least: int, asked: Sequence[Probe], requests: Sequence[EditRequest], seed: int,
+    frames: Mapping[str, pd.DataFrame],
+) -> list[Probe]:  # fmt: skip
+    """Facts of any relation, shared out among the requests, as far as `asked` falls short of `least`."""
+    known = {probe.prompt for probe in asked}
+    if len(known) >= least:
+        return []
+    rows = wh.rows(STAND_INS, {"seed": str(seed), "kind": kind, "k": least + len(known)}, shut_out=frames["shut_out"])
+    fresh = [row for row in rows if row["prompt"] not in known][: least - len(known)]
+    owners = [request.request_id for request in requests]
+    return [make_probe(kind, row["prompt"], row["targets"], owners[i % len(owners)]) for i, row in enumerate(fresh)]
 
 
 def _ask(wh: Warehouse, kind: ProbeKind, sql: str, seed: int, count: int, frames: Mapping[str, pd.DataFrame]) -> list[Probe]:
@@ -193,7 +194,7 @@ def load_probe_set(wh: Warehouse, digest: str) -> ProbeSet:
     if not heads:
         raise NotFound(f"no probe set {digest} in the warehouse")
     sql = "SELECT probe_id, kind, prompt, targets, request_id FROM probes WHERE set_digest = $digest"
-    probes = tuple(sorted(wh.records(Probe, sql, {"digest": digest}), key=_order))
+    probes = tuple(sorted(wh.records(Probe, sql, {"digest": digest}), key=order_of))
     found = probe_set_digest(probes)
     if found != digest:
         raise IntegrityError(f"probe set {digest} has {len(probes)} stored probes of digest {found}; rebuild the set")

@@ -29,7 +29,7 @@ from warehouse.artifacts import (
     validate_key,
 )
 from warehouse.digests import canonical_json, sha256_bytes
-from warehouse.errors import Conflict, IntegrityError, LineageMoved, NotFound
+from warehouse.errors import Conflict, IntegrityError, LineageMoved, NotFound, RefusedName
 from warehouse.limits import refuse_names
 from warehouse.records import ChannelPointer, Manifest, Record
 
@@ -48,7 +48,7 @@ def checkpoint_files(checkpoint_id: str, folder: Path) -> dict[str, Path]:
 
     Raises:
         NotFound: the folder is missing or empty.
-        ValueError: a name in it cannot be a store key.
+        RefusedName: a name in it cannot be a store key.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     if not paths:
@@ -174,7 +174,8 @@ def publish(
         LineageMoved: the channel serves another checkpoint than expected.
         Conflict: an object of one of these names has other content.
         IntegrityError: a file is not what the manifest says, here or in the store, or something it names is missing.
-        ValueError: the manifest was not decided "promote", or names something it may not.
+        RefusedName: the manifest names something it may not.
+        ValueError: it was not decided "promote".
     """
     if manifest.verdict != "promote" or manifest.decision.verdict != "promote":
         raise ValueError(
@@ -365,7 +366,7 @@ def check_names(manifest: Manifest) -> None:
     for key in manifest.files:
         validate_key(key)
         if not key.startswith(_NAMEABLE) or (key.startswith("checkpoints/") and not key.startswith(own)):
-            raise ValueError(
+            raise RefusedName(
                 f"the manifest of {manifest.checkpoint.checkpoint_id} names {key!r}; "
                 f"it may name files under patches/ and {own} only"
             )

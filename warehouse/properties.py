@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from warehouse.digests import digest_of, sha256_file
 from warehouse.errors import SourceError
+from warehouse.keys import clean_text, entity_id
 from warehouse.records import Record
 from warehouse.reference import HERE
 from warehouse.sources.entity_values import PROPERTY_ID, read_snak
@@ -61,6 +62,7 @@ class PropertyKnowledge(Record):
     subject_type: str | None = None
     temporal: bool | None = None
     one_of: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     def over(self, other: PropertyKnowledge) -> PropertyKnowledge:
         """This knowledge laid over another's: what it says holds, what it does not say is the other's."""
@@ -79,7 +81,7 @@ def parse_property(document: Any) -> PropertyKnowledge:
     """
     entity = _entity(document)
     pid = entity["id"]
-    said: dict[str, Any] = {"pid": pid, "label": _label(entity)}
+    said: dict[str, Any] = {"pid": pid, "label": _label(entity), "aliases": _aliases(entity)}
     for kind, parameters in _constraints(entity):
         if kind in (SINGLE_VALUE, SINGLE_BEST_VALUE):
             said |= {"cardinality": "single", "single_in_practice": True}
@@ -112,6 +114,13 @@ def _label(entity: Mapping[str, Any]) -> str | None:
     english = labels.get("en") if isinstance(labels, dict) else None
     text = english.get("value") if isinstance(english, dict) else None
     return text if isinstance(text, str) and text.strip() else None
+
+
+def _aliases(entity: Mapping[str, Any]) -> tuple[str, ...]:
+    aliases = entity.get("aliases")
+    english = aliases.get("en") if isinstance(aliases, dict) else None
+    texts = [entry.get("value") for entry in english if isinstance(entry, dict)] if isinstance(english, list) else []
+    return tuple(dict.fromkeys(clean_text(text) for text in texts if isinstance(text, str) and text.strip()))
 
 
 def _constraints(entity: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, list[str]]]]:
@@ -167,6 +176,15 @@ def _read_table(path: Path) -> list[PropertyKnowledge]:
     return [_row(path, number, row) for number, row in enumerate(rows, 2)]
 
 
+def _written(name: str, text: str) -> Any:
+    """A cell: ids in their one form, lists parted by `|`."""
+    if name in ("one_of", "aliases"):
+        return tuple(clean_text(part) if name == "aliases" else entity_id(part) for part in text.split("|"))
+    if name in ("pid", "inverse_pid"):
+        return "|".join(entity_id(part) for part in text.split("|"))
+    return text
+
+
 def _row(path: Path, number: int, row: Mapping[str | None, str | None]) -> PropertyKnowledge:
     said: dict[str, Any] = {}
     for name in PropertyKnowledge.model_fields:
@@ -176,7 +194,7 @@ def _row(path: Path, number: int, row: Mapping[str | None, str | None]) -> Prope
         if name in _BOOLS:
             said[name] = _FLAGS.get(text.casefold(), text)
         else:
-            said[name] = tuple(text.split("|")) if name == "one_of" else text
+            said[name] = _written(name, text)
     try:
         known = PropertyKnowledge(**said)
     except ValidationError as error:
@@ -209,6 +227,9 @@ def put_properties(wh: Warehouse, path: Path | None) -> int:
             wh.append("properties", [_stored(p) for p in known.values()], "error")
             wh.execute("DELETE FROM property_values")
             wh.append("property_values", [{"pid": p.pid, "object_id": o} for p in known.values() for o in p.one_of])
+            # Beside the aliases of entities: what a request may call a property.
+            wh.execute("DELETE FROM aliases WHERE regexp_full_match(entity_id, 'P[0-9]+')")
+            wh.append("aliases", [{"entity_id": p.pid, "alias": name} for p in known.values() for name in p.aliases])
             wh.execute("DELETE FROM store_meta WHERE key = ?", [_STATE_KEY])
             wh.append("store_meta", [{"key": _STATE_KEY, "value": state}])
     return wh.scalar("SELECT count(*) FROM properties")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from warehouse.artifacts import ObjectStore, checkpoint_key
 from warehouse.digests import sha256_file
-from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
+from warehouse.errors import Conflict, IntegrityError, NotFound, RefusedName, WarehouseError
 from warehouse.limits import DEFAULT, Limits, check_folder, refuse_names
 from warehouse.promotion import check_names, manifest_at, pointer_of, read_manifest
 from warehouse.records import Manifest
@@ -62,8 +62,8 @@ def _directory_digests(manifest: Manifest, store: ObjectStore, limits: Limits, a
         check_names(manifest)
         refuse_names(manifest.files, allow_code=allow_code)
         if len(manifest.files) > limits.files:
-            raise ValueError(f"it names {len(manifest.files)} files, {limits.files} are allowed (limits.files)")
-    except ValueError as error:
+            raise RefusedName(f"it names {len(manifest.files)} files, {limits.files} are allowed (limits.files)")
+    except RefusedName as error:
         raise IntegrityError(f"the manifest in {store.url} is not to be trusted: {error}") from error
     own = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
     digests = {key.removeprefix(own): value for key, value in manifest.files.items() if key.startswith(own)}

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from warehouse.digests import digest_of
-from warehouse.errors import Conflict, IntegrityError, NotFound
+from warehouse.errors import Conflict, IntegrityError, NotFound, UsageError
 from warehouse.frames import utc
 from warehouse.night_order import nights_before
 from warehouse.records import Record, UpdateRecord
@@ -146,7 +146,7 @@ def release(
     Raises:
         NotFound: no such quarantined record.
         Conflict: it was rejected, or the id stands in several sources.
-        ValueError: no reason or no actor.
+        UsageError: no reason or no actor.
     """
     return _act(wh, "release", record_id, reason, actor, source, now)
 
@@ -162,9 +162,9 @@ def _act(
     wh: Warehouse, action: Action, record_id: str, reason: str, actor: str, source: str | None, now: datetime | None
 ) -> tuple[QuarantineAction, bool]:
     if not reason.strip():
-        raise ValueError(f"to {action} {record_id!r} give a reason; it is kept for whoever asks later")
+        raise UsageError(f"to {action} {record_id!r} give a reason; it is kept for whoever asks later")
     if not actor.strip():
-        raise ValueError(f"to {action} {record_id!r} say who acts")
+        raise UsageError(f"to {action} {record_id!r} say who acts")
     with wh.transaction():
         entry = entry_of(wh, record_id, source)
         before = [a for a in actions(wh, record_id) if a.source == entry.source and a.action != "join"]

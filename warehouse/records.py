@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from warehouse.digests import digest_of
 
 
 class Record(BaseModel):
@@ -223,6 +226,14 @@ class GateDecision(Record):
 # ---------------------------------------------------------------- checkpoints and runs
 
 
+def checkpoint_id(base_digest: str, patch_digests: Sequence[str] = ()) -> str:
+    """Identity of a checkpoint: the base's digest, then those of its patches in order; without any, of the base itself.
+
+    Parent, names, revision and time are no part of it: equal ids mean equal weights.
+    """
+    return digest_of(base_digest, list(patch_digests))
+
+
 class Checkpoint(Record):
     """A base revision and an ordered list of patches; `checkpoint_id` is the digest of both."""
 
@@ -233,6 +244,13 @@ class Checkpoint(Record):
     base_digest: str
     patch_digests: tuple[str, ...]
     created_at: datetime
+
+
+def base_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """The unedited base that a checkpoint stands on, as the first one of a lineage."""
+    return checkpoint.model_copy(
+        update={"checkpoint_id": checkpoint_id(checkpoint.base_digest), "parent": None, "patch_digests": ()}
+    )
 
 
 class Manifest(Record):

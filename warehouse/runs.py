@@ -100,6 +100,11 @@ def run_of(wh: Warehouse, night: str, lineage: str) -> RunState | None:
     return found[0] if found else None
 
 
+def begun_at(wh: Warehouse, night: str) -> datetime | None:
+    """When a night was first begun, on whatever lineage: by then all of it was received."""
+    return wh.scalar("SELECT min(started_at) FROM runs WHERE night = ?", [night])
+
+
 def runs(wh: Warehouse, lineage: str | None = None) -> list[NightRun]:
     """Lines of `errata status`: all runs by lineage and night; unfinished ones have the verdict "unfinished"."""
     return [run.line for run in _runs(wh, "coalesce(lineage = $lineage, true)", {"lineage": lineage})]

@@ -35,7 +35,7 @@ def generate_key(private: Path, public: Path) -> str:
         The fingerprint.
 
     Raises:
-        KeyProblem: one of the files exists.
+        KeyProblem: one of the files exists or cannot be written.
     """
     for path in (private, public):
         if path.exists():
@@ -44,9 +44,12 @@ def generate_key(private: Path, public: Path) -> str:
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )  # fmt: skip
-    with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
-        handle.write(secret)
-    public.write_bytes(_public_pem(key.public_key()))
+    try:
+        with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+            handle.write(secret)
+        public.write_bytes(_public_pem(key.public_key()))
+    except OSError as error:
+        raise KeyProblem(f"{error.filename or private} cannot be written: {error.strerror or error}") from error
     return fingerprint(public.read_bytes())
 
 

@@ -20,12 +20,11 @@ from warehouse.night_order import in_order
 from warehouse.records import Record, UpdateRecord
 from warehouse.sources.entities import Entity
 from warehouse.sources.events import Refused, StreamEvent
+from warehouse.sources.pending import SOURCE, Outcome, PendingEvent
 from warehouse.store import Warehouse
 
 logger = logging.getLogger(__name__)
 
-#: Every record of the live source bears this name.
-SOURCE = "wikidata"
 #: Of a refused payload so many characters are kept, and of each reason and night so many payloads.
 MAX_PAYLOAD_CHARS, MAX_REFUSED = 2_000, 1_000
 #: Keys of the last events, kept with the cursor.
@@ -63,32 +62,6 @@ class Delivery:
     events: list[StreamEvent] = field(default_factory=list)
     refused: list[tuple[str, Refused, str]] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class PendingEvent:
-    """A stored event that waits for its documents."""
-
-    event_key: str
-    entity_id: str
-    action: str
-    why: str
-    rev_old: int | None
-    rev_new: int | None
-    happened_at: datetime | None
-    editor_class: str
-    patrolled: bool
-    summary: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an event: changed, unchanged or set_aside with a reason; `records` counts the updates it made."""
-
-    event_key: str
-    outcome: str
-    reason: str
-    records: int = 0
 
 
 # ---------------------------------------------------------------- events and cursor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from warehouse.changes import Change, Value
@@ -70,6 +71,47 @@ def state(
         target_new_id="" if target is None else target.id,
         kind=kind,
     )
+
+
+def with_rephrases(
+    request: EditRequest, templates: Mapping[str, Template], held_out: HeldOut = held_out_templates
+) -> EditRequest:
+    """A user's request with other wordings where he gave none: GR asks them.
+
+    They are the relation's templates, those first that no training text used for the slot; a relation without any is
+    reworded from the request's own prompt. A wording of KnowEdit is left as its authors gave it.
+    """
+    if request.rephrases or request.relation.startswith("text:"):
+        return request
+    template = templates.get(request.relation)
+    if template is None:
+        return request.model_copy(update={"rephrases": reworded(request.prompt, request.subject)})
+    kept_out = [i for i in held_out(request.subject_id, request.relation) if 0 < i < len(template.prompts)]
+    for wordings in (kept_out, range(len(template.prompts))):
+        prompts = tuple(template.prompt(i, request.subject) for i in wordings)
+        if others := tuple(prompt for prompt in prompts if prompt != request.prompt):
+            return request.model_copy(update={"rephrases": others})
+    return request.model_copy(update={"rephrases": reworded(request.prompt, request.subject)})
+
+
+def reworded(prompt: str, subject: str) -> tuple[str, ...]:
+    """Three other prompts with the same answer, from a prompt's own form."""
+    asks = prompt.rstrip().endswith("?")
+    match = None if asks else _OF.fullmatch(prompt.replace(subject, _MARK, 1))
+    found = []
+    if match:
+        what, verb = match.groups()
+        found = [f"{subject}'s {what} {verb}", f"Question: What {verb} the {what} of {subject}? Answer:"]
+    # Words before a prompt leave its answer what it was.
+    found += [frame.format(prompt) for frame in (_QUESTION_FRAMES if asks else _FRAMES)]
+    return tuple(found[:_MOST_REWORDED])
+
+
+_MARK = "\x00"
+_OF = re.compile(f"The ([^{_MARK}]+) of {_MARK} (is|was|are|were)")
+_FRAMES = ("It is well known: {}", "Here is a fact. {}", "As the encyclopedia says: {}")
+_QUESTION_FRAMES = ("Question: {} Answer:", "Here is a question. {}", "Please answer: {}")
+_MOST_REWORDED = 3
 
 
 def _withdraws(change: Change) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -26,7 +26,9 @@ from warehouse.intake import (
     updates_of,
     verdicts_of,
 )
-from warehouse.night_order import BASE_NIGHT, last_changed, register
+from warehouse.keys import text_key
+from warehouse.night_names import BASE_NIGHT
+from warehouse.night_order import last_changed, register
 from warehouse.records import EditRequest, Fact
 from warehouse.reference import world
 from warehouse.store import Warehouse
@@ -163,9 +165,9 @@ def _moment(value: Any) -> Any:
 
 
 def _keyed(frame: pd.DataFrame) -> pd.DataFrame:
-    """With `s` and `o`: the ids, or the labels where a source has only text."""
-    subject = frame["subject_id"].where(frame["subject_id"] != "", frame["subject"])
-    obj = frame["object_id"].where(frame["object_id"] != "", frame["object"])
+    """With `s` and `o`: the ids, or the keys of the labels where a source has only text."""
+    subject = frame["subject_id"].where(frame["subject_id"] != "", frame["subject"].map(text_key))
+    obj = frame["object_id"].where(frame["object_id"] != "", frame["object"].map(text_key))
     return frame.assign(s=subject, o=obj)
 
 
@@ -198,7 +200,12 @@ def apply_fact_changes(
     if new.empty:
         new = pd.DataFrame(columns=list(Fact.model_fields), dtype="str")
     new = _keyed(new).drop_duplicates(_SLOT)
-    gone = pd.DataFrame(list(ended), columns=_SLOT, dtype="str").drop_duplicates()
+    gone = pd.DataFrame(list(ended), columns=_SLOT, dtype="str")
+    ids = {*new["subject_id"], *new["object_id"]} | _known_ids(wh, {*gone["s"], *gone["o"]})
+    for side in ("s", "o"):
+        # What is no id is a label, or the key of one.
+        gone[side] = gone[side].map(lambda name: name if name in ids or name.startswith("text:") else text_key(name))
+    gone = gone.drop_duplicates()
     both = new[_SLOT].merge(gone, on=_SLOT)
     if len(both):
         raise ValueError(f"night {night} both adds and ends {tuple(both.iloc[0])}; decide which before storing")
@@ -223,6 +230,13 @@ def apply_fact_changes(
         )
         num_added = _add_facts(wh, night, fresh)
     return num_added, num_ended
+
+
+def _known_ids(wh: Warehouse, names: Collection[str]) -> set[str]:
+    asked = pd.DataFrame({"name": sorted(names)}, dtype="str")
+    rows = wh.rows("SELECT DISTINCT subject_id AS id FROM facts JOIN asked ON name = subject_id UNION "
+                   "SELECT DISTINCT object_id FROM facts JOIN asked ON name = object_id", asked=asked)  # fmt: skip
+    return {row["id"] for row in rows}
 
 
 def facts_as_of(wh: Warehouse, night: str, valid_at: datetime | None = None) -> pd.DataFrame:

@@ -11,9 +11,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 from torch import Tensor
 
 from editors.adapters.injection import ADAPTER, Site, adapter_weights, factors, injected, target_paths
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import EditorCard, Prepared
 from editors.mechanics.descent import DescentConfig, minimise
-from editors.mechanics.locality_bank import BankConfig, BankReader, prepare_bank
+from editors.mechanics.locality_bank import BankConfig, BankEditor
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
 from warehouse.records import EditBatch
@@ -49,31 +49,25 @@ class AdaLoraEditConfig(DescentConfig, BankConfig):
 
 
 @final
-class AdaLora(Editor[AdaLoraEditConfig]):
+class AdaLora(BankEditor[AdaLoraEditConfig]):
     """`Delta W = P diag(Lambda) Q`; singular triplets of little importance are pruned on the way to a global budget.
 
     Zhang et al. 2023, eqs. 3 to 12, by peft's allocator, with KnowEdit's masked-prompt loss.
     """
 
-    config_class = AdaLoraEditConfig
     card = EditorCard(
-        name="adalora", title="AdaLoRA", family="adapters", patch_kind="weight", paper="arXiv:2303.10512",
-        code="huggingface/peft; zjunlp/EasyEdit easyeditor/models/lora", needs_preparation=True, only_xy=False,
+        name="adalora",
+        title="AdaLoRA",
+        family="adapters",
+        patch_kind="weight",
+        paper="arXiv:2303.10512",
+        code="huggingface/peft; zjunlp/EasyEdit easyeditor/models/lora",
+        needs_preparation=True,
+        only_xy=False,
         differs="The public editing code never calls the allocator, so nothing is pruned there; ours does, after every step, "
         "over exactly num_steps. A locality bank's divergence is added to the loss (gamma 0 is the published form). No "
         "dropout. Each batch trains a new adapter on the model as it stands, and is merged and saved as factors.",
-    )  # fmt: skip
-
-    def __init__(self, config: AdaLoraEditConfig) -> None:
-        super().__init__(config)
-        self._reader = BankReader(self.card.name)
-
-    def preparation_key(self) -> str:
-        return self.config.bank_key
-
-    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
-        """The locality bank; see `prepare_bank`."""
-        return prepare_bank(model, corpus, self.config)
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one adapter for the whole batch.
@@ -96,9 +90,14 @@ class AdaLora(Editor[AdaLoraEditConfig]):
                     return held + bank.penalty({}, step) if bank else held
 
                 minimise(
-                    model, batch.requests, first, adapter_weights(model, paths), config, penalty=penalty,
+                    model,
+                    batch.requests,
+                    first,
+                    adapter_weights(model, paths),
+                    config,
+                    penalty=penalty,
                     after_step=tuner.update_and_allocate,
-                )  # fmt: skip
+                )
                 updates = {f"{path}.weight": factors(model, path) for path in paths}
         # A projection whose triplets were all pruned keeps its weight.
         return WeightPatch({name: u for name, u in updates.items() if u.left.shape[1]}, self._reader.note(subjects))
@@ -106,13 +105,23 @@ class AdaLora(Editor[AdaLoraEditConfig]):
     def _settings(self) -> AdaLoraConfig:
         c = self.config
         return AdaLoraConfig(
-            init_r=c.initial_rank, target_r=c.target_rank, lora_alpha=c.alpha, lora_dropout=0.0, tinit=c.warm_steps,
-            tfinal=c.final_steps, deltaT=1, total_step=c.num_steps, orth_reg_weight=c.orthogonality,
-        )  # fmt: skip
+            init_r=c.initial_rank,
+            target_r=c.target_rank,
+            lora_alpha=c.alpha,
+            lora_dropout=0.0,
+            tinit=c.warm_steps,
+            tfinal=c.final_steps,
+            deltaT=1,
+            total_step=c.num_steps,
+            orth_reg_weight=c.orthogonality,
+        )
 
 
 def orthogonality(layers: list[Any]) -> Tensor:
     """Mean Frobenius distance of the factors' Gram matrices from the identity; zero where P and Q are orthonormal."""
-    grams = [g for layer in layers for g in (layer.lora_A[ADAPTER] @ layer.lora_A[ADAPTER].t(),
-                                             layer.lora_B[ADAPTER].t() @ layer.lora_B[ADAPTER])]  # fmt: skip
+    grams = [
+        g
+        for layer in layers
+        for g in (layer.lora_A[ADAPTER] @ layer.lora_A[ADAPTER].t(), layer.lora_B[ADAPTER].t() @ layer.lora_B[ADAPTER])
+    ]
     return torch.stack([torch.linalg.matrix_norm(g - torch.eye(len(g), device=g.device)) for g in grams]).mean()

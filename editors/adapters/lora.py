@@ -10,9 +10,9 @@ from peft.tuners.lora import LoraModel
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from editors.adapters.injection import Site, adapter_weights, factors, injected, target_paths
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import EditorCard, Prepared
 from editors.mechanics.descent import DescentConfig, minimise
-from editors.mechanics.locality_bank import BankConfig, BankReader, prepare_bank
+from editors.mechanics.locality_bank import BankConfig, BankEditor
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
 from warehouse.records import EditBatch
@@ -28,31 +28,25 @@ class LoraEditConfig(DescentConfig, BankConfig):
 
 
 @final
-class Lora(Editor[LoraEditConfig]):
+class Lora(BankEditor[LoraEditConfig]):
     """`W' = W + (alpha / r) B A`, A random and B zero at first, Adam on both until the answers are right.
 
     Hu et al. 2021, eq. 3, with KnowEdit's masked-prompt loss. The adapter is merged: its factors are the patch.
     """
 
-    config_class = LoraEditConfig
     card = EditorCard(
-        name="lora", title="LoRA", family="adapters", patch_kind="weight", paper="arXiv:2106.09685",
-        code="huggingface/peft; zjunlp/EasyEdit easyeditor/models/lora", needs_preparation=True, only_xy=False,
+        name="lora",
+        title="LoRA",
+        family="adapters",
+        patch_kind="weight",
+        paper="arXiv:2106.09685",
+        code="huggingface/peft; zjunlp/EasyEdit easyeditor/models/lora",
+        needs_preparation=True,
+        only_xy=False,
         differs="An adapter changes every token, so a locality bank's divergence is added to the loss (gamma 0 is the "
         "published form). No dropout: over a few dozen steps on one fact it only blurs the stopping rule. Each batch trains "
         "a new adapter on the model as it stands, and is merged and saved as factors.",
-    )  # fmt: skip
-
-    def __init__(self, config: LoraEditConfig) -> None:
-        super().__init__(config)
-        self._reader = BankReader(self.card.name)
-
-    def preparation_key(self) -> str:
-        return self.config.bank_key
-
-    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
-        """The locality bank; see `prepare_bank`."""
-        return prepare_bank(model, corpus, self.config)
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one adapter for the whole batch.
@@ -70,8 +64,12 @@ class Lora(Editor[LoraEditConfig]):
             settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0)  # pyright: ignore[reportArgumentType]
             with injected(model, paths, LoraModel, settings):
                 minimise(
-                    model, batch.requests, first, adapter_weights(model, paths), config,
+                    model,
+                    batch.requests,
+                    first,
+                    adapter_weights(model, paths),
+                    config,
                     penalty=(lambda step: bank.penalty({}, step)) if bank else None,
-                )  # fmt: skip
+                )
                 updates = {f"{path}.weight": factors(model, path) for path in paths}
         return WeightPatch(updates, self._reader.note(subjects))

@@ -62,9 +62,16 @@ class CausalTrace:
 
 @torch.no_grad()
 def causal_trace(
-    model: EditableModel, prompt: str, subject: str, answer: str, *, noise: float = 3.0, samples: int = 10, seed: int = 0,
+    model: EditableModel,
+    prompt: str,
+    subject: str,
+    answer: str,
+    *,
+    noise: float = 3.0,
+    samples: int = 10,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> CausalTrace:  # fmt: skip
+) -> CausalTrace:
     """Trace one fact through the model as it stands.
 
     Meng et al. 2022 (ROME), section 2.1: Gaussian noise of `noise` times the standard deviation of the embeddings on
@@ -80,7 +87,7 @@ def causal_trace(
         raise InvalidRequest(f"causal tracing of {prompt!r} needs an answer; it is empty")
     row = encode_lookups(model, [prompt], [subject], [continuation_of(answer)])[0]
     spread = float(model.parameter(f"{model.anatomy.embedding}.weight").float().std())
-    place = _subject_tokens(model, prompt, subject, row)
+    place = range(row.first, row.lookup + 1)
     generator = torch.Generator().manual_seed(seed)
     width = model.anatomy.d_model(model.hf)
     draws = noise * spread * torch.randn(samples, len(place), width, generator=generator).to(model.hf.device)
@@ -98,17 +105,7 @@ def causal_trace(
             columns.append(tracer.restored(site, layers))
         restored[site] = torch.stack(columns, 1).cpu()
     tokens = tuple(str(model.tokenizer.decode([i])) for i in row.ids[: row.start])
-    return CausalTrace(
-        prompt, answer, tokens, place, tracer.clean(), float(tracer.corrupted().mean()), restored, window
-    )  # fmt: skip
-
-
-def _subject_tokens(model: EditableModel, prompt: str, subject: str, row: LookupRow) -> range:
-    """The subject's tokens: from the one that holds its first character to the lookup token."""
-    offsets = model.tokenizer([prompt], return_offsets_mapping=True)["offset_mapping"][0]
-    at = prompt.rfind(subject)
-    first = next(i for i, (_, end) in enumerate(offsets) if end > at)
-    return range(first, row.lookup + 1)
+    return CausalTrace(prompt, answer, tokens, place, tracer.clean(), float(tracer.corrupted().mean()), restored, window)
 
 
 class _Tracer:

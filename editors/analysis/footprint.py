@@ -64,11 +64,16 @@ def footprint(model: EditableModel, since: Mapping[str, Tensor] | None = None) -
         if not bool(change.any()):
             continue
         matrix = change if change.ndim == 2 else change.reshape(1, -1)
-        found.append(Footprint(
-            name, tuple(change.shape), float(change.norm() / base.norm().clamp_min(1e-30)),
-            float((change != 0).float().mean()), effective_rank(matrix),
-            _spectral(matrix) / max(_spectral(base.reshape(matrix.shape)), 1e-30),
-        ))  # fmt: skip
+        found.append(
+            Footprint(
+                name,
+                tuple(change.shape),
+                float(change.norm() / base.norm().clamp_min(1e-30)),
+                float((change != 0).float().mean()),
+                effective_rank(matrix),
+                _spectral(matrix) / max(_spectral(base.reshape(matrix.shape)), 1e-30),
+            )
+        )
     return found
 
 
@@ -111,11 +116,17 @@ def slot_footprint(model: EditableModel, since: Mapping[str, Mapping[str, Slot]]
     for name in sorted({*earlier, *now}):
         old, new = earlier.get(name, {}), now.get(name, {})
         norms = torch.tensor([float(slot.value.norm()) for slot in new.values()] or [0.0])
-        found.append(SlotFootprint(
-            name.removeprefix(slots_name("")), len(new), sum(len(slot.requests) for slot in new.values()),
-            len(new.keys() - old.keys()), sum(not _same(old[s], new[s]) for s in new.keys() & old.keys()),
-            len(old.keys() - new.keys()), float(norms.median()),
-        ))  # fmt: skip
+        found.append(
+            SlotFootprint(
+                name.removeprefix(slots_name("")),
+                len(new),
+                sum(len(slot.requests) for slot in new.values()),
+                len(new.keys() - old.keys()),
+                sum(not _same(old[s], new[s]) for s in new.keys() & old.keys()),
+                len(old.keys() - new.keys()),
+                float(norms.median()),
+            )
+        )
     return found
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from editors.base import Corpus
 from editors.direct.ledger import Ledger, LedgerConfig
-from editors.mechanics.second_moment import at_base
 from editors.mechanics.subject_filter import SubjectSpace, subject_states, wordings_for
 from editors.model import EditableModel
+from editors.views import at_base
+from warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
@@ -38,9 +39,7 @@ class Separated:
         return float((self.own > self.foreign).float().mean())
 
 
-def separability(
-    model: EditableModel, corpus: Corpus, subjects: Sequence[str], config: LedgerConfig
-) -> dict[str, Separated]:  # fmt: skip
+def separability(model: EditableModel, corpus: Corpus, subjects: Sequence[str], config: LedgerConfig) -> dict[str, Separated]:
     """Own and foreign answers of a mean `key` (its cosine) and of the ledger's `filter` for each subject, at the base.
 
     Half of a subject's wordings make its detector, the other half ask it. One pass over the prompts up to the layer.
@@ -55,7 +54,7 @@ def separability(
     """
     wordings = config.key_wordings
     if len(set(subjects)) < 2 or wordings < 2:
-        raise ValueError(f"{len(set(subjects))} subjects in {wordings} wordings: separability needs at least 2 of both")
+        raise UsageError(f"{len(set(subjects))} subjects in {wordings} wordings: separability needs at least 2 of both")
     prepared = Ledger(config).prepare(model, corpus)
     space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
     every = sorted({t for known in prepared.meta["templates"].values() for t in known})
@@ -63,7 +62,7 @@ def separability(
     names = [s for prompts, s in asked for _ in prompts]
     with at_base(model):
         site = model.anatomy.mlp.format(layer=config.layer)
-        states = subject_states(model, [p for prompts, _ in asked for p in prompts], names, site)
+        states = subject_states(model, [p for prompts, _ in asked for p in prompts], names, site, every)
     owner = torch.tensor([i for i, (prompts, _) in enumerate(asked) for _ in prompts])
     # Wordings come in an order of the subject's own, so every second one is a fair half.
     place = torch.cat([torch.arange(len(prompts)) for prompts, _ in asked])

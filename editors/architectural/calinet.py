@@ -92,10 +92,16 @@ class CaliNet(Editor[CaliNetConfig]):
     CKA tells false knowledge from true (`assessment`); with `calibrate_below` only false facts are calibrated, as in the paper.
     """
 
-    config_class = CaliNetConfig
     card = EditorCard(
-        name="calinet", title="CaliNet", family="architectural", patch_kind="module", paper="arXiv:2210.03329",
-        code="dqxiu/CaliNet", needs_preparation=True, trains=True, modes=("single", "batch"),
+        name="calinet",
+        title="CaliNet",
+        family="architectural",
+        patch_kind="module",
+        paper="arXiv:2210.03329",
+        code="dqxiu/CaliNet",
+        needs_preparation=True,
+        trains=True,
+        modes=("single", "batch"),
         experimental=("sequential", "sequential-batch"),
         why_not="each calibration trains its slots for its own facts; the survey grants neither sequential mode",
         differs=(
@@ -106,7 +112,7 @@ class CaliNet(Editor[CaliNetConfig]):
             "without training edits has its prompt alone. The slots are hooks; `editors/patches/widen.py` writes them into "
             "a plain model of wider layers."
         ),
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """The bank, not the optimiser; wordings come from the corpus alone."""

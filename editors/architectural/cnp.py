@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 
 from pydantic import PositiveInt
-from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.architectural.scoped import prepare_scoped
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, TrainingEdit, Workbench
 from editors.mechanics.answers import answer_rows
 from editors.mechanics.conditioning import ConditioningConfig, ConditionNet, coded_requests, train_conditioning
-from editors.mechanics.scope import ScopeConfig, train_scope
-from editors.mechanics.stages import Learnt, run_stages
-from editors.meta_learning.episodes import hold_out
+from editors.mechanics.scope import ScopeConfig
+from editors.mechanics.stages import Learnt
 from editors.model import EditableModel
 from editors.patches.conditioning import MEMORY, ConditioningPatch
 from editors.patches.scope_index import Classifier, slot_of
+from warehouse.errors import UsageError
 from warehouse.records import EditBatch
-
-#: Held-out edits whose prompts the conditioned model is tried on.
-HELD_EDITS = 100
 
 
 class CnpConfig(ScopeConfig, ConditioningConfig):
@@ -37,16 +33,22 @@ class Cnp(Editor[CnpConfig]):
     An edit's code depends on the base model and the edit alone, so edits may come in any order and any batches.
     """
 
-    config_class = CnpConfig
     card = EditorCard(
-        name="cnp", title="CNP", family="architectural", patch_kind="memory", paper="arXiv:1807.01613",
-        code="google-deepmind/neural-processes", needs_preparation=True, trains=True, preserves_architecture=False,
+        name="cnp",
+        title="CNP",
+        family="architectural",
+        patch_kind="memory",
+        paper="arXiv:1807.01613",
+        code="google-deepmind/neural-processes",
+        needs_preparation=True,
+        trains=True,
+        preserves_architecture=False,
         differs=(
             "A retriever picks the edits that a prompt is about before anything is aggregated; a mean over all of them washes "
             "out. A prompt of no edit is not conditioned at all. Points are the tokens of an edit's answer with the states "
             "that predict them. The variance head is left out: the softmax is a distribution already."
         ),
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """See `Editor.preparation_key`."""
@@ -60,24 +62,16 @@ class Cnp(Editor[CnpConfig]):
         """
         config = self.config
         if max(config.token_layer, config.prompt_layer) > min(config.film_layers):
-            raise ValueError(
+            raise UsageError(
                 f"scope layers {config.token_layer} and {config.prompt_layer} lie above the first of film_layers "
                 f"{config.film_layers}; whether a prompt is modulated must be known by then"
             )
-        learnt, aside = hold_out(corpus.edits, config.held_share, config.seed)
-        tried = random.Random(f"cnp:{config.seed}").sample(aside, min(len(aside), HELD_EDITS))
 
-        def scope(stage: Workbench, _before: Mapping[str, Tensor]) -> Learnt:
-            net, card = train_scope(model, corpus.edits, config, stage)
-            return net.tensors(), card
-
-        def film(stage: Workbench, _before: Mapping[str, Tensor]) -> Learnt:
+        def behind(learnt: Sequence[TrainingEdit], tried: Sequence[TrainingEdit], stage: Workbench) -> Learnt:
             net, card = train_conditioning(model, learnt, tried, config, stage)
             return net.tensors(), card
 
-        tensors, cards = run_stages(bench, {"scope": scope, "film": film})
-        meta: dict[str, Any] = {"token_layer": config.token_layer, "prompt_layer": config.prompt_layer, **cards}
-        return Prepared({name: t.detach().contiguous() for name, t in tensors.items()}, meta)
+        return prepare_scoped(model, corpus, config, bench, editor="cnp", stage="film", behind=behind)
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> ConditioningPatch:
         """See `Editor.edit`."""
@@ -86,7 +80,12 @@ class Cnp(Editor[CnpConfig]):
         classifier = Classifier.from_tensors(prepared.tensors, prepared.meta)
         vectors = classifier.embed(model, [r.prompt for r in batch.requests])
         return ConditioningPatch(
-            edits, vectors, [slot_of(r) for r in batch.requests], [r.request_id for r in batch.requests], prepared.digest,
-            (classifier.token_layer, classifier.prompt_layer), self.config.most,
+            edits,
+            vectors,
+            [slot_of(r) for r in batch.requests],
+            [r.request_id for r in batch.requests],
+            prepared.digest,
+            (classifier.token_layer, classifier.prompt_layer),
+            self.config.most,
             {} if MEMORY in model.memories else prepared.tensors,
-        )  # fmt: skip
+        )

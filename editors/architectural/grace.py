@@ -108,10 +108,15 @@ class Grace(Editor[GraceConfig]):
     label and a value that answers this prompt too: widen to `d`; otherwise both share the way between them.
     """
 
-    config_class = GraceConfig
     card = EditorCard(
-        name="grace", title="GRACE", family="architectural", patch_kind="memory", paper="arXiv:2211.11031",
-        code="Thartvigsen/GRACE grace/editors/grace.py", needs_preparation=True, preserves_architecture=False,
+        name="grace",
+        title="GRACE",
+        family="architectural",
+        patch_kind="memory",
+        paper="arXiv:2211.11031",
+        code="Thartvigsen/GRACE grace/editors/grace.py",
+        needs_preparation=True,
+        preserves_architecture=False,
         survey="Training Required: each value is fitted when its edit arrives; the preparation measures distances and trains "
         "nothing.",
         differs=(
@@ -119,7 +124,7 @@ class Grace(Editor[GraceConfig]):
             "a new prompt of the same label, a new entry is made. No split widens a radius. The same prompt met "
             "again retires its old entry. The first radius is a share of the layer's distances."
         ),
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """Radius and scale depend on the site and the sample, not on the optimiser."""
@@ -152,10 +157,12 @@ class Grace(Editor[GraceConfig]):
         distances = distances[distances > 0]
         if not len(distances):
             raise ValueError("grace found no two different prompts in the corpus; give it more texts")
-        return Prepared(meta={
-            "distance": float(torch.quantile(distances[:2**23], self.config.radius_percentile / 100)),
-            "output_size": float(torch.cat(sizes).median()),
-        })  # fmt: skip
+        return Prepared(
+            meta={
+                "distance": float(torch.quantile(distances[: 2**23], self.config.radius_percentile / 100)),
+                "output_size": float(torch.cat(sizes).median()),
+            }
+        )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> MemoryPatch:
         """See `Editor.edit`; the entries and radii of a batch are those of the same edits one after the other."""
@@ -196,9 +203,15 @@ class Grace(Editor[GraceConfig]):
         ]
         new = slice(start, None)
         return MemoryPatch(
-            site, start, book.keys[new].clone(), book.values[new].clone(), book.radii[new].clone(), book.labels[new],
-            book.request_ids[new], changes,
-        )  # fmt: skip
+            site,
+            start,
+            book.keys[new].clone(),
+            book.values[new].clone(),
+            book.radii[new].clone(),
+            book.labels[new],
+            book.request_ids[new],
+            changes,
+        )
 
     # ------------------------------------------------------------ one pass
 
@@ -212,9 +225,14 @@ class Grace(Editor[GraceConfig]):
         above = [block.format(layer=i) for i in range(self.config.layer + 1, model.anatomy.num_layers(model.hf))]
         with at_positions(model, rows.positions()):
             seen = trace(
-                model, rows.ids, rows.mask, inputs=(site,), outputs=(site, block.format(layer=self.config.layer)),
-                calls=above, use_cache=True,
-            )  # fmt: skip
+                model,
+                rows.ids,
+                rows.mask,
+                inputs=(site,),
+                outputs=(site, block.format(layer=self.config.layer)),
+                calls=above,
+                use_cache=True,
+            )
         assert seen.final is not None
         labels = answer_labels(model, rows, seen.final)
         keys, outputs = _at_last_prompt(seen, site, rows.last_prompt)
@@ -240,11 +258,18 @@ class Grace(Editor[GraceConfig]):
         place = {int(row): i for i, row in enumerate(fresh.tolist())}
         for i, (request, plan) in enumerate(zip(requests, plans, strict=True)):
             new = [i] if plan.radius is not None else []
-            patches.append(MemoryPatch(
-                site, start, query.keys[new], values[[place[i] for i in new]],
-                torch.tensor([plan.radius for _ in new], dtype=torch.float32), [rows.targets[i] for i in new],
-                [request.request_id for _ in new], plan.changes,
-            ))  # fmt: skip
+            patches.append(
+                MemoryPatch(
+                    site,
+                    start,
+                    query.keys[new],
+                    values[[place[i] for i in new]],
+                    torch.tensor([plan.radius for _ in new], dtype=torch.float32),
+                    [rows.targets[i] for i in new],
+                    [request.request_id for _ in new],
+                    plan.changes,
+                )
+            )
         return patches
 
     def _plans(self, query: _Query, targets: Sequence[tuple[int, ...]], book: Codebook | None, radius: float) -> list[_Plan]:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 
-from torch import Tensor
-
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.architectural.scoped import prepare_scoped
+from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, TrainingEdit, Workbench
 from editors.mechanics.answers import answer_labels, answer_rows, at_positions
 from editors.mechanics.counterfactual import CounterfactualConfig, Statement, end_id, train_counterfactual
-from editors.mechanics.scope import ScopeConfig, train_scope
-from editors.mechanics.stages import Learnt, run_stages
+from editors.mechanics.scope import ScopeConfig
+from editors.mechanics.stages import Learnt
 from editors.mechanics.trace import trace
-from editors.meta_learning.episodes import hold_out
 from editors.model import EditableModel
 from editors.patches.scope_index import Classifier, slot_of
 from editors.patches.serac import MEMORY, Entry, SeracPatch
 from warehouse.records import EditBatch, EditRequest
-
-#: Held-out edits whose rephrases the counterfactual model is tried on.
-HELD_EDITS = 100
 
 
 class SeracConfig(ScopeConfig, CounterfactualConfig):
@@ -35,17 +29,23 @@ class Serac(Editor[SeracConfig]):
     The newest edit of a subject's relation is the one in force; older ones stay below it and come back by rollback.
     """
 
-    config_class = SeracConfig
     card = EditorCard(
-        name="serac", title="SERAC", family="architectural", patch_kind="memory", paper="arXiv:2206.06520",
-        code="eric-mitchell/serac algs/serac.py", needs_preparation=True, trains=True, preserves_architecture=False,
+        name="serac",
+        title="SERAC",
+        family="architectural",
+        patch_kind="memory",
+        paper="arXiv:2206.06520",
+        code="eric-mitchell/serac algs/serac.py",
+        needs_preparation=True,
+        trains=True,
+        preserves_architecture=False,
         differs=(
             "No pretrained encoder: the classifier is a small net on the base model's states, the counterfactual model "
             "a small transformer on the base's embeddings with a pointer into the edit. The classifier embeds prompts "
             "alone, likeness is a cosine with a learnt scale, and an edit's vector is computed once. The decision is "
             "taken once a prompt and holds for the whole generation."
         ),
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """See `Editor.preparation_key`."""
@@ -57,21 +57,12 @@ class Serac(Editor[SeracConfig]):
         Raises:
             ValueError: training edits of fewer than two subjects.
         """
-        config = self.config
-        learnt, aside = hold_out(corpus.edits, config.held_share, config.seed)
-        tried = random.Random(f"serac:{config.seed}").sample(aside, min(len(aside), HELD_EDITS))
 
-        def scope(stage: Workbench, _before: Mapping[str, Tensor]) -> Learnt:
-            net, card = train_scope(model, corpus.edits, config, stage)
+        def behind(learnt: Sequence[TrainingEdit], tried: Sequence[TrainingEdit], stage: Workbench) -> Learnt:
+            net, card = train_counterfactual(model, learnt, tried, self.config, stage)
             return net.tensors(), card
 
-        def answers(stage: Workbench, _before: Mapping[str, Tensor]) -> Learnt:
-            net, card = train_counterfactual(model, learnt, tried, config, stage)
-            return net.tensors(), card
-
-        tensors, cards = run_stages(bench, {"scope": scope, "counterfactual": answers})
-        meta: dict[str, Any] = {"token_layer": config.token_layer, "prompt_layer": config.prompt_layer, **cards}
-        return Prepared({name: t.detach().contiguous() for name, t in tensors.items()}, meta)
+        return prepare_scoped(model, corpus, self.config, bench, editor="serac", stage="counterfactual", behind=behind)
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> SeracPatch:
         """See `Editor.edit`."""

@@ -127,11 +127,18 @@ class TPatcher(Editor[TPatcherConfig]):
     new keys with the hardest entries of the bank.
     """
 
-    config_class = TPatcherConfig
     card = EditorCard(
-        name="t_patcher", title="T-Patcher", family="architectural", patch_kind="module", paper="arXiv:2301.09785",
-        code="ZeroYuHuang/Transformer-Patcher src/models/patch.py", needs_preparation=True, preserves_architecture=False,
-        only_xy=False, modes=("single", "batch", "sequential"), experimental=("sequential-batch",),
+        name="t_patcher",
+        title="T-Patcher",
+        family="architectural",
+        patch_kind="module",
+        paper="arXiv:2301.09785",
+        code="ZeroYuHuang/Transformer-Patcher src/models/patch.py",
+        needs_preparation=True,
+        preserves_architecture=False,
+        only_xy=False,
+        modes=("single", "batch", "sequential"),
+        experimental=("sequential-batch",),
         why_not="neither the paper nor the survey shows batches in sequence; the neurons of both append alike",
         differs=(
             "Neurons stand in one matrix and have no cap of 5 an edit. A token that leads by less than the margin counts as "
@@ -139,7 +146,7 @@ class TPatcher(Editor[TPatcherConfig]):
             "zero, and search the hardest entries of the bank every few steps. The amplifier of a value is fixed. Queries of "
             "earlier edits and of other requests of the batch join the bank."
         ),
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """The bank, not the optimiser."""
@@ -182,12 +189,17 @@ class TPatcher(Editor[TPatcherConfig]):
         chosen = [torch.arange(len(task.own))] if together else [(task.row == i).nonzero()[:, 0] for i in range(len(requests))]
         return [
             NeuronPatch(
-                site, activation, start, neurons.keys[own], neurons.biases[own],
-                neurons.raw_values[own] * self.config.value_scale, queries=task.queries[own],
+                site,
+                activation,
+                start,
+                neurons.keys[own],
+                neurons.biases[own],
+                neurons.raw_values[own] * self.config.value_scale,
+                queries=task.queries[own],
                 note={"requests": [requests[i].request_id for i in task.row[own].tolist()]},
             )
             for own in chosen
-        ]  # fmt: skip
+        ]
 
     def _task(self, model: EditableModel, requests: Sequence[EditRequest], together: bool) -> _Task:
         """One pass over the rows, and a neuron for each mistaken token."""
@@ -252,9 +264,13 @@ def activation_loss(keys: Tensor, biases: Tensor, own: Tensor) -> Float[Tensor, 
 
 
 def memory_loss(
-    keys: Float[Tensor, "neurons d_model"], biases: Float[Tensor, " neurons"], own: Float[Tensor, "neurons d_model"],
-    hardest: Float[Tensor, "neurons top d_model"], act: Activation, config: TPatcherConfig,
-) -> Float[Tensor, " neurons"]:  # fmt: skip
+    keys: Float[Tensor, "neurons d_model"],
+    biases: Float[Tensor, " neurons"],
+    own: Float[Tensor, "neurons d_model"],
+    hardest: Float[Tensor, "neurons top d_model"],
+    act: Activation,
+    config: TPatcherConfig,
+) -> Float[Tensor, " neurons"]:
     """L_m of each neuron (eq. 7 to 9): silent on the bank, and far below its own query there.
 
     S(v) is the mean of exp over the largest entries. Beside S(M k + b - beta) and S((M - q_e) k - gamma) (b cancels in the

@@ -29,11 +29,11 @@ from editors.mechanics.answers import (
 )
 from editors.mechanics.descent import UpperBlocks
 from editors.mechanics.locality_bank import out_of_scope
-from editors.mechanics.second_moment import at_base
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.side_memory import SideMemory, SidePatch, SideRules, activity, side_memory_name
 from editors.tokens import continuation_of, encode_rows
+from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch
 
@@ -155,10 +155,16 @@ class Wise(Editor[WiseConfig]):
     The side weight acts at every token of a prompt that is above the threshold, from its first token on.
     """
 
-    config_class = WiseConfig
     card = EditorCard(
-        name="wise", title="WISE", family="architectural", patch_kind="memory", paper="arXiv:2405.14768",
-        code="zjunlp/EasyEdit easyeditor/models/wise", needs_preparation=True, preserves_architecture=False, only_xy=False,
+        name="wise",
+        title="WISE",
+        family="architectural",
+        patch_kind="memory",
+        paper="arXiv:2405.14768",
+        code="zjunlp/EasyEdit easyeditor/models/wise",
+        needs_preparation=True,
+        preserves_architecture=False,
+        only_xy=False,
         differs=(
             "Margins and step are shares of the layer's own sizes, where the published ones are absolute and per model. Adam, "
             "not SGD; training stops once answers lead by a margin and the activities keep theirs. The decision is taken "
@@ -168,7 +174,7 @@ class Wise(Editor[WiseConfig]):
             "and with `unrelated_share` it is no higher than what unrelated prompts reach. The merge is a "
             "function of all closed shards, not of the last merge."
         ),
-    )  # fmt: skip
+    )
 
     def __init__(self, config: WiseConfig) -> None:
         super().__init__(config)
@@ -185,8 +191,10 @@ class Wise(Editor[WiseConfig]):
             meta: `prompts`, and `output_norm`, the mean norm of the projection's output over their tokens.
 
         Raises:
+            UnsupportedModel: a layer that the model does not have.
             ValueError: the corpus holds no prompt.
         """
+        self._site(model)
         count, shuffle = self.config.num_prompts, random.Random(self.config.seed).shuffle
         asked = sorted({p for e in corpus.edits for p in (e.request.prompt, *(prompt for prompt, _ in e.kept))})
         texts = sorted({t for t in corpus.texts if t.strip()} - set(asked))
@@ -228,9 +236,16 @@ class Wise(Editor[WiseConfig]):
         delta = self._train(model, rows, context, start, mask, sizes)
         activities = [*context.earlier.activities(delta).tolist(), *activity(delta, rows.keys, rows.prompt).tolist()]
         return SidePatch(
-            site, 0 if held is None else len(held), shard, mask, (delta - start)[mask], activities, self.config.rules,
-            [(r.prompt, r.target_new) for r in batch.requests], self._unrelated_limit(unrelated, delta),
-        )  # fmt: skip
+            site,
+            0 if held is None else len(held),
+            shard,
+            mask,
+            (delta - start)[mask],
+            activities,
+            self.config.rules,
+            [(r.prompt, r.target_new) for r in batch.requests],
+            self._unrelated_limit(unrelated, delta),
+        )
 
     def _unrelated_limit(self, unrelated: _Prompts, delta: Tensor) -> float | None:
         share = self.config.unrelated_share
@@ -291,9 +306,8 @@ class Wise(Editor[WiseConfig]):
         return _Context(_Prompts([k[:n] for k, n in zip(answered.keys, starts, strict=True)]), answered, unrelated)
 
     def _train(
-        self, model: EditableModel, rows: _Rows, context: _Context, start: Tensor, mask: Tensor,
-        sizes: tuple[float, float],
-    ) -> Tensor:  # fmt: skip
+        self, model: EditableModel, rows: _Rows, context: _Context, start: Tensor, mask: Tensor, sizes: tuple[float, float]
+    ) -> Tensor:
         """Adam on the shard's entries until the answers lead by the margin and the activities keep theirs.
 
         Args:
@@ -330,8 +344,12 @@ class Wise(Editor[WiseConfig]):
             optimizer.step()
         log.info(
             "%d requests, %d steps, loss %.4f, margins missed by %.4f, smallest lead %.2f",
-            rows.labels.num_rows, steps, float(loss.detach()), missed, lead,
-        )  # fmt: skip
+            rows.labels.num_rows,
+            steps,
+            float(loss.detach()),
+            missed,
+            lead,
+        )
         return delta.detach()
 
     def _draw(self, prompts: _Prompts, generator: torch.Generator) -> list[int]:

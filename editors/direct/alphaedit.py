@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
+from editors.groups import GroupEditor
 from editors.mechanics.null_space import NullSpaces, null_space_update, prepare_null_spaces, read_null_spaces
-from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.spread import spread_over_layers
-from editors.mechanics.values import ValueSolution, optimise_values
+from editors.mechanics.settings import AscendingLayers, LocateEditConfig
+from editors.mechanics.spread import spread_over_layers, write_groups
+from editors.mechanics.values import anchored, optimise_values
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
-from warehouse.records import EditBatch, EditRequest
+from warehouse.records import EditRequest
 
 
 class AlphaEditConfig(LocateEditConfig):
@@ -30,23 +31,16 @@ class AlphaEditConfig(LocateEditConfig):
         subject: there the newer edit replaces the older.
     """
 
-    layers: tuple[NonNegativeInt, ...]
+    layers: AscendingLayers
     null_share: Annotated[float, Field(gt=0, lt=1)] = 0.02
     null_threshold: PositiveFloat | None = None
     l2: PositiveFloat = 10.0
     l2_scale: Literal["relative", "published"] = "published"
     protect_earlier: bool = True
 
-    @field_validator("layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if not layers or list(layers) != sorted(set(layers)):
-            raise ValueError(f"layers must be given in ascending order, without repeats; found {layers}")
-        return layers
-
 
 @final
-class AlphaEdit(Editor[AlphaEditConfig]):
+class AlphaEdit(GroupEditor[AlphaEditConfig]):
     """Null-space constrained editing.
 
     Targets and spread as MEMIT; per layer Delta = R K^T P ((E E^T + K K^T) P + l2 I)^-1, P the projector on the null space of
@@ -57,14 +51,18 @@ class AlphaEdit(Editor[AlphaEditConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="alphaedit", title="AlphaEdit", family="direct", patch_kind="weight",
+        name="alphaedit",
+        title="AlphaEdit",
+        family="direct",
+        patch_kind="weight",
         paper="Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355",
-        code="jianghoucheng/AlphaEdit", needs_preparation=True, only_xy=False,
+        code="jianghoucheng/AlphaEdit",
+        needs_preparation=True,
+        only_xy=False,
         differs="The null space may be chosen by its share of the trace, as an absolute threshold depends on the scale of the "
         "keys; solved by Cholesky in the r dimensions of the null space; earlier keys are part of the patches, so that a "
         "rollback takes them along; the keys of a subject that is edited again are released.",
-    )  # fmt: skip
-    config_class = AlphaEditConfig
+    )
 
     def __init__(self, config: AlphaEditConfig) -> None:
         super().__init__(config)
@@ -77,21 +75,19 @@ class AlphaEdit(Editor[AlphaEditConfig]):
         return self.config.preparation_digest(self.config.layers)
 
     @torch.no_grad()
-    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        known = self._read(prepared, model.hf.device)
-        requests = list(batch.requests)
-        solution = self._values(model, requests, known)
-        return self._write(model, requests, self._targets(solution, known), solution.solved, known)
+    def edit_groups(
+        self, model: EditableModel, groups: Sequence[Sequence[EditRequest]], prepared: Prepared
+    ) -> list[WeightPatch]:
+        """The values of all groups, which cost most, are optimised in one batch; see `GroupEditor.edit_groups`."""
+        known, top = self._read(prepared, model.hf.device), self.config.layers[-1]
+        requests = [request for group in groups for request in group]
+        solution = optimise_values(model, requests, known.contexts, top, "block", self.config)
+        targets = anchored(solution.targets, known.block_norms[top], self.config)
 
-    @torch.no_grad()
-    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        """One independent patch for each request; the values, which cost most, are optimised in one batch."""
-        if not requests:
-            return []
-        known = self._read(prepared, model.hf.device)
-        solution = self._values(model, requests, known)
-        targets = self._targets(solution, known)
-        return [self._write(model, [r], targets[i : i + 1], solution.solved[i : i + 1], known) for i, r in enumerate(requests)]
+        def write(group: Sequence[EditRequest], wanted: Tensor, note: dict[str, Any]) -> WeightPatch:
+            return self._write(model, group, wanted, note, known)
+
+        return write_groups("alphaedit", groups, targets, solution, write)
 
     def _read(self, prepared: Prepared, device: torch.device) -> NullSpaces:
         # Once for as long as the same preparation is handed in: the fp64 bases are large.
@@ -101,19 +97,9 @@ class AlphaEdit(Editor[AlphaEditConfig]):
             self._last = (prepared, device, known)
         return self._last[2]
 
-    def _values(self, model: EditableModel, requests: Sequence[EditRequest], known: NullSpaces) -> ValueSolution:
-        return optimise_values(model, requests, known.contexts, self.config.layers[-1], "block", self.config)
-
-    def _targets(self, solution: ValueSolution, known: NullSpaces) -> Tensor:
-        targets = solution.targets
-        if self.config.anchor_norm:
-            targets = targets * (known.block_norms[self.config.layers[-1]] / targets.norm(dim=1, keepdim=True))
-        return targets
-
     def _write(
-        self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, solved: Sequence[bool],
-        known: NullSpaces,
-    ) -> WeightPatch:  # fmt: skip
+        self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, note: Mapping[str, Any], known: NullSpaces
+    ) -> WeightPatch:
         config, path = self.config, model.anatomy.mlp_out
         subjects = frozenset(r.subject for r in requests)
         owners: list[str] = []
@@ -130,13 +116,9 @@ class AlphaEdit(Editor[AlphaEditConfig]):
             return update
 
         spread_over_layers(
-            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block,
-        )  # fmt: skip
-        note: Mapping[str, object] = {
-            "editor": "alphaedit", "requests": [r.request_id for r in requests], "solved": list(map(bool, solved)),
-            "subjects": owners,
-        }  # fmt: skip
-        return WeightPatch(written, note)
+            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block
+        )
+        return WeightPatch(written, {**note, "subjects": owners})
 
 
 def with_keys(update: LowRank, keys: Tensor) -> LowRank:

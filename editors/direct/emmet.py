@@ -9,16 +9,17 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator
 from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import EditorCard, Prepared
 from editors.errors import EditRefused
 from editors.mechanics.keys_values import lookup_states
-from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
+from editors.mechanics.locating import LocatingEditor
+from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.solve import check_norm, key_directions, smallest_form
-from editors.mechanics.values import Site, optimise_values
+from editors.mechanics.values import Site, anchored, optimise_values
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
-from warehouse.records import EditBatch, EditRequest
+from warehouse.records import EditRequest
 
 
 class EmmetConfig(LocateEditConfig):
@@ -72,7 +73,7 @@ def equality_update(residuals: Tensor, keys: Tensor, factor: Tensor, alpha: floa
 
 
 @final
-class Emmet(Editor[EmmetConfig]):
+class Emmet(LocatingEditor[EmmetConfig]):
     """Equality-constrained mass editing: for one request it is R-ROME.
 
     Delta = (V - W K) (K^T C^-1 K + alpha I)^-1 K^T C^-1, keys and current values averaged over contexts
@@ -80,43 +81,36 @@ class Emmet(Editor[EmmetConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="emmet", title="EMMET", family="direct", patch_kind="weight",
+        name="emmet",
+        title="EMMET",
+        family="direct",
+        patch_kind="weight",
         paper="Gupta et al. 2024, A Unified Framework for Model Editing, arXiv:2403.14236",
-        code="scalable-model-editing/unified-model-editing", needs_preparation=True, only_xy=False,
+        code="scalable-model-editing/unified-model-editing",
+        needs_preparation=True,
+        only_xy=False,
         differs="alpha may be relative to K^T C^-1 K, as the absolute one depends on the scale of the keys and of C; fp64 "
         "Cholesky; values of a batch are optimised together on cached states; the objective can ask that the answer ends.",
-    )  # fmt: skip
-    config_class = EmmetConfig
+    )
 
-    def __init__(self, config: EmmetConfig) -> None:
-        super().__init__(config)
-        self._read = PreparationReader()
-
-    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
-        return prepare_locate(model, corpus, (self.config.layer,), self.config)
-
-    def preparation_key(self) -> str:
-        return self.config.preparation_digest((self.config.layer,))
-
-    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        return self._patches(model, [list(batch.requests)], prepared)[0]
-
-    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        """One independent patch for each request; values and keys are taken in one batch."""
-        return self._patches(model, [[r] for r in requests], prepared) if requests else []
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return (self.config.layer,)
 
     @torch.no_grad()
-    def _patches(self, model: EditableModel, groups: Sequence[list[EditRequest]], prepared: Prepared) -> list[WeightPatch]:
+    def edit_groups(
+        self, model: EditableModel, groups: Sequence[Sequence[EditRequest]], prepared: Prepared
+    ) -> list[WeightPatch]:
+        """Values and keys of all groups are taken in one batch; see `GroupEditor.edit_groups`."""
         config = self.config
         path, layer = model.anatomy.mlp_out, config.layer
-        known = self._read(prepared, (layer,), model.hf.device)
+        known = self.known(model, prepared)
         requests = [r for group in groups for r in group]
         solution = optimise_values(model, requests, known.contexts, layer, config.value_site, config)
         changes = solution.deltas
         if config.anchor_norm:
             norms = known.mlp_norms if config.value_site == "mlp" else known.block_norms
-            targets = solution.targets * (norms[layer] / solution.targets.norm(dim=1, keepdim=True))
-            changes = targets - solution.base_values
+            changes = anchored(solution.targets, norms[layer], config) - solution.base_values
         states = lookup_states(model, requests, known.contexts, path, layer)
         keys, current = states.averaged(known.contexts.weights(config.key_average))
         # A change of the block's output is the same change of the MLP's; the wanted value is the bare prompt's plus it.

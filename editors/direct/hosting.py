@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from editors import catalogue, presets
 from editors.base import Editor, EditorCard, EditorConfig, Patch, Prepared
-from editors.errors import EditorError, UnknownEditor
+from editors.errors import EditorError, RefusedEditor, UnknownEditor
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
@@ -33,7 +33,7 @@ class HostedConfig(EditorConfig):
     def _locates(cls, host: str) -> str:
         try:
             accepted = issubclass(catalogue.editor_class(host).config_class, LocateEditConfig)
-        except UnknownEditor as error:
+        except (UnknownEditor, RefusedEditor) as error:
             raise ValueError(str(error)) from error
         if not accepted:
             raise ValueError(f"host {host!r} is not a locate-and-edit method; choose one such as memit, r_rome or alphaedit")
@@ -62,9 +62,14 @@ class Host:
         """The wrapper's card with what only the host decides."""
         theirs = catalogue.editor_class(self._config.host).card
         return replace(
-            own, max_batch=theirs.max_batch, modes=theirs.modes, experimental=theirs.experimental, why_not=theirs.why_not,
-            needs_preparation=theirs.needs_preparation, only_xy=theirs.only_xy,
-        )  # fmt: skip
+            own,
+            max_batch=theirs.max_batch,
+            modes=theirs.modes,
+            experimental=theirs.experimental,
+            why_not=theirs.why_not,
+            needs_preparation=theirs.needs_preparation,
+            only_xy=theirs.only_xy,
+        )
 
     def preparation_key(self, *own: Any) -> str:
         """All that the host's preparation can depend on: which of its numbers hold is known once there is a model."""

@@ -60,16 +60,22 @@ class KnowledgeNeurons(Editor[KnowledgeNeuronsConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="knowledge_neurons", title="Knowledge neurons", family="direct", patch_kind="weight",
+        name="knowledge_neurons",
+        title="Knowledge neurons",
+        family="direct",
+        patch_kind="weight",
         paper="Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv:2104.08696",
-        code="EleutherAI/knowledge-neurons", max_batch=1, modes=("single", "sequential"), needs_preparation=True,
-        only_xy=False, why_not="neurons are chosen and rewritten for one fact at a time",
+        code="EleutherAI/knowledge-neurons",
+        max_batch=1,
+        modes=("single", "sequential"),
+        needs_preparation=True,
+        only_xy=False,
+        why_not="neurons are chosen and rewritten for one fact at a time",
         differs="All points are one batch on cached states. Several answer tokens: attributions are summed, and directions "
         "are means of the tokens' embeddings at unit length, in norms of the slot (up to twice the layer's median). Wordings "
         "come from training edits of the relation. A single value direction cannot spell an answer of several tokens in "
         "order, and a neuron serves other facts too: an attribution tool first, an editor that often fails.",
-    )  # fmt: skip
-    config_class = KnowledgeNeuronsConfig
+    )
 
     def preparation_key(self) -> str:
         return digest_of("knowledge_neurons")
@@ -86,9 +92,12 @@ class KnowledgeNeurons(Editor[KnowledgeNeuronsConfig]):
         with torch.no_grad():
             updates = self._rewritten(model, request, old, list(found))
         note = {
-            "editor": "knowledge_neurons", "requests": [request.request_id], "old_answer": old, "prompts": prompts,
+            "editor": "knowledge_neurons",
+            "requests": [request.request_id],
+            "old_answer": old,
+            "prompts": prompts,
             "neurons": [[layer, index, value] for (layer, index), value in found.items()],
-        }  # fmt: skip
+        }
         return WeightPatch(updates, note)
 
     def _neurons(

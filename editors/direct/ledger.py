@@ -10,15 +10,15 @@ from typing import final
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Patch, Prepared, Workbench
+from editors.base import NO_BENCH, Corpus, EditorCard, Patch, Prepared, RetractingEditor, Workbench
 from editors.exact import on_grid
 from editors.mechanics.answers import check_request
-from editors.mechanics.second_moment import at_base
 from editors.mechanics.side_by_side import side_by_side
 from editors.mechanics.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
 from editors.mechanics.subject_values import SubjectValueConfig, facts_of, group_by_subject, solve_subject, without
 from editors.model import EditableModel
 from editors.patches.slots import Slot, SlotBook, SlotPatch, slots_name
+from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest
 
@@ -47,18 +47,17 @@ class LedgerConfig(SubjectValueConfig):
 
 
 @final
-class Ledger(Editor[LedgerConfig]):
+class Ledger(RetractingEditor[LedgerConfig]):
     """A gated slot for each edited subject, at its last token in an early layer; ROME's place, GRACE's radius.
 
     Everything that a slot needs is computed from the base model alone, one subject at a time, so that neither order nor
     batching can show. Several edits of one subject share a slot, whose value is optimised for all of them together.
     """
 
-    config_class = LedgerConfig
     per_model = ("layer", "value_lr", "clamp_norm")
     card = EditorCard(
         name="ledger", title="Ledger (slots)", family="direct", patch_kind="module", paper="Errata's own: see docs/LEDGER.md",
-        needs_preparation=True, only_xy=False, preserves_architecture=False,
+        needs_preparation=True, retracts=True, only_xy=False, preserves_architecture=False,
         differs="Ours. Adding, superseding and retracting are exact; a value also keeps the subject's other relations.",
     )  # fmt: skip
 
@@ -92,15 +91,11 @@ class Ledger(Editor[LedgerConfig]):
         return self._patch(model, group_by_subject(self._active(model), batch.requests), prepared)
 
     def retract(self, model: EditableModel, request_ids: Sequence[str], prepared: Prepared) -> SlotPatch:
-        """The patch after which the model is as if these edits had never been.
-
-        Raises:
-            ValueError: an edit is not active on the model.
-        """
+        """See `RetractingEditor.retract`."""
         return self._patch(model, without(self._active(model), request_ids), prepared)
 
     def remember(self, model: EditableModel, patch: Patch, prepared: Prepared) -> None:
-        """Take the slots of a patch that this configuration made on this base as solved: a subset needs no new solve."""
+        """See `RetractingEditor.remember`: the patch's slots count as solved."""
         if isinstance(patch, SlotPatch):
             self._solved |= {self._key(model, s.requests, prepared): s for s in patch.changes.values() if s is not None}
 
@@ -151,7 +146,7 @@ class Ledger(Editor[LedgerConfig]):
         barred = [p for r in requests for p in r.rephrases]
         prompts = [r.prompt for r in requests]
         prompts = list(dict.fromkeys([subject, *prompts, *wordings_for(subject, every, self.config.key_wordings, barred)]))
-        states = subject_states(model, prompts, [subject] * len(prompts), self._site(model))
+        states = subject_states(model, prompts, [subject] * len(prompts), self._site(model), every)
         # On the grid before anything is measured with it: what it is measured with is what is served.
         vector = on_grid(space.filter(states, self.config.filter_slack)).float()
         own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))

@@ -10,19 +10,20 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, field_validator
 from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import NO_BENCH, Corpus, EditorCard, Patch, Prepared, RetractingEditor, Workbench
 from editors.mechanics.answers import check_request
 from editors.mechanics.contexts import BARE
 from editors.mechanics.growing_solve import GrowingSolve
 from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.paraphrases import relation_templates
-from editors.mechanics.second_moment import LocatePreparation, PreparationReader, at_base, prepare_locate
+from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
 from editors.mechanics.solve import ridge_update
 from editors.mechanics.spread import spread_over_layers
 from editors.mechanics.subject_values import SubjectValueConfig, facts_of, group_by_subject, solve_subject, without
 from editors.model import EditableModel
 from editors.patches.total import TotalPatch, active_total
 from editors.patches.weight import LowRank, Update
+from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest
 
@@ -49,7 +50,7 @@ class LedgerSolveConfig(SubjectValueConfig):
 
 
 @final
-class LedgerSolve(Editor[LedgerSolveConfig]):
+class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
     """MEMIT's spread over the whole active set at once: sequential equals batch, retracting and superseding are exact.
 
     For each layer upwards, the weights below already replaced: Delta = R K^T (lambda C + K K^T)^-1, W = W_base + Delta,
@@ -57,11 +58,10 @@ class LedgerSolve(Editor[LedgerSolveConfig]):
     sequential updates with an accumulated Gram matrix to be this one solve.
     """
 
-    config_class = LedgerSolveConfig
     card = EditorCard(
         name="ledger_solve", title="Ledger (solve)", family="direct", patch_kind="weight",
         paper="Wang et al. 2026, arXiv:2605.26670; Meng et al. 2023, arXiv:2210.07229; see docs/LEDGER.md",
-        needs_preparation=True, only_xy=False,
+        needs_preparation=True, retracts=True, only_xy=False,
         differs="Values come from the base model, one subject at a time; every patch holds the total of the active set and "
         "takes the place of the one below it.",
     )  # fmt: skip
@@ -90,13 +90,17 @@ class LedgerSolve(Editor[LedgerSolveConfig]):
         return self._patch(model, {**active, **group_by_subject(active, batch.requests)}, prepared)
 
     def retract(self, model: EditableModel, request_ids: Sequence[str], prepared: Prepared) -> TotalPatch:
-        """The patch after which the model is as if these edits had never been.
-
-        Raises:
-            ValueError: an edit is not active on the model.
-        """
+        """See `RetractingEditor.retract`."""
         active = self._active(model)
         return self._patch(model, {**active, **without(active, request_ids)}, prepared)
+
+    def remember(self, model: EditableModel, patch: Patch, prepared: Prepared) -> None:
+        """See `RetractingEditor.remember`: the values of the total's subjects count as solved."""
+        if isinstance(patch, TotalPatch):
+            self._solved |= {self._key(model, patch.active[s], prepared): delta for s, delta in patch.deltas.items()}
+
+    def _key(self, model: EditableModel, requests: tuple[EditRequest, ...], prepared: Prepared) -> str:
+        return digest_of(model.base_digest, self.config.digest, prepared.digest, facts_of(requests))
 
     def _active(self, model: EditableModel) -> dict[str, tuple[EditRequest, ...]]:
         total = active_total(model)
@@ -125,7 +129,7 @@ class LedgerSolve(Editor[LedgerSolveConfig]):
                 yield
 
     def _delta(self, model: EditableModel, requests: tuple[EditRequest, ...], prepared: Prepared) -> Tensor:
-        key = digest_of(model.base_digest, self.config.digest, prepared.digest, facts_of(requests))
+        key = self._key(model, requests, prepared)
         if key not in self._solved:
             last, wordings = self.config.layers[-1], prepared.meta["wordings"]
             self._solved[key], _ = solve_subject(model, requests, wordings, last, model.anatomy.block, self.config)

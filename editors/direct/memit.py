@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, field_validator
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import EditorCard, Prepared
 from editors.mechanics.keys_values import written_keys
-from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
-from editors.mechanics.settings import LocateEditConfig
+from editors.mechanics.locating import LocatingEditor
+from editors.mechanics.second_moment import LocatePreparation
+from editors.mechanics.settings import AscendingLayers, LocateEditConfig
 from editors.mechanics.solve import ridge_update
-from editors.mechanics.spread import spread_over_layers
-from editors.mechanics.values import ValueSolution, optimise_values
+from editors.mechanics.spread import spread_over_layers, write_groups
+from editors.mechanics.values import anchored, optimise_values
 from editors.model import EditableModel
-from editors.patches.weight import LowRank, WeightPatch
-from warehouse.records import EditBatch, EditRequest
+from editors.patches.weight import LowRank, Update, WeightPatch
+from warehouse.records import EditRequest
 
 
 class MemitConfig(LocateEditConfig):
@@ -31,21 +32,14 @@ class MemitConfig(LocateEditConfig):
         this batch has the same subject. They are read from the patches, so a rollback takes them along.
     """
 
-    layers: tuple[NonNegativeInt, ...]
+    layers: AscendingLayers
     second_moment_weight: PositiveFloat = 15_000.0
     ridge: Literal["relative", "published"] = "published"
     accumulate_keys: bool = False
 
-    @field_validator("layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if not layers or list(layers) != sorted(set(layers)):
-            raise ValueError(f"layers must be given in ascending order, without repeats; found {layers}")
-        return layers
-
 
 @final
-class Memit(Editor[MemitConfig]):
+class Memit(LocatingEditor[MemitConfig]):
     """Mass editing by regularised least squares.
 
     Targets z = h + delta at the last layer's output on the weights before the batch; then for each layer upwards
@@ -54,54 +48,41 @@ class Memit(Editor[MemitConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="memit", title="MEMIT", family="direct", patch_kind="weight",
+        name="memit",
+        title="MEMIT",
+        family="direct",
+        patch_kind="weight",
         paper="Meng et al. 2023, Mass-Editing Memory in a Transformer, arXiv:2210.07229",
-        code="kmeng01/memit", needs_preparation=True, only_xy=False,
+        code="kmeng01/memit",
+        needs_preparation=True,
+        only_xy=False,
         differs="All values of a batch are optimised together on cached states; fp64 Cholesky, Woodbury; lambda may be "
         "relative to the key energy; the objective can ask that the answer ends; earlier keys may be protected.",
-    )  # fmt: skip
-    config_class = MemitConfig
+    )
 
-    def __init__(self, config: MemitConfig) -> None:
-        super().__init__(config)
-        self._read = PreparationReader()
-
-    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
-        return prepare_locate(model, corpus, self.config.layers, self.config)
-
-    def preparation_key(self) -> str:
-        return self.config.preparation_digest(self.config.layers)
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.config.layers
 
     @torch.no_grad()
-    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        known = self._read(prepared, self.config.layers, model.hf.device)
-        requests = list(batch.requests)
-        solution = self._values(model, requests, known)
-        return self._write(model, requests, self._targets(solution, known), solution.solved, known)
+    def edit_groups(
+        self, model: EditableModel, groups: Sequence[Sequence[EditRequest]], prepared: Prepared
+    ) -> list[WeightPatch]:
+        """The values of all groups, which cost most, are optimised in one batch; see `GroupEditor.edit_groups`."""
+        known, top = self.known(model, prepared), self.layers[-1]
+        requests = [request for group in groups for request in group]
+        solution = optimise_values(model, requests, known.contexts, top, "block", self.config)
+        targets = anchored(solution.targets, known.block_norms[top], self.config)
 
-    @torch.no_grad()
-    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        """One independent patch for each request; the values, which cost most, are optimised in one batch."""
-        if not requests:
-            return []
-        known = self._read(prepared, self.config.layers, model.hf.device)
-        solution = self._values(model, requests, known)
-        targets = self._targets(solution, known)
-        return [self._write(model, [r], targets[i : i + 1], solution.solved[i : i + 1], known) for i, r in enumerate(requests)]
+        def write(group: Sequence[EditRequest], wanted: Tensor, note: dict[str, Any]) -> WeightPatch:
+            sites = [[r.prompt, r.subject] for r in group]
+            return WeightPatch(self._spread(model, group, wanted, known), {**note, "sites": sites})
 
-    def _values(self, model: EditableModel, requests: Sequence[EditRequest], known: LocatePreparation) -> ValueSolution:
-        return optimise_values(model, requests, known.contexts, self.config.layers[-1], "block", self.config)
+        return write_groups("memit", groups, targets, solution, write)
 
-    def _targets(self, solution: ValueSolution, known: LocatePreparation) -> Tensor:
-        targets = solution.targets
-        if self.config.anchor_norm:
-            targets = targets * (known.block_norms[self.config.layers[-1]] / targets.norm(dim=1, keepdim=True))
-        return targets
-
-    def _write(
-        self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, solved: Sequence[bool],
-        known: LocatePreparation,
-    ) -> WeightPatch:  # fmt: skip
+    def _spread(
+        self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, known: LocatePreparation
+    ) -> dict[str, Update]:
         config = self.config
         earlier = _earlier_sites(model, requests) if config.accumulate_keys else []
 
@@ -114,15 +95,9 @@ class Memit(Editor[MemitConfig]):
                 protected = written_keys(model, earlier, known.contexts, layer, config)[0].flatten(0, 1).t()
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight * scale, protected)
 
-        updates = spread_over_layers(
-            model, requests, known.contexts, config, targets, config.layers, solve,
-            target_path=model.anatomy.block,
-        )  # fmt: skip
-        note = {
-            "editor": "memit", "requests": [r.request_id for r in requests], "solved": list(map(bool, solved)),
-            "sites": [[r.prompt, r.subject] for r in requests],
-        }  # fmt: skip
-        return WeightPatch(updates, note)
+        return spread_over_layers(
+            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block
+        )
 
 
 def _earlier_sites(model: EditableModel, requests: Sequence[EditRequest]) -> list[EditRequest]:

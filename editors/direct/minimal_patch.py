@@ -16,11 +16,12 @@ from editors.errors import EditRefused
 from editors.mechanics.answers import TOKENS_PER_PASS, Labels, answer_labels, answer_rows, at_positions
 from editors.mechanics.last_layer import Positions, label_leads, last_block
 from editors.mechanics.quadratic import DualSolution, least_norm, solve_dual
-from editors.mechanics.second_moment import at_base, measure_moments, ridged_factor
+from editors.mechanics.second_moment import measure_moments, ridged_factor
 from editors.mechanics.solve import check_norm
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest
 
@@ -68,14 +69,17 @@ class MinimalPatch(Editor[MinimalPatchConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="minimal_patch", title="Minimal patch", family="direct", patch_kind="weight",
+        name="minimal_patch",
+        title="Minimal patch",
+        family="direct",
+        patch_kind="weight",
         paper="Goldberger et al. 2020, Minimal Modifications of Deep Neural Networks using Verification (LPAR-23)",
-        code="95616ARG/PRDNN", needs_preparation=True,
+        code="95616ARG/PRDNN",
+        needs_preparation=True,
         differs="Least squares in place of the largest entry, solved by the dual; the final norm is linearised in turns and "
         "margins are verified on the true one; the vocabulary's constraints are generated; the norm may be measured on "
         "generic text. The stop behind an answer is part of it. Nothing asks the patch to reach other wordings.",
-    )  # fmt: skip
-    config_class = MinimalPatchConfig
+    )
 
     def __init__(self, config: MinimalPatchConfig) -> None:
         super().__init__(config)
@@ -241,15 +245,23 @@ class Program:
                 leads[name] = float(lead)
         binding = [
             {
-                "request": names[int(labels.row[at])], "position": int(labels.at[at]), "multiplier": value,
-                "token": tokens.convert_ids_to_tokens(int(labels.token[at])), "rival": tokens.convert_ids_to_tokens(rival),
+                "request": names[int(labels.row[at])],
+                "position": int(labels.at[at]),
+                "multiplier": value,
+                "token": tokens.convert_ids_to_tokens(int(labels.token[at])),
+                "rival": tokens.convert_ids_to_tokens(rival),
             }
-            for (at, rival), value in zip(self._pairs, self._multipliers.tolist(), strict=True) if value > 0
-        ]  # fmt: skip
+            for (at, rival), value in zip(self._pairs, self._multipliers.tolist(), strict=True)
+            if value > 0
+        ]
         return {
-            "margin": self._config.margin, "metric": self._config.metric, "linearisations": self._rounds,
-            "constraints": len(self._pairs), "binding": binding, "verified_leads": leads,
-        }  # fmt: skip
+            "margin": self._config.margin,
+            "metric": self._config.metric,
+            "linearisations": self._rounds,
+            "constraints": len(self._pairs),
+            "binding": binding,
+            "verified_leads": leads,
+        }
 
     # ------------------------------------------------------------ one linearisation
 
@@ -275,9 +287,12 @@ class Program:
             already = (normals * (self._cross.t() @ at_rows)[label]).sum(1)
             bounds = (margin - stood + already).cpu()
             found = solve_dual(
-                gram, bounds, tolerance=0.1 * MISSED * margin, start=self._multipliers,
+                gram,
+                bounds,
+                tolerance=0.1 * MISSED * margin,
+                start=self._multipliers,
                 hopeless=lambda x, plain=plain, bounds=bounds: least_norm(plain, bounds, x) > largest,
-            )  # fmt: skip
+            )
             if not found.finished:
                 raise EditRefused(self._infeasible(found, plain, bounds, names, largest))
             self._multipliers, solved = found.multipliers, True

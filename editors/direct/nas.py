@@ -11,9 +11,9 @@ from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workben
 from editors.direct.hosting import Host, HostedConfig
 from editors.mechanics.contexts import BARE
 from editors.mechanics.keys_values import lookup_states
-from editors.mechanics.second_moment import at_base
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
+from editors.views import at_base
 from warehouse.records import EditBatch, EditRequest
 
 #: What a locate-and-edit preparation calls the mean norms of values -> where those are.
@@ -33,12 +33,16 @@ class Nas(Editor[NasConfig]):
     """Norm-anchor scaling on any locate-and-edit host: v <- v (mean norm of base values) / ||v|| (Liu et al. 2026)."""
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="nas", title="NAS", family="direct", patch_kind="weight",
-        paper="Liu et al. 2026, norm-anchor scaling, arXiv:2602.02543", needs_preparation=True, only_xy=False,
+        name="nas",
+        title="NAS",
+        family="direct",
+        patch_kind="weight",
+        paper="Liu et al. 2026, norm-anchor scaling, arXiv:2602.02543",
+        needs_preparation=True,
+        only_xy=False,
         differs="Any locate-and-edit host, through its `anchor_norm`; the reference is the mean over the last subject tokens "
         "of training edits, at the layer where the host solves its values.",
-    )  # fmt: skip
-    config_class = NasConfig
+    )
 
     def __init__(self, config: NasConfig) -> None:
         super().__init__(config)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, field_validator
+from pydantic import PositiveFloat, field_validator
 from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
-from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
-from editors.mechanics.settings import LocateEditConfig
+from editors.base import EditorCard, Prepared
+from editors.mechanics.locating import LocatingEditor
+from editors.mechanics.settings import AscendingLayers, LocateEditConfig
 from editors.mechanics.solve import ridge_update
-from editors.mechanics.spread import spread_over_layers, square_root_share
+from editors.mechanics.spread import spread_over_layers, square_root_share, write_groups
 from editors.mechanics.two_latents import optimise_two_latents
-from editors.mechanics.values import ValueSolution
+from editors.mechanics.values import anchored
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
-from warehouse.records import EditBatch, EditRequest
+from warehouse.records import EditRequest
 
 
 class PmetConfig(LocateEditConfig):
@@ -27,15 +27,8 @@ class PmetConfig(LocateEditConfig):
     second_moment_weight: lambda.
     """
 
-    layers: tuple[NonNegativeInt, ...]
+    layers: AscendingLayers
     second_moment_weight: PositiveFloat = 6_000.0
-
-    @field_validator("layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if not layers or list(layers) != sorted(set(layers)):
-            raise ValueError(f"layers must be given in ascending order, without repeats; found {layers}")
-        return layers
 
     @field_validator("kept_weight")
     @classmethod
@@ -46,7 +39,7 @@ class PmetConfig(LocateEditConfig):
 
 
 @final
-class Pmet(Editor[PmetConfig]):
+class Pmet(LocatingEditor[PmetConfig]):
     """Precise model editing: what the attention's output takes up in the optimisation need not be written.
 
     Of the optimised pair at layer L only the feed-forward's change becomes a target; per layer upwards
@@ -55,60 +48,48 @@ class Pmet(Editor[PmetConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="pmet", title="PMET", family="direct", patch_kind="weight",
+        name="pmet",
+        title="PMET",
+        family="direct",
+        patch_kind="weight",
         paper="Li et al. 2024, PMET: Precise Model Editing in a Transformer, arXiv:2308.08742",
-        code="xpq-tech/PMET", needs_preparation=True, only_xy=False,
+        code="xpq-tech/PMET",
+        needs_preparation=True,
+        only_xy=False,
         differs="All values of a batch are optimised together on cached states; decay and clamp bound both changes together; "
         "fp64 Cholesky, Woodbury; the objective can ask that the answer ends.",
-    )  # fmt: skip
-    config_class = PmetConfig
+    )
 
-    def __init__(self, config: PmetConfig) -> None:
-        super().__init__(config)
-        self._read = PreparationReader()
-
-    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
-        return prepare_locate(model, corpus, self.config.layers, self.config)
-
-    def preparation_key(self) -> str:
-        return self.config.preparation_digest(self.config.layers)
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.config.layers
 
     @torch.no_grad()
-    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        known = self._read(prepared, self.config.layers, model.hf.device)
-        requests = list(batch.requests)
-        solution = optimise_two_latents(model, requests, known.contexts, self.config.layers[-1], self.config)
-        return self._write(model, requests, self._targets(solution, known), solution.solved, known)
-
-    @torch.no_grad()
-    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        """One independent patch for each request; the values, which cost most, are optimised in one batch."""
-        if not requests:
-            return []
-        known = self._read(prepared, self.config.layers, model.hf.device)
-        solution = optimise_two_latents(model, requests, known.contexts, self.config.layers[-1], self.config)
-        targets = self._targets(solution, known)
-        return [self._write(model, [r], targets[i : i + 1], solution.solved[i : i + 1], known) for i, r in enumerate(requests)]
-
-    def _targets(self, solution: ValueSolution, known: LocatePreparation) -> Tensor:
-        """(edits, d_model) wanted feed-forward outputs of the last layer; the attention's half is dropped."""
-        targets = solution.targets.chunk(2, dim=1)[1]
-        if self.config.anchor_norm:
-            targets = targets * (known.mlp_norms[self.config.layers[-1]] / targets.norm(dim=1, keepdim=True))
-        return targets
-
-    def _write(
-        self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, solved: Sequence[bool],
-        known: LocatePreparation,
-    ) -> WeightPatch:  # fmt: skip
-        config = self.config
+    def edit_groups(
+        self, model: EditableModel, groups: Sequence[Sequence[EditRequest]], prepared: Prepared
+    ) -> list[WeightPatch]:
+        """The values of all groups, which cost most, are optimised in one batch; see `GroupEditor.edit_groups`."""
+        config, known, top = self.config, self.known(model, prepared), self.layers[-1]
+        requests = [request for group in groups for request in group]
+        solution = optimise_two_latents(model, requests, known.contexts, top, config)
+        # The attention's half is dropped.
+        targets = anchored(solution.targets.chunk(2, dim=1)[1], known.mlp_norms[top], config)
 
         def solve(layer: int, residuals: Tensor, keys: Tensor) -> LowRank:
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight)
 
-        updates = spread_over_layers(
-            model, requests, known.contexts, config, targets, config.layers, solve,
-            target_path=model.anatomy.mlp_out, share=square_root_share,
-        )  # fmt: skip
-        note = {"editor": "pmet", "requests": [r.request_id for r in requests], "solved": list(map(bool, solved))}
-        return WeightPatch(updates, note)
+        def write(group: Sequence[EditRequest], wanted: Tensor, note: dict[str, Any]) -> WeightPatch:
+            updates = spread_over_layers(
+                model,
+                group,
+                known.contexts,
+                config,
+                wanted,
+                config.layers,
+                solve,
+                target_path=model.anatomy.mlp_out,
+                share=square_root_share,
+            )
+            return WeightPatch(updates, note)
+
+        return write_groups("pmet", groups, targets, solution, write)

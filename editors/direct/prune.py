@@ -34,14 +34,18 @@ class Prune(Editor[PruneConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="prune", title="PRUNE", family="direct", patch_kind="weight",
+        name="prune",
+        title="PRUNE",
+        family="direct",
+        patch_kind="weight",
         paper="Ma et al. 2024, Perturbation-Restrained Sequential Model Editing, arXiv:2405.16821",
-        code="mjy1111/PRUNE", needs_preparation=True, only_xy=False,
+        code="mjy1111/PRUNE",
+        needs_preparation=True,
+        only_xy=False,
         differs="Restrained after every batch instead of once behind the last, so that every state of the sequence is one "
         "that could be served; a value is never raised, which the formula does where t ln b < 1. A host that looks for its "
         "own earlier patches (AlphaEdit, MEMIT with accumulate_keys) does not find them under this name.",
-    )  # fmt: skip
-    config_class = PruneConfig
+    )
 
     def __init__(self, config: PruneConfig) -> None:
         super().__init__(config)

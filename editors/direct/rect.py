@@ -34,13 +34,17 @@ class Rect(Editor[RectConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="rect", title="RECT", family="direct", patch_kind="weight",
+        name="rect",
+        title="RECT",
+        family="direct",
+        patch_kind="weight",
         paper="Gu et al. 2024, Model Editing Harms General Abilities of Large Language Models, arXiv:2401.04700",
-        code="JasonForJoy/Model-Editing-Hurt", needs_preparation=True, only_xy=False,
+        code="JasonForJoy/Model-Editing-Hurt",
+        needs_preparation=True,
+        only_xy=False,
         differs="Any locate-and-edit host. Relative to the weights as they stand, at each matrix by itself. A host that "
         "looks for its own earlier patches (AlphaEdit, MEMIT with accumulate_keys) does not find them under this name.",
-    )  # fmt: skip
-    config_class = RectConfig
+    )
 
     def __init__(self, config: RectConfig) -> None:
         super().__init__(config)

@@ -10,17 +10,19 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, Workbench
+from editors.base import NO_BENCH, Corpus, EditorCard, EditorConfig, Prepared, Workbench
+from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
 from editors.mechanics.lifelong import LifelongMoments
 from editors.mechanics.ridge import ridge_directions
-from editors.mechanics.second_moment import at_base, measure_moments, ridged_factor
+from editors.mechanics.second_moment import measure_moments, ridged_factor
 from editors.mechanics.solve import check_norm, ridge_update
-from editors.meta_learning.lessons import Factors, Places, joined, request_factors, slices
+from editors.meta_learning.lessons import Factors, Places, group_factors, joined, request_factors, slices
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.views import at_base
 from warehouse.digests import digest_of
-from warehouse.records import EditBatch, EditRequest
+from warehouse.records import EditRequest
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class UltraEditConfig(EditorConfig):
 
 
 @final
-class UltraEdit(Editor[UltraEditConfig]):
+class UltraEdit(GroupEditor[UltraEditConfig]):
     """Training-free, subject-free closed form (Gu et al. 2025, section 3).
 
     For each token: key h (input of the projection) and gradient g of the loss at its output, normalised over everything
@@ -77,16 +79,19 @@ class UltraEdit(Editor[UltraEditConfig]):
     """
 
     card: ClassVar[EditorCard] = EditorCard(
-        name="ultraedit", title="UltraEdit", family="direct", patch_kind="weight",
+        name="ultraedit",
+        title="UltraEdit",
+        family="direct",
+        patch_kind="weight",
         paper="Gu et al. 2025, UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing, arXiv:2505.14679",
-        code="XiaojieGu/UltraEdit", needs_preparation=True,
+        code="XiaojieGu/UltraEdit",
+        needs_preparation=True,
         differs="Statistics start from training edits instead of from nothing, are each projection's own, and travel in the "
         "patches; population variance, as the unbiased one is NaN for one token and drifts as it is merged. eta and the "
         "ridge may be relative to the sizes of outputs and keys; generic text may stand in the solution. "
         "Solved by Cholesky in float64, in the dual form where there "
         "are fewer tokens than the width of a key. The stop behind an answer is part of it.",
-    )  # fmt: skip
-    config_class = UltraEditConfig
+    )
 
     def __init__(self, config: UltraEditConfig) -> None:
         super().__init__(config)
@@ -135,22 +140,18 @@ class UltraEdit(Editor[UltraEditConfig]):
         found = measure_moments(model, corpus.texts, config.layers, config.second_moment_tokens, config.seed)
         return {path.format(layer=i): ridged_factor(m, MOMENT_RIDGE).float().cpu() for i, m in found.second.items()}
 
-    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        return self._patches(model, [batch.requests], prepared)[0]
-
-    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        """One independent patch for each request; the backward passes are shared."""
-        return self._patches(model, [[request] for request in requests], prepared) if requests else []
-
     def _places(self, model: EditableModel) -> Places:
         return Places.of(model, self.config.layers, self.config.projections, self.config.tokens)
 
-    def _patches(self, model: EditableModel, batches: Sequence[Sequence[EditRequest]], prepared: Prepared) -> list[WeightPatch]:
+    def edit_groups(
+        self, model: EditableModel, groups: Sequence[Sequence[EditRequest]], prepared: Prepared
+    ) -> list[WeightPatch]:
+        """The backward passes are shared; see `GroupEditor.edit_groups`."""
         places = self._places(model)
-        factors = self._factors(prepared, model.hf.device)
+        second = self._factors(prepared, model.hf.device)
         before = {path: carried(model, path, prepared) for path in places.shapes}
-        found = iter(request_factors(model, [request for batch in batches for request in batch], places))
-        return [self._patch(model, batch, joined([next(found) for _ in batch]), before, factors, prepared) for batch in batches]
+        found = group_factors(model, groups, places)
+        return [self._patch(model, g, factors, before, second, prepared) for g, factors in zip(groups, found, strict=True)]
 
     def _factors(self, prepared: Prepared, device: torch.device) -> dict[str, Tensor]:
         """Cholesky factors in fp64, read once for as long as the same preparation is handed in: they are large."""
@@ -163,9 +164,14 @@ class UltraEdit(Editor[UltraEditConfig]):
 
     @torch.no_grad()
     def _patch(
-        self, model: EditableModel, batch: Sequence[EditRequest], factors: Factors, before: Mapping[str, _Moments],
-        second: Mapping[str, Tensor], prepared: Prepared,
-    ) -> WeightPatch:  # fmt: skip
+        self,
+        model: EditableModel,
+        batch: Sequence[EditRequest],
+        factors: Factors,
+        before: Mapping[str, _Moments],
+        second: Mapping[str, Tensor],
+        prepared: Prepared,
+    ) -> WeightPatch:
         names, counts = [r.request_id for r in batch], {}
         updates: dict[str, LowRank] = {}
         for path, found in factors.items():

@@ -50,15 +50,18 @@ class InContextEditing(Editor[InContextConfig]):
     A retraction states the old object; where the request does not give it, the new one is stated as a fact.
     """
 
-    config_class = InContextConfig
     card = EditorCard(
-        name="ice", title="ICE", family="in_context", patch_kind="prompt", paper="arXiv:2401.01286",
+        name="ice",
+        title="ICE",
+        family="in_context",
+        patch_kind="prompt",
+        paper="arXiv:2401.01286",
         code="zjunlp/EasyEdit easyeditor/models/ike (use_icl_examples: false)",
         differs=(
             "A fact is stated only where the prompt names its subject; published ICE states it everywhere. The answer can be "
             "set against the one without the statement (context-aware decoding, arXiv:2305.14739)."
         ),
-    )  # fmt: skip
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> PromptPatch:
         """See `Editor.edit`."""

@@ -51,16 +51,21 @@ class Ike(Editor[IkeConfig]):
     Demonstrations are chosen when the edit arrives, so the context of a fact is one text for all its prompts.
     """
 
-    config_class = IkeConfig
     card = EditorCard(
-        name="ike", title="IKE", family="in_context", patch_kind="prompt", paper="arXiv:2305.12740",
-        code="PKUnlpIcler/IKE", needs_preparation=True, trains=True,
+        name="ike",
+        title="IKE",
+        family="in_context",
+        patch_kind="prompt",
+        paper="arXiv:2305.12740",
+        code="PKUnlpIcler/IKE",
+        needs_preparation=True,
+        trains=True,
         differs=(
             "A trained retriever decides once a prompt whether a fact is stated; published IKE states it before every "
             "prompt. Its embedding also takes the place of MiniLM's. The fact stands before its demonstrations. The answer "
             "can be set against the one without the statement (context-aware decoding, arXiv:2305.14739)."
         ),
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """See `Editor.preparation_key`."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from editors.calls import PromptPositions
 from editors.errors import InvalidRequest
 from editors.model import EditableModel
+from editors.subjects import place_of
 from editors.tokens import continuation_of, encode_rows, pad_right
 from warehouse.records import EditRequest
 
@@ -84,11 +85,10 @@ def check_request(request: EditRequest) -> None:
     """
     if not request.target_new.strip():
         raise InvalidRequest(f"request {request.request_id} has an empty target; give the new object")
-    if not request.subject or request.subject not in request.prompt:
-        raise InvalidRequest(
-            f"request {request.request_id}: subject {request.subject!r} is not in the prompt {request.prompt!r}; "
-            "a prompt must name its subject"
-        )
+    try:
+        place_of(request.prompt, request.subject)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"request {request.request_id}: {error}") from error
 
 
 def answer_rows(model: EditableModel, requests: Sequence[EditRequest]) -> AnswerRows:
@@ -109,9 +109,11 @@ def answer_rows(model: EditableModel, requests: Sequence[EditRequest]) -> Answer
     ids, mask = pad_right([r.ids for r in rows], model.pad_id)
     device = model.hf.device
     return AnswerRows(
-        ids.to(device), mask.to(device), torch.tensor([r.start - 1 for r in rows], device=device),
+        ids.to(device),
+        mask.to(device),
+        torch.tensor([r.start - 1 for r in rows], device=device),
         tuple(tuple(r.ids[r.start :]) for r in rows),
-    )  # fmt: skip
+    )
 
 
 def label_logits(
@@ -136,9 +138,12 @@ def answer_labels(model: EditableModel, rows: AnswerRows, final: Float[Tensor, "
         token += [*target, *[0] * behind]
         is_stop += [False] * len(target) + [True] * behind
     labels = Labels(
-        torch.tensor(row, device=device), torch.tensor(at, device=device), torch.tensor(token, device=device),
-        torch.tensor(is_stop, device=device), len(starts),
-    )  # fmt: skip
+        torch.tensor(row, device=device),
+        torch.tensor(at, device=device),
+        torch.tensor(token, device=device),
+        torch.tensor(is_stop, device=device),
+        len(starts),
+    )
     with torch.no_grad():
         end = labels.is_stop
         ends = Labels(labels.row[end], labels.at[end], labels.token[end], end[end], labels.num_rows)

@@ -38,9 +38,14 @@ class Assessment:
 
 
 def assess(
-    model: EditableModel, requests: Sequence[EditRequest], templates: Mapping[str, Sequence[str]], *,
-    wordings: int = 3, contrasts: int = 3, smoothing: float = 1e-2,
-) -> list[Assessment]:  # fmt: skip
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    templates: Mapping[str, Sequence[str]],
+    *,
+    wordings: int = 3,
+    contrasts: int = 3,
+    smoothing: float = 1e-2,
+) -> list[Assessment]:
     """CKA of `(subject, relation, target_new)` of each request, in their order.
 
     P is the probability of all tokens of the object, in one teacher-forced pass; the means are over prompts. Ours takes the

@@ -26,6 +26,7 @@ from editors.meta_learning.episodes import divergences
 from editors.meta_learning.outer import Outer, train
 from editors.model import EditableModel
 from editors.tokens import continuation_of, encode_rows, pad_right
+from warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
@@ -104,10 +105,12 @@ class ConditionNet:
         # The code starts as the token's own embedding and the shift as a multiple of the code, zero at first: before any
         # training the conditioned model is the base, and one number a block is all that it takes to speak up.
         weights = {
-            "enc1": normal(config.code_width, 2 * d_model), "enc2": torch.zeros(d_model, config.code_width),
+            "enc1": normal(config.code_width, 2 * d_model),
+            "enc2": torch.zeros(d_model, config.code_width),
             "asking": normal(config.attention_dim, d_model + PLACE_WIDTH),
-            "asked": normal(config.attention_dim, d_model + PLACE_WIDTH), "null": torch.zeros(1),
-        }  # fmt: skip
+            "asked": normal(config.attention_dim, d_model + PLACE_WIDTH),
+            "null": torch.zeros(1),
+        }
         for layer in config.film_layers:
             weights[f"{layer}.wide"] = normal(config.code_width, d_model)
             weights[f"{layer}.gamma"] = torch.zeros(d_model, config.code_width)
@@ -291,9 +294,12 @@ def _points_of(net: ConditionNet, model: EditableModel, rows: _Rows, draw: rando
 
 
 def train_conditioning(
-    model: EditableModel, edits: Sequence[TrainingEdit], aside: Sequence[TrainingEdit], config: ConditioningConfig,
+    model: EditableModel,
+    edits: Sequence[TrainingEdit],
+    aside: Sequence[TrainingEdit],
+    config: ConditioningConfig,
     bench: Workbench,
-) -> tuple[ConditionNet, dict[str, Any]]:  # fmt: skip
+) -> tuple[ConditionNet, dict[str, Any]]:
     """Negative log-likelihood of new answers, and divergence from the base on prompts to keep, over episodes.
 
     Returns:
@@ -305,7 +311,7 @@ def train_conditioning(
     for layer in config.film_layers:
         model.anatomy.module(model.hf, model.anatomy.block, layer)
     if min(config.film_layers) + 1 >= model.anatomy.num_layers(model.hf):
-        raise ValueError(f"film_layers {config.film_layers} start at the last block of {model.name}; begin one lower")
+        raise UsageError(f"film_layers {config.film_layers} start at the last block of {model.name}; begin one lower")
     net = ConditionNet.fresh(model.head.weight.shape[1], config)
     trained = {name: tensor.requires_grad_(True) for name, tensor in net.weights.items()}
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from editors.errors import InvalidRequest
 from editors.model import EditableModel
+from editors.subjects import place_of
+from editors.tokens import encode_rows
 
 #: First words of the sampled prefixes, as in MEMIT's public code.
 SEED_WORDS = ("The", "Therefore", "Because", "I", "You")
@@ -25,6 +28,15 @@ class Contexts:
     def fill(self, prompt: str) -> list[str]:
         # `replace`, not `format`: prompts may hold braces.
         return [template.replace("{}", prompt) for template in self.templates]
+
+    def places(self, prompt: str, subject: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The character where the subject begins in each filled context: a context may name it too.
+
+        Raises:
+            InvalidRequest: the prompt does not name the subject.
+        """
+        at = place_of(prompt, subject, tokenizer=tokenizer)
+        return [template.index("{}") + at for template in self.templates]
 
     def weights(self, average: str) -> Tensor:
         """(contexts,) weights of sum 1: `flat`, or `grouped` (each group counts once)."""
@@ -55,39 +67,46 @@ def sample_contexts(model: EditableModel, groups: Sequence[tuple[int, int]], see
 
 @dataclass(frozen=True)
 class LookupRow:
-    """Token ids of `prompt + continuation`: `lookup` ends the subject, `start` begins the continuation."""
+    """Token ids of `prompt + continuation`: `first` and `lookup` are the subject's ends, `start` begins the continuation."""
 
     ids: list[int]
     lookup: int
     start: int
+    first: int
 
 
 def encode_lookups(
-    model: EditableModel, prompts: Sequence[str], subjects: Sequence[str], continuations: Sequence[str]
+    model: EditableModel,
+    prompts: Sequence[str],
+    subjects: Sequence[str],
+    continuations: Sequence[str],
+    *,
+    places: Sequence[int] | None = None,
+    wordings: Collection[str] = (),
 ) -> list[LookupRow]:
-    """Tokenise rows at once. Where the subject occurs more than once, the last occurrence in the prompt counts.
+    """Tokenise rows at once, with the lookup token where the prompt names its subject.
 
     Rows longer than the model's context lose their left end.
+
+    Args:
+        places: the character in each prompt where its subject begins; where not given, `place_of` finds it.
+        wordings: templates with `{}` that some of the prompts were made from.
 
     Raises:
         InvalidRequest: the subject is not in its prompt, or is cut off by the context's length.
     """
-    texts = [p + c for p, c in zip(prompts, continuations, strict=True)]
-    encoded = model.tokenizer(texts, return_offsets_mapping=True)
+    if places is None:
+        places = [place_of(p, s, wordings, model.tokenizer) for p, s in zip(prompts, subjects, strict=True)]
+    encoded = encode_rows(model.tokenizer, prompts, continuations)
     limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or 1 << 30
     rows = []
-    for prompt, subject, ids, offsets in zip(prompts, subjects, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        at = prompt.rfind(subject)
-        if not subject.strip() or at < 0:
-            raise InvalidRequest(f"subject {subject!r} is not in the prompt {prompt!r}; a prompt must name its subject")
-        end = at + len(subject)
-        lookup = max(i for i, (a, b) in enumerate(offsets) if b > a and a < end and b > at)
-        start = next((i for i, (a, b) in enumerate(offsets) if b > len(prompt) and b > a), len(ids))
-        cut = max(0, len(ids) - limit)
+    for prompt, subject, at, row in zip(prompts, subjects, places, encoded, strict=True):
+        first, lookup = row.span(at, at + len(subject))
+        cut = max(0, len(row.ids) - limit)
         if lookup < cut:
             raise InvalidRequest(
-                f"subject {subject!r} lies {len(ids) - lookup} tokens before the end of its text, past the model's "
+                f"subject {subject!r} lies {len(row.ids) - lookup} tokens before the end of its text, past the model's "
                 f"context of {limit}; shorten the prompt {prompt[:60]!r}"
             )
-        rows.append(LookupRow(list(ids[cut:]), lookup - cut, start - cut))
+        rows.append(LookupRow(row.ids[cut:], lookup - cut, row.start - cut, max(0, first - cut)))
     return rows

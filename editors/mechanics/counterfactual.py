@@ -107,15 +107,21 @@ class CounterfactualModel:
             return torch.randn(out, into, generator=generator) * scale * into**-0.5
 
         weights = {
-            "down": normal(width, d_model), "up": normal(d_model, width), "parts": normal(4, width),
-            "asking": normal(width, width), "asked": normal(width, width), "gate": torch.zeros(1, width),
-        }  # fmt: skip
+            "down": normal(width, d_model),
+            "up": normal(d_model, width),
+            "parts": normal(4, width),
+            "asking": normal(width, width),
+            "asked": normal(width, width),
+            "gate": torch.zeros(1, width),
+        }
         for layer in range(config.answer_layers):
             # Each block starts small, so that the first steps see what the pointer needs: parts and places.
             weights |= {
-                f"layer{layer}.qkv": normal(3 * width, width), f"layer{layer}.out": normal(width, width, 0.2),
-                f"layer{layer}.wide": normal(2 * width, width), f"layer{layer}.narrow": normal(width, 2 * width, 0.2),
-            }  # fmt: skip
+                f"layer{layer}.qkv": normal(3 * width, width),
+                f"layer{layer}.out": normal(width, width, 0.2),
+                f"layer{layer}.wide": normal(2 * width, width),
+                f"layer{layer}.narrow": normal(width, 2 * width, 0.2),
+            }
         return cls(weights)
 
     @classmethod
@@ -162,9 +168,13 @@ class CounterfactualModel:
 
     @torch.no_grad()
     def write(
-        self, model: EditableModel, statements: Sequence[Statement], questions: Sequence[Sequence[int]], limit: int,
+        self,
+        model: EditableModel,
+        statements: Sequence[Statement],
+        questions: Sequence[Sequence[int]],
+        limit: int,
         generator: torch.Generator | None = None,
-    ) -> list[list[int]]:  # fmt: skip
+    ) -> list[list[int]]:
         """Answers to questions, token by token, up to the end of text: the likeliest, or drawn by `generator`."""
         answers: list[list[int]] = [[] for _ in statements]
         running = list(range(len(statements)))
@@ -221,9 +231,12 @@ def _lessons(model: EditableModel, edits: Sequence[TrainingEdit]) -> list[_Lesso
 
 
 def train_counterfactual(
-    model: EditableModel, edits: Sequence[TrainingEdit], aside: Sequence[TrainingEdit], config: CounterfactualConfig,
+    model: EditableModel,
+    edits: Sequence[TrainingEdit],
+    aside: Sequence[TrainingEdit],
+    config: CounterfactualConfig,
     bench: Workbench,
-) -> tuple[CounterfactualModel, dict[str, Any]]:  # fmt: skip
+) -> tuple[CounterfactualModel, dict[str, Any]]:
     """Negative log-likelihood of the edit's answer behind its own and its rephrased prompts.
 
     Returns:

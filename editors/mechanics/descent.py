@@ -166,7 +166,7 @@ def descend(
     Raises:
         InvalidRequest: a request that cannot be applied.
         EditRefused: the loss is not finite.
-    """  # fmt: skip
+    """
     first = min(layer_of(model.anatomy, name) for name in names)
     start = {name: model.parameter(name).float() for name in names}
     trained = {name: value.clone().requires_grad_(True) for name, value in start.items()}
@@ -178,9 +178,16 @@ def descend(
                     value.clamp_(start[name] - clamp, start[name] + clamp)
 
     minimise(
-        model, requests, first, list(trained.values()), config, shown=lambda: as_stored(model, trained), relabel=relabel,
-        penalty=(lambda step: penalty(trained, step)) if penalty else None, after_step=after_step,
-    )  # fmt: skip
+        model,
+        requests,
+        first,
+        list(trained.values()),
+        config,
+        shown=lambda: as_stored(model, trained),
+        relabel=relabel,
+        penalty=(lambda step: penalty(trained, step)) if penalty else None,
+        after_step=after_step,
+    )
     return WeightPatch({name: Dense(_oriented(model, name, trained[name].detach() - start[name])) for name in names})
 
 
@@ -207,7 +214,7 @@ def minimise(
     Raises:
         InvalidRequest: a request that cannot be applied.
         EditRefused: the loss is not finite.
-    """  # fmt: skip
+    """
     chunks = _chunks(model, requests, first, relabel)
     optimizer = torch.optim.Adam(list(trained), lr=config.learning_rate)
     stops, steps, loss, lead, held = model.stops.to(model.hf.device), 0, 0.0, 0.0, 0.0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from editors.mechanics.gradients import TokenFactors
+from editors.mechanics.lifelong import LifelongMoments
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
@@ -20,36 +21,6 @@ DEPTH = 2
 #: Smallest standard deviation, as a share of the root mean square over all dimensions: a unit of the feed-forward that
 #: was silent in training must not drown the others where it speaks once.
 SMALLEST_STD = 1e-2
-
-
-class RunningMoments:
-    """Mean and standard deviation over rows that come in batches (Welford, merged as Chan et al. do); float64."""
-
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self.mean = torch.zeros(width, dtype=torch.float64)
-        self._squares = torch.zeros(width, dtype=torch.float64)
-
-    def update(self, rows: Float[Tensor, "rows width"]) -> None:
-        """Take in more rows; one row, or none, is a batch like any other."""
-        if not len(rows):
-            return
-        rows = rows.detach().cpu().double()
-        total, mean = self.count + len(rows), rows.mean(0)
-        gap = mean - self.mean
-        self._squares += ((rows - mean) ** 2).sum(0) + gap**2 * (self.count * len(rows) / total)
-        self.mean += gap * (len(rows) / total)
-        self.count = total
-
-    def std(self) -> Float[Tensor, " width"]:
-        """Standard deviation of what was seen (the population's: divided by the count); zeros before any row."""
-        return (self._squares / max(1, self.count)).sqrt()
-
-    def scale(self) -> Float[Tensor, " width"]:
-        """What to divide by: the deviation, kept off zero; ones where nothing varied at all."""
-        std = self.std()
-        floor = SMALLEST_STD * std.square().mean().sqrt()
-        return std.clamp_min(floor) if floor > 0 else torch.ones_like(std)
 
 
 @dataclass(frozen=True)
@@ -112,22 +83,27 @@ def fresh_nets(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> d
     return tensors
 
 
+def scale_of(moments: LifelongMoments) -> Float[Tensor, " width"]:
+    """What a net's input is divided by: the deviation, kept off zero; ones where nothing varied at all."""
+    return moments.deviation(SMALLEST_STD) if moments.variance.any() else torch.ones_like(moments.variance)
+
+
 class FactorMoments:
     """Running moments of the factors of several projections; their parts of `EditorNets.fixed`."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
-        self._inputs = {path: RunningMoments(shape[1]) for path, shape in shapes.items()}
-        self._gradients = {path: RunningMoments(shape[0]) for path, shape in shapes.items()}
+        self._inputs = {path: LifelongMoments.empty(shape[1]) for path, shape in shapes.items()}
+        self._gradients = {path: LifelongMoments.empty(shape[0]) for path, shape in shapes.items()}
 
     def update(self, factors: Mapping[str, TokenFactors]) -> None:
         for path, found in factors.items():
-            self._inputs[path].update(found.inputs)
-            self._gradients[path].update(found.gradients)
+            self._inputs[path] = self._inputs[path].merged(found.inputs.detach().cpu())
+            self._gradients[path] = self._gradients[path].merged(found.gradients.detach().cpu())
 
     def energy(self, path: str) -> Tensor:
         """Mean squared norm of a projection's inputs: a scalar, fp32."""
         inputs = self._inputs[path]
-        return (inputs.mean.square() + inputs.std().square()).sum().float()
+        return (inputs.mean.square() + inputs.variance).sum().float()
 
     def fixed(self) -> dict[str, Tensor]:
         """`PATH|mean` and `PATH|std` of every projection, fp32."""
@@ -135,5 +111,5 @@ class FactorMoments:
         for path, inputs in self._inputs.items():
             gradients = self._gradients[path]
             tensors[f"{path}|mean"] = torch.cat([inputs.mean, gradients.mean]).float()
-            tensors[f"{path}|std"] = torch.cat([inputs.scale(), gradients.scale()]).float()
+            tensors[f"{path}|std"] = torch.cat([scale_of(inputs), scale_of(gradients)]).float()
         return tensors

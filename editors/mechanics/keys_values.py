@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from editors.mechanics.contexts import BARE, Contexts, encode_lookups
+from editors.mechanics.passes import trace_lookups
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.trace import trace
 from editors.model import EditableModel
-from editors.tokens import pad_right
 from warehouse.records import EditRequest
 
 #: Padded tokens in one pass.
@@ -47,25 +46,16 @@ def lookup_states(
     place = path.format(layer=layer)
     prompts = [text for r in requests for text in contexts.fill(r.prompt)]
     subjects = [r.subject for r in requests for _ in contexts.templates]
-    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts))
-    order = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
+    places = [at for r in requests for at in contexts.places(r.prompt, r.subject, model.tokenizer)]
+    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts), places=places)
     inputs: list[Tensor] = [torch.empty(0)] * len(rows)
     outputs: list[Tensor] = [torch.empty(0)] * len(rows)
-    at = 0
-    while at < len(order):
-        # Sorted by length, so the last row of a group is its longest.
-        size = 1
-        while at + size < len(order) and (size + 1) * (rows[order[at + size]].lookup + 1) <= TOKENS_PER_PASS:
-            size += 1
-        chosen = order[at : at + size]
-        ids, mask = pad_right([rows[i].ids[: rows[i].lookup + 1] for i in chosen], model.pad_id)
-        seen = trace(model, ids, mask, inputs=(place,), outputs=(place,), stop_after=place)
+    for chosen, seen in trace_lookups(model, rows, TOKENS_PER_PASS, place, outputs=(place,)):
         last = torch.tensor([rows[i].lookup for i in chosen], device=seen.inputs[place].device)
         every = torch.arange(len(chosen), device=last.device)
         picked_in, picked_out = seen.inputs[place][every, last].float(), seen.outputs[place][every, last].float()
         for number, i in enumerate(chosen):
             inputs[i], outputs[i] = picked_in[number], picked_out[number]
-        at += size
     shape = (len(requests), len(contexts.templates), -1)
     return LookupStates(torch.stack(inputs).view(shape), torch.stack(outputs).view(shape))
 

@@ -1,4 +1,4 @@
-"""Running mean and variance of rows over a whole life of batches, merged exactly and small enough to travel in a patch."""
+"""Running mean and variance of rows that come in batches, merged exactly and small enough to travel in a patch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
     from jaxtyping import Float
 
-#: A feature's deviation is never taken as less than this share of the root mean square over features.
+#: In normalised rows a feature's deviation is never taken as less than this share of the root mean square over features.
 LEAST_DEVIATION = 1e-3
 
 
@@ -46,7 +46,11 @@ class LifelongMoments:
             count, self.mean + share * gap, (1 - share) * self.variance + share * variance + share * (1 - share) * gap.square()
         )
 
+    def deviation(self, least: float) -> Float[Tensor, " width"]:
+        """What to divide by, fp64: the standard deviation, at least this share of the root mean square over features."""
+        floor = least * self.variance.mean().sqrt()
+        return self.variance.sqrt().clamp_min(max(float(floor), 1e-30))
+
     def normalised(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         """(rows - mean) / deviation, fp64; features that hardly vary are not blown up."""
-        floor = LEAST_DEVIATION * self.variance.mean().sqrt()
-        return (rows.double() - self.mean) / self.variance.sqrt().clamp_min(max(float(floor), 1e-30))
+        return (rows.double() - self.mean) / self.deviation(LEAST_DEVIATION)

@@ -6,17 +6,18 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from editors.base import Corpus, EditorConfig, Prepared
+from editors.base import NO_BENCH, Corpus, Editor, EditorConfig, Prepared, Workbench
 from editors.mechanics.descent import UpperBlocks, as_stored, upper_blocks
-from editors.mechanics.second_moment import at_base
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.tokens import pad_right
+from editors.views import at_base
 
 #: Texts in one pass of the preparation.
 ROWS_PER_PASS = 32
@@ -161,10 +162,13 @@ class LocalityBank:
         rows = tensors["ids"][span].split([lengths[i] for i in texts])
         ids, mask = pad_right([row.tolist() for row in rows], self.model.pad_id)
         return _Part(
-            upper_blocks(self.model, ids, mask, self.first), mask.bool().to(device),
+            upper_blocks(self.model, ids, mask, self.first),
+            mask.bool().to(device),
             torch.tensor([i for i in texts for _ in range(lengths[i])], device=device),
-            tensors["top"][span].to(device), tensors["log_probs"][span].to(device), tensors["log_rest"][span].to(device),
-        )  # fmt: skip
+            tensors["top"][span].to(device),
+            tensors["log_probs"][span].to(device),
+            tensors["log_rest"][span].to(device),
+        )
 
 
 class BankReader:
@@ -200,3 +204,22 @@ class BankReader:
     def note(self, subjects: Sequence[str]) -> dict[str, list[str]]:
         """What a patch must remember so that later edits leave its subjects out."""
         return {f"{self._editor}_subjects": list(dict.fromkeys(subjects))}
+
+
+BankT = TypeVar("BankT", bound=BankConfig)
+
+
+class BankEditor(Editor[BankT]):
+    """What editors that are held back by a locality bank share: its preparation, and one reader for many edits."""
+
+    def __init__(self, config: BankT) -> None:
+        super().__init__(config)
+        self._reader = BankReader(self.card.name)
+
+    def preparation_key(self) -> str:
+        """The bank, not the optimiser."""
+        return self.config.bank_key
+
+    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
+        """The locality bank; see `prepare_bank`."""
+        return prepare_bank(model, corpus, self.config)

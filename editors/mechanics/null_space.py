@@ -12,10 +12,11 @@ from torch import Tensor
 from editors.base import Corpus, Prepared
 from editors.errors import EditRefused
 from editors.mechanics.contexts import Contexts, sample_contexts
-from editors.mechanics.second_moment import at_base, measure_moments
+from editors.mechanics.second_moment import measure_moments
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import LowRank
+from editors.views import at_base
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,12 @@ def prepare_null_spaces(model: EditableModel, corpus: Corpus, layers: tuple[int,
         tensors[f"eigenvalues.{layer}"] = values.clamp_min(0).cpu()
         tensors[f"eigenvectors.{layer}"] = vectors.float().cpu().contiguous()
     meta = {
-        "templates": list(contexts.templates), "groups": list(contexts.groups), "tokens": moments.tokens,
+        "templates": list(contexts.templates),
+        "groups": list(contexts.groups),
+        "tokens": moments.tokens,
         "energies": {str(layer): m.trace().item() for layer, m in moments.second.items()},
         "block_norms": {str(layer): v for layer, v in moments.block_norms.items()},
-    }  # fmt: skip
+    }
     return Prepared(tensors, meta)
 
 
@@ -95,10 +98,11 @@ def read_null_spaces(
         bases[layer] = prepared.tensors[f"eigenvectors.{layer}"][:, :size].to(device, torch.float64)
     meta = prepared.meta
     return NullSpaces(
-        Contexts(tuple(meta["templates"]), tuple(meta["groups"])), bases,
+        Contexts(tuple(meta["templates"]), tuple(meta["groups"])),
+        bases,
         {int(layer): float(v) for layer, v in meta["energies"].items()},
         {int(layer): float(v) for layer, v in meta["block_norms"].items()},
-    )  # fmt: skip
+    )
 
 
 def null_space_update(residuals: Tensor, keys: Tensor, basis: Tensor, ridge: float, earlier: Tensor | None = None) -> LowRank:

@@ -51,22 +51,26 @@ def encode_edits(
     prompts: list[str] = []
     subjects: list[str] = []
     continuations: list[str] = []
+    places: list[int] = []
     kinds: list[list[Kind]] = []
     for request in requests:
         if not request.target_new.strip():
             raise InvalidRequest(f"request {request.request_id} has an empty target; an edit needs an answer to write")
         texts = [(text, continuation_of(request.target_new), Kind.TARGET) for text in contexts.fill(request.prompt)]
+        places += contexts.places(request.prompt, request.subject, model.tokenizer)
         if config.kl_weight:
             # Only the lookup token is read, so nothing behind the subject is needed.
             texts.append((request.subject, "", Kind.ESSENCE))
+            places.append(0)
         if config.kept_weight:
             others = sorted(p for r, p in config.kept_prompts.items() if r != request.relation)
             texts += [(p.replace("{}", request.subject), "", Kind.KEPT) for p in others]
+            places += [p.index("{}") for p in others]
         prompts += [t for t, _, _ in texts]
         continuations += [c for _, c, _ in texts]
         subjects += [request.subject] * len(texts)
         kinds.append([k for _, _, k in texts])
-    rows = encode_lookups(model, prompts, subjects, continuations)
+    rows = encode_lookups(model, prompts, subjects, continuations, places=places)
     edits, at = [], 0
     for own in kinds:
         edits.append(EncodedEdit(tuple(rows[at : at + len(own)]), tuple(own)))
@@ -149,10 +153,16 @@ class Objective:
         """The same edits with some of their rows, given as a mask (rows,)."""
         reads, number = rows[self.row], rows.cumsum(0) - 1
         return replace(
-            self, suffix=self.suffix.select(rows.nonzero()[:, 0]), edit=self.edit[rows], row=number[self.row[reads]],
-            place=self.place[reads], kind=self.kind[reads], label=self.label[reads], weight=self.weight[reads],
+            self,
+            suffix=self.suffix.select(rows.nonzero()[:, 0]),
+            edit=self.edit[rows],
+            row=number[self.row[reads]],
+            place=self.place[reads],
+            kind=self.kind[reads],
+            label=self.label[reads],
+            weight=self.weight[reads],
             base=self.base[reads[self.kind >= Kind.ESSENCE]],
-        )  # fmt: skip
+        )
 
 
 @torch.no_grad()
@@ -204,11 +214,20 @@ def build_objective(
     # A clone: `stops` may have been made in inference mode, which autograd cannot read.
     stops = model.stops.to(device).clone()
     objective = Objective(
-        suffix, torch.tensor(owner, device=device), read_row, read_at - lookup[read_row], kind_of,
+        suffix,
+        torch.tensor(owner, device=device),
+        read_row,
+        read_at - lookup[read_row],
+        kind_of,
         torch.tensor([label for *_, label, _ in reads], device=device),
-        torch.tensor([share for *_, share in reads], device=device), base, base_values.norm(dim=1),
-        stops, final_norm, head, config.value_decay,
-    )  # fmt: skip
+        torch.tensor([share for *_, share in reads], device=device),
+        base,
+        base_values.norm(dim=1),
+        stops,
+        final_norm,
+        head,
+        config.value_decay,
+    )
     return _most_confident(objective, config.kept_count), base_values
 
 

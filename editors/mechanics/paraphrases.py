@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from editors.base import TrainingEdit
+from editors.subjects import SLOT, subject_places
 from warehouse.digests import digest_of
 from warehouse.records import EditRequest
-
-#: Where a template has its subject.
-SLOT = "{}"
 
 
 def relation_templates(edits: Sequence[TrainingEdit]) -> dict[str, list[str]]:
@@ -21,8 +19,10 @@ def relation_templates(edits: Sequence[TrainingEdit]) -> dict[str, list[str]]:
     for edit in edits:
         request = edit.request
         for prompt in (request.prompt, *request.rephrases):
-            if prompt.count(request.subject) == 1 and SLOT not in prompt:
-                found.setdefault(request.relation, set()).add(prompt.replace(request.subject, SLOT))
+            places = subject_places(prompt, request.subject)
+            if len(places) == 1 and SLOT not in prompt:
+                template = prompt[: places[0]] + SLOT + prompt[places[0] + len(request.subject) :]
+                found.setdefault(request.relation, set()).add(template)
     return {relation: sorted(templates) for relation, templates in sorted(found.items())}
 
 

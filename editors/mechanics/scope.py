@@ -107,9 +107,12 @@ class ScopeNet:
 
         joined = (config.scope_heads + 1) * d_model
         return cls(
-            normal(config.scope_heads, d_model), normal(config.scope_width, joined), torch.zeros(config.scope_width),
-            normal(config.scope_dim, config.scope_width), torch.tensor([10.0, -7.0]),
-        )  # fmt: skip
+            normal(config.scope_heads, d_model),
+            normal(config.scope_width, joined),
+            torch.zeros(config.scope_width),
+            normal(config.scope_dim, config.scope_width),
+            torch.tensor([10.0, -7.0]),
+        )
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> ScopeNet:

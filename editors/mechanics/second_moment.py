@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +11,13 @@ from torch import Tensor
 
 from editors.base import Corpus, Prepared
 from editors.mechanics.contexts import Contexts, sample_contexts
+from editors.mechanics.passes import length_groups
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.tokens import pad_right
+from editors.views import at_base
+from warehouse.errors import UsageError
 
 TOKENS_PER_PASS = 4096
 
@@ -48,19 +50,6 @@ class LocatePreparation:
     block_norms: Mapping[int, float]
 
 
-@contextmanager
-def at_base(model: EditableModel) -> Iterator[None]:
-    """Take all patches off for the length of a block: a preparation belongs to the base model."""
-    patches = list(model.patches)
-    if patches:
-        model.rollback(0)
-    try:
-        yield
-    finally:
-        for patch in patches:
-            model.push(patch)
-
-
 def measure_moments(
     model: EditableModel, texts: Sequence[str], layers: Sequence[int], num_tokens: int, seed: int = 0
 ) -> Moments:
@@ -70,8 +59,11 @@ def measure_moments(
     published weights of it keep their meaning.
 
     Raises:
+        UnsupportedModel: a layer that the model does not have.
         ValueError: the texts hold no token.
     """
+    for layer in layers:
+        model.anatomy.module(model.hf, model.anatomy.mlp_out, layer)
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
     limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or TOKENS_PER_PASS
@@ -91,16 +83,17 @@ def measure_moments(
     blocks = {layer: model.anatomy.block.format(layer=layer) for layer in layers}
     second: dict[int, Tensor] = {}
     mlp_norms, block_norms = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
-    rows.sort(key=len)
     total = sum(len(r) for r in rows)
-    at = 0
-    while at < len(rows):
-        size = 1
-        while at + size < len(rows) and (size + 1) * len(rows[at + size]) <= TOKENS_PER_PASS:
-            size += 1
-        ids, mask = pad_right(rows[at : at + size], model.pad_id)
-        seen = trace(model, ids, mask, inputs=tuple(paths.values()),
-                     outputs=(*paths.values(), *blocks.values()), stop_after=blocks[layers[-1]])  # fmt: skip
+    for chosen in length_groups([len(row) for row in rows], TOKENS_PER_PASS):
+        ids, mask = pad_right([rows[i] for i in chosen], model.pad_id)
+        seen = trace(
+            model,
+            ids,
+            mask,
+            inputs=tuple(paths.values()),
+            outputs=(*paths.values(), *blocks.values()),
+            stop_after=blocks[layers[-1]],
+        )
         for layer in layers:
             keys = seen.inputs[paths[layer]]
             real = mask.bool().to(keys.device)
@@ -109,7 +102,6 @@ def measure_moments(
             second[layer] = second[layer].add_(product) if layer in second else product
             mlp_norms[layer] += seen.outputs[paths[layer]][real].float().norm(dim=1).sum().item() / total
             block_norms[layer] += seen.outputs[blocks[layer]][real].float().norm(dim=1).sum().item() / total
-        at += size
     return Moments({layer: m.div_(total) for layer, m in second.items()}, mlp_norms, block_norms, total)
 
 
@@ -125,7 +117,7 @@ def ridged_factor(second: Tensor, ridge: float) -> Tensor:
     matrix.diagonal().add_(ridge * matrix.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed):
-        raise ValueError(f"second moment ({size} x {size}) is not positive definite; raise second_moment_ridge ({ridge})")
+        raise UsageError(f"second moment ({size} x {size}) is not positive definite; raise second_moment_ridge ({ridge})")
     return factor
 
 
@@ -138,11 +130,13 @@ def prepare_locate(model: EditableModel, corpus: Corpus, layers: tuple[int, ...]
         f"factor.{layer}": ridged_factor(m, config.second_moment_ridge).float().cpu() for layer, m in moments.second.items()
     }
     meta = {
-        "templates": list(contexts.templates), "groups": list(contexts.groups), "tokens": moments.tokens,
+        "templates": list(contexts.templates),
+        "groups": list(contexts.groups),
+        "tokens": moments.tokens,
         "energies": {str(layer): m.trace().item() for layer, m in moments.second.items()},
         "mlp_norms": {str(layer): v for layer, v in moments.mlp_norms.items()},
         "block_norms": {str(layer): v for layer, v in moments.block_norms.items()},
-    }  # fmt: skip
+    }
     return Prepared(tensors, meta)
 
 
@@ -163,8 +157,10 @@ def read_preparation(prepared: Prepared, layers: Sequence[int], device: torch.de
     return LocatePreparation(
         Contexts(tuple(meta["templates"]), tuple(meta["groups"])),
         {layer: prepared.tensors[f"factor.{layer}"].to(device, torch.float64) for layer in layers},
-        by_layer("energies"), by_layer("mlp_norms"), by_layer("block_norms"),
-    )  # fmt: skip
+        by_layer("energies"),
+        by_layer("mlp_norms"),
+        by_layer("block_norms"),
+    )
 
 
 class PreparationReader:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from editors.base import EditorConfig
 from warehouse.digests import digest_of
 
 #: (number of contexts, tokens in each): one group of sampled prefixes.
 ContextGroup = tuple[PositiveInt, PositiveInt]
+
+
+def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if not layers or list(layers) != sorted(set(layers)):
+        raise ValueError(f"layers must be given in ascending order, without repeats; found {layers}")
+    return layers
+
+
+#: Layers that share one update, lowest first.
+AscendingLayers = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_ascending)]
 
 
 class LocateEditConfig(EditorConfig):

@@ -22,9 +22,7 @@ Result = TypeVar("Result")
 MAX_COPIED_BYTES = 1 << 30
 
 
-def side_by_side(
-    model: EditableModel, items: Sequence[Item], work: Callable[[EditableModel, Item], Result]
-) -> list[Result]:  # fmt: skip
+def side_by_side(model: EditableModel, items: Sequence[Item], work: Callable[[EditableModel, Item], Result]) -> list[Result]:
     """`work(model, item)` for each item, in their order.
 
     As many items at once as torch has threads. Which of the two ways is taken depends on the model alone, so an item

@@ -24,30 +24,42 @@ def key_directions(keys: Tensor, factor: Tensor) -> Tensor:
     return torch.cholesky_solve(flat.t(), factor).t().reshape(keys.shape)
 
 
-def rank_one(residual: Tensor, keys: Tensor, directions: Tensor) -> LowRank:
-    """Constrained least squares: the smallest update, measured by C, with (W + Delta) key = W key + residual.
+def shared_direction(keys: Tensor, directions: Tensor) -> Tensor:
+    """The direction d (d_in,), fp64, of least energy in C that every form of a key answers alike: k^T d = 1.
 
-    For one key Delta = residual (C^-1 k)^T / (k^T C^-1 k): ROME, equation 2, with one and the same key everywhere
-    (R-ROME). For several forms K of it Delta = residual (C^-1 K (K^T C^-1 K)^-1 1)^T, which is rank one as well.
+    d = C^-1 K (K^T C^-1 K)^-1 1; for one key C^-1 k / (k^T C^-1 k).
 
     Args:
-        residual: (d_out,) wanted minus current value.
         keys: (forms, d_in).
         directions: (forms, d_in) C^-1 keys, from `key_directions`.
-
-    Raises:
-        EditRefused: the keys and the solution are near orthogonal, so that the denominator vanishes.
     """
     k = keys.double()
     gram = k @ directions.t()
     if len(k) > 1:
         gram.diagonal().add_(FORM_RIDGE * gram.diagonal().mean())
-    solution = directions.t() @ torch.linalg.solve(gram, torch.ones(len(k), dtype=k.dtype, device=k.device))
-    mean = k.mean(0)
-    cosine = (solution @ mean / (solution.norm() * mean.norm())).item()
+    return directions.t() @ torch.linalg.solve(gram, torch.ones(len(k), dtype=k.dtype, device=k.device))
+
+
+def rank_one(residual: Tensor, key: Tensor, direction: Tensor) -> LowRank:
+    """Delta = residual direction^T, where the key has a stable share in the direction.
+
+    With d from `shared_direction` it is the smallest update, measured by C, with (W + Delta) k = W k + residual: ROME,
+    equation 2, with one and the same key everywhere (R-ROME). With whatever direction u, and the residual over u^T k, it
+    gives W k + residual at that key alone (ROME as published).
+
+    Args:
+        residual: (d_out,) wanted minus current value, over the key's energy where the direction is not.
+        key: (d_in,) the key of the current value; the mean of its forms.
+        direction: (d_in,) fp64.
+
+    Raises:
+        EditRefused: key and direction are near orthogonal or opposed, so that the denominator vanishes.
+    """
+    k = key.double()
+    cosine = (direction @ k / (direction.norm() * k.norm())).item()
     if not cosine >= SMALLEST_COSINE:
-        raise EditRefused(f"the key's share of its own direction is {cosine:.2e} (< {SMALLEST_COSINE}): no stable update")
-    return LowRank(residual.float()[:, None], solution[:, None].float())
+        raise EditRefused(f"the key's share of the update's direction is {cosine:.2e} (< {SMALLEST_COSINE}): no stable update")
+    return LowRank(residual.float()[:, None], direction.float()[:, None])
 
 
 def ridge_update(residuals: Tensor, keys: Tensor, factor: Tensor, weight: float, protected: Tensor | None = None) -> LowRank:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -10,12 +11,30 @@ from editors.mechanics.contexts import BARE, Contexts
 from editors.mechanics.keys_values import lookup_states, written_keys
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.solve import check_norm, smallest_form
+from editors.mechanics.values import ValueSolution
 from editors.model import EditableModel
-from editors.patches.weight import LowRank, Update
+from editors.patches.weight import LowRank, Update, WeightPatch
 from warehouse.records import EditRequest
 
 #: (layer, residuals (d_out, keys), keys (d_in, keys)) -> update; an edit has one key, or one for each form.
 LayerSolver = Callable[[int, Tensor, Tensor], LowRank]
+
+
+#: (requests of one group, their targets (edits, d_model), the note of their patch) -> the patch.
+GroupWriter = Callable[[Sequence[EditRequest], Tensor, dict[str, Any]], WeightPatch]
+
+
+def write_groups(
+    editor: str, groups: Sequence[Sequence[EditRequest]], targets: Tensor, solution: ValueSolution, write: GroupWriter
+) -> list[WeightPatch]:
+    """One patch for each group of requests whose targets, row by row, were found together."""
+    patches, at = [], 0
+    for group in groups:
+        part = slice(at, at + len(group))
+        at = part.stop
+        note = {"editor": editor, "requests": [r.request_id for r in group], "solved": list(map(bool, solution.solved[part]))}
+        patches.append(write(group, targets[part], note))
+    return patches
 
 
 def linear_share(remaining: int) -> float:
@@ -48,7 +67,7 @@ def spread_over_layers(
 
     Raises:
         EditRefused: a layer's update is refused by its solver or its norm.
-    """  # fmt: skip
+    """
     updates: dict[str, Update] = {}
     names = [r.request_id for r in requests]
     path = model.anatomy.mlp_out

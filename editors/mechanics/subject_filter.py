@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from editors.base import Corpus, Prepared
 from editors.mechanics.contexts import encode_lookups
 from editors.mechanics.paraphrases import SLOT, relation_templates
+from editors.mechanics.passes import trace_lookups
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.tokens import pad_right
@@ -55,26 +56,21 @@ class SubjectSpace:
 
 @torch.no_grad()
 def subject_states(
-    model: EditableModel, prompts: Sequence[str], subjects: Sequence[str], site: str
+    model: EditableModel, prompts: Sequence[str], subjects: Sequence[str], site: str, wordings: Collection[str] = ()
 ) -> Float[Tensor, "prompts d_model"]:
     """Input of the module `site` at each subject's last token; fp32 on the CPU.
+
+    Args:
+        wordings: templates that some of the prompts were made from.
 
     Raises:
         InvalidRequest: a subject is not in its prompt.
     """
-    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts))
-    order = sorted(range(len(rows)), key=lambda i: rows[i].lookup)
+    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts), wordings=wordings)
     found = torch.empty(len(rows), model.anatomy.d_model(model.hf))
-    at = 0
-    while at < len(order):
-        size = 1
-        while at + size < len(order) and (size + 1) * (rows[order[at + size]].lookup + 1) <= TOKENS_PER_PASS:
-            size += 1
-        chosen = order[at : at + size]
-        ids, mask = pad_right([rows[i].ids[: rows[i].lookup + 1] for i in chosen], model.pad_id)
-        seen = trace(model, ids, mask, inputs=(site,), stop_after=site)
-        found[chosen] = seen.inputs[site][torch.arange(len(chosen)), mask.sum(1) - 1].float().cpu()
-        at += size
+    for chosen, seen in trace_lookups(model, rows, TOKENS_PER_PASS, site):
+        last = torch.tensor([rows[i].lookup for i in chosen])
+        found[chosen] = seen.inputs[site][torch.arange(len(chosen)), last].float().cpu()
     return found
 
 
@@ -118,7 +114,7 @@ def prepare_space(
     every = sorted({t for known in templates.values() for t in known})
     subjects = sorted({e.request.subject for e in corpus.edits})
     pairs = [(p, s) for s in subjects for p in [s, *wordings_for(s, every, wordings, ())]]
-    known = subject_states(model, [p for p, _ in pairs], [s for _, s in pairs], site)
+    known = subject_states(model, [p for p, _ in pairs], [s for _, s in pairs], site, every)
     plain = text_states(model, corpus.texts, site, tokens, seed)
     bank = torch.cat([known, plain])
     mean = bank.mean(0)

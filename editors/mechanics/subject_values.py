@@ -129,7 +129,10 @@ def _encode(
         texts.append((subject, "", Kind.ESSENCE))
     if config.kept_weight:
         texts += [(p, "", Kind.KEPT) for p in kept_prompts(model, requests, templates, config)]
-    rows: list[LookupRow] = encode_lookups(model, [t for t, _, _ in texts], [subject] * len(texts), [c for _, c, _ in texts])
+    wordings = {wording for group in templates.values() for wording in group}
+    rows: list[LookupRow] = encode_lookups(
+        model, [t for t, _, _ in texts], [subject] * len(texts), [c for _, c, _ in texts], wordings=wordings
+    )
     return EncodedEdit(tuple(rows), tuple(k for _, _, k in texts))
 
 

@@ -69,7 +69,7 @@ def trace(
     Args:
         stop_after: do not run what follows this module.
         use_cache: keep the attention's keys and values.
-    """  # fmt: skip
+    """
     seen_in: dict[str, Tensor] = {}
     seen_out: dict[str, Tensor] = {}
     seen_calls: dict[str, dict[str, Any]] = {}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from editors.mechanics.contexts import Contexts
-from editors.mechanics.objective import EncodedEdit, Objective, build_objective, encode_edits
+from editors.mechanics.objective import EncodedEdit, Objective, build_objective
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.suffix import Suffix
 from editors.mechanics.trace import trace
-from editors.mechanics.values import ValueSolution, descend_values, value_chunks
+from editors.mechanics.values import ValueSolution, solve_in_chunks
 from editors.model import EditableModel
 from editors.tokens import pad_right
 from warehouse.records import EditRequest
@@ -63,9 +63,14 @@ def two_latent_objective(
     attention_values = seen.outputs[attention][every, lookup][firsts].float()
     above = objective.suffix
     suffix = TwoLatentSuffix(
-        above.hidden, above.blocks, above.calls, above.prefix, seen.inputs[norm][every, lookup],
-        model.hf.get_submodule(norm), model.hf.get_submodule(anatomy.mlp.format(layer=layer)),
-    )  # fmt: skip
+        above.hidden,
+        above.blocks,
+        above.calls,
+        above.prefix,
+        seen.inputs[norm][every, lookup],
+        model.hf.get_submodule(norm),
+        model.hf.get_submodule(anatomy.mlp.format(layer=layer)),
+    )
     base_values = torch.cat([attention_values, mlp_values], dim=1)
     return replace(objective, suffix=suffix, base_norms=base_values.norm(dim=1)), base_values
 
@@ -82,17 +87,8 @@ def optimise_two_latents(
         EditRefused: the objective became infinite or NaN.
     """
     model.anatomy.module(model.hf, model.anatomy.mlp_out, layer)
-    encoded = encode_edits(model, requests, contexts, config)
-    order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix_tokens)
-    parts: dict[int, tuple[Tensor, Tensor, int, float, bool]] = {}
-    for chunk in value_chunks(model, encoded, order, layer):
-        objective, base_values = two_latent_objective(model, [encoded[i] for i in chunk], layer, config)
-        names = [requests[i].request_id for i in chunk]
-        deltas, steps, losses, margins = descend_values(objective, base_values, config, names)
-        for number, i in enumerate(chunk):
-            parts[i] = (deltas[number], base_values[number], steps[number], losses[number], margins[number] > 0)
-    whole = [parts[i] for i in range(len(requests))]
-    return ValueSolution(
-        torch.stack([p[0] for p in whole]), torch.stack([p[1] for p in whole]), tuple(p[2] for p in whole),
-        tuple(p[3] for p in whole), tuple(p[4] for p in whole),
-    )  # fmt: skip
+
+    def build(encoded: Sequence[EncodedEdit]) -> tuple[Objective, Tensor]:
+        return two_latent_objective(model, encoded, layer, config)
+
+    return solve_in_chunks(model, requests, contexts, layer, config, build)

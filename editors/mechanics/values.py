@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +53,11 @@ class ValueSolution:
         return self.base_values + self.deltas
 
 
+def anchored(targets: Tensor, mean_norm: float, config: LocateEditConfig) -> Tensor:
+    """The targets (edits, d_model) at the mean norm of base values at their site if `anchor_norm` asks for it, or as solved."""
+    return targets * (mean_norm / targets.norm(dim=1, keepdim=True)) if config.anchor_norm else targets
+
+
 def optimise_values(
     model: EditableModel,
     requests: Sequence[EditRequest],
@@ -73,29 +78,48 @@ def optimise_values(
     Raises:
         InvalidRequest: an empty target, or a subject that is not in its prompt.
         EditRefused: the objective became infinite or NaN.
-    """  # fmt: skip
+    """
     path = model.anatomy.mlp_out if site == "mlp" else model.anatomy.block
     model.anatomy.module(model.hf, path, layer)
+
+    def build(encoded: Sequence[EncodedEdit]) -> tuple[Objective, Tensor]:
+        return build_objective(model, encoded, layer, path, config)
+
+    return solve_in_chunks(model, requests, contexts, layer, config, build)
+
+
+def solve_in_chunks(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    contexts: Contexts,
+    layer: int,
+    config: LocateEditConfig,
+    build: Callable[[Sequence[EncodedEdit]], tuple[Objective, Tensor]],
+) -> ValueSolution:
+    """Descend on the objectives of all requests, a chunk of them at once.
+
+    Args:
+        build: the objective of some edits and their base values, from the encoded edits.
+
+    Raises:
+        InvalidRequest: an empty target, or a subject that is not in its prompt.
+        EditRefused: the objective became infinite or NaN.
+    """
     start = time.perf_counter()
     encoded = encode_edits(model, requests, contexts, config)
     # Edits of like length share a chunk, so that little is padded.
     order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix_tokens)
     parts: dict[int, tuple[Tensor, Tensor, int, float, bool]] = {}
     for chunk in value_chunks(model, encoded, order, layer):
-        objective, base_values = build_objective(model, [encoded[i] for i in chunk], layer, path, config)
+        objective, base_values = build([encoded[i] for i in chunk])
         names = [requests[i].request_id for i in chunk]
         deltas, steps, losses, margins = descend_values(objective, base_values, config, names)
         for number, i in enumerate(chunk):
             parts[i] = (deltas[number], base_values[number], steps[number], losses[number], margins[number] > 0)
-    whole = [parts[i] for i in range(len(requests))]
-    log.info(
-        "solved %d of %d values in %.2f s, %d steps", sum(p[4] for p in whole), len(whole),
-        time.perf_counter() - start, sum(p[2] for p in whole),
-    )  # fmt: skip
-    return ValueSolution(
-        torch.stack([p[0] for p in whole]), torch.stack([p[1] for p in whole]), tuple(p[2] for p in whole),
-        tuple(p[3] for p in whole), tuple(p[4] for p in whole),
-    )  # fmt: skip
+    deltas, bases, steps, losses, solved = zip(*(parts[i] for i in range(len(requests))), strict=True)
+    seconds = time.perf_counter() - start
+    log.info("solved %d of %d values in %.2f s, %d steps", sum(solved), len(solved), seconds, sum(steps))
+    return ValueSolution(torch.stack(deltas), torch.stack(bases), steps, losses, solved)
 
 
 def value_chunks(model: EditableModel, encoded: Sequence[EncodedEdit], order: Sequence[int], layer: int) -> list[list[int]]:

@@ -16,7 +16,6 @@ from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Pre
 from editors.errors import EditRefused
 from editors.mechanics.answers import check_request, row_leads, row_losses
 from editors.mechanics.descent import Sites, as_stored, layer_of, site_parameters, upper_blocks
-from editors.mechanics.second_moment import at_base
 from editors.meta_learning.episodes import (
     Pair,
     Parameters,
@@ -33,6 +32,7 @@ from editors.meta_learning.outer import Outer, train
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, Update, WeightPatch
 from editors.tokens import pad_right
+from editors.views import at_base
 from warehouse.records import EditBatch
 
 log = logging.getLogger(__name__)
@@ -94,9 +94,7 @@ class Stepped:
     lead: float
 
 
-def plain_steps(
-    reading: Reading, start: Parameters, rates: Parameters, most: int, margin: float, order: int = 0
-) -> Stepped:  # fmt: skip
+def plain_steps(reading: Reading, start: Parameters, rates: Parameters, most: int, margin: float, order: int = 0) -> Stepped:
     """theta <- theta - rate * grad NLL(theta), until every answer leads by the margin or `most` steps are done.
 
     Several rows add their losses up: to each its own steps, taken at once.
@@ -135,17 +133,24 @@ class Enn(Editor[EnnConfig]):
     later ones their steps alone. A patch's note tells which it stands on, so the stack of patches is the only state.
     """
 
-    config_class = EnnConfig
     card = EditorCard(
-        name="enn", title="ENN", family="meta_learning", patch_kind="weight", paper="arXiv:2004.00345",
-        code="xtinkt/editable; eric-mitchell/mend algs/enn.py", needs_preparation=True, trains=True,
-        preserves_architecture=False, modes=("single", "sequential"), experimental=("batch", "sequential-batch"),
+        name="enn",
+        title="ENN",
+        family="meta_learning",
+        patch_kind="weight",
+        paper="arXiv:2004.00345",
+        code="xtinkt/editable; eric-mitchell/mend algs/enn.py",
+        needs_preparation=True,
+        trains=True,
+        preserves_architecture=False,
+        modes=("single", "sequential"),
+        experimental=("batch", "sequential-batch"),
         scales=False,
         why_not="it is trained on one edit at a time: a batch adds the gradients of its edits up, which no training has seen",
         differs="Only the matrices that an edit changes are trained beforehand, not the whole model. Both divergences are from "
         "the original model, which is what drawdown is measured against. Edits are trained on rephrases and the stop token, "
         "and stop by margin. Rates begin as a share of each matrix's norm.",
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """All but the bound on the steps of an edit, which training does not read."""
@@ -250,12 +255,14 @@ class _Training:
         tensors = {f"trained|{name}": shift.cpu() for name, shift in shifts.items()}
         tensors |= {f"rate|{name}": rate.cpu() for name, rate in final_rates.items()}
         meta: dict[str, Any] = {
-            "training_edits": len(self.edits), "held_out_edits": len(self._examined()), "curve": curve,
+            "training_edits": len(self.edits),
+            "held_out_edits": len(self._examined()),
+            "curve": curve,
             "held_out": self._success({n: w.detach() for n, w in self.weights.items()}, final_rates),
             "untrained": self._success(self.start, self.first_rates),
             "relative_change": {n: float(shift.norm() / self.start[n].norm()) for n, shift in shifts.items()},
             "rates": {name: [float(self.first_rates[name]), float(final_rates[name])] for name in self.names},
-        }  # fmt: skip
+        }
         log.info("%d updates on %d training edits; held out: %s", config.updates, len(self.edits), meta["held_out"])
         return Prepared(tensors, meta)
 

@@ -73,9 +73,8 @@ def draw_episode(edits: Sequence[TrainingEdit], number: int, seed: int, rephrase
     request = edit.request
     chosen = draw.sample(request.rephrases, min(rephrases, len(request.rephrases)))
     return Episode(
-        edit, tuple((prompt, request.target_new) for prompt in chosen),
-        tuple(draw.sample(edit.kept, min(kept, len(edit.kept)))),
-    )  # fmt: skip
+        edit, tuple((prompt, request.target_new) for prompt in chosen), tuple(draw.sample(edit.kept, min(kept, len(edit.kept))))
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from torch import Tensor
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, TrainingEdit, Workbench
 from editors.mechanics.answers import row_leads
 from editors.mechanics.gradients import Projections
-from editors.mechanics.second_moment import at_base
 from editors.meta_learning.episodes import Episode, draw_episode, hold_out
 from editors.meta_learning.lessons import Factors, Places, Questions, Terms, ask, low_rank_patch, request_factors, success_of
 from editors.meta_learning.outer import Outer, train
@@ -27,6 +26,7 @@ from editors.meta_learning.shift_net import Condition, Gates, ShiftNet, Units, u
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from editors.tokens import continuation_of, encode_rows
+from editors.views import at_base
 from warehouse.records import EditBatch, EditRequest
 
 log = logging.getLogger(__name__)
@@ -117,17 +117,23 @@ class Constraint:
 class KnowledgeEditor(Editor[KnowledgeEditorConfig]):
     """One gradient of the new answer, gated matrix by matrix by a trained net; the shift is added once."""
 
-    config_class = KnowledgeEditorConfig
     card = EditorCard(
-        name="knowledge_editor", title="KnowledgeEditor", family="meta_learning", patch_kind="weight",
-        paper="arXiv:2104.08164", code="nicola-decao/KnowledgeEditor", needs_preparation=True, trains=True,
-        modes=("single",), experimental=("batch", "sequential", "sequential-batch"),
+        name="knowledge_editor",
+        title="KnowledgeEditor",
+        family="meta_learning",
+        patch_kind="weight",
+        paper="arXiv:2104.08164",
+        code="nicola-decao/KnowledgeEditor",
+        needs_preparation=True,
+        trains=True,
+        modes=("single",),
+        experimental=("batch", "sequential", "sequential-batch"),
         why_not="its net has learnt single edits of the unedited model; shifts of several edits are only summed",
         differs="Outputs are in units that make a fresh net one plain gradient step (softmax over long rows makes the gates "
         "tiny otherwise). Feed-forward matrices of chosen layers, no vectors. The condition has the model's present answer, "
         "also in sequences. The constraint is in units of its margin, with a bounded violation. No label smoothing: an answer "
         "must be exact, stop included. Shifts stay in low-rank form. Larger rates and fewer updates than published.",
-    )  # fmt: skip
+    )
 
     def __init__(self, config: KnowledgeEditorConfig) -> None:
         super().__init__(config)
@@ -207,9 +213,15 @@ def _embedding(model: EditableModel) -> Tensor:
 
 def _fresh(config: KnowledgeEditorConfig, model: EditableModel, places: Places, units: Mapping[str, Units]) -> ShiftNet:
     return ShiftNet(
-        places.shapes, units, _embedding(model).shape[1], lstm=config.lstm, code=config.code, hidden=config.hidden,
-        max_scale=config.max_scale, seed=config.seed,
-    ).to(model.hf.device)  # fmt: skip
+        places.shapes,
+        units,
+        _embedding(model).shape[1],
+        lstm=config.lstm,
+        code=config.code,
+        hidden=config.hidden,
+        max_scale=config.max_scale,
+        seed=config.seed,
+    ).to(model.hf.device)
 
 
 def _trained(config: KnowledgeEditorConfig, model: EditableModel, places: Places, prepared: Prepared) -> ShiftNet:
@@ -254,10 +266,14 @@ class _Training:
         curve = train(outer, config.updates, bench, self._gather, self._facts, self._recall)
         meta: dict[str, Any] = {
             "units": {path: asdict(unit) for path, unit in self.units.items()},
-            "training_edits": len(self.edits), "validation_edits": len(self.validation), "held_out_edits": len(self.held),
-            "parameters": sum(t.numel() for t in learnt.values()), "curve": curve,
-            "untrained": untrained, "held_out": self._success(),
-        }  # fmt: skip
+            "training_edits": len(self.edits),
+            "validation_edits": len(self.validation),
+            "held_out_edits": len(self.held),
+            "parameters": sum(t.numel() for t in learnt.values()),
+            "curve": curve,
+            "untrained": untrained,
+            "held_out": self._success(),
+        }
         log.info("%d updates on %d training edits; held out: %s", config.updates, len(self.edits), meta["held_out"])
         return Prepared({name: t.detach().contiguous().cpu() for name, t in self.net.state_dict().items()}, meta)
 
@@ -334,8 +350,11 @@ class _Training:
                 norms[path].append((found.gradients.t() @ found.inputs).norm())
         return {
             path: units_of(
-                shape, float(self.model.parameter(f"{path}.weight").float().norm()),
-                float(torch.stack(norms[path]).median()), config.first_step, config.max_scale,
+                shape,
+                float(self.model.parameter(f"{path}.weight").float().norm()),
+                float(torch.stack(norms[path]).median()),
+                config.first_step,
+                config.max_scale,
             )
             for path, shape in self.places.shapes.items()
-        }  # fmt: skip
+        }

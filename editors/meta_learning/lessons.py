@@ -144,6 +144,12 @@ def request_factors(model: EditableModel, requests: Sequence[EditRequest], place
     return out
 
 
+def group_factors(model: EditableModel, groups: Sequence[Sequence[EditRequest]], places: Places) -> list[Factors]:
+    """The factors of each group's requests, one behind the other; as `request_factors`, all in its passes."""
+    found = iter(request_factors(model, [request for group in groups for request in group], places))
+    return [joined([next(found) for _ in group]) for group in groups]
+
+
 def joined(factors: Sequence[Factors]) -> Factors:
     """The factors of several edits as one batch's; gradients add up."""
     return {

@@ -14,7 +14,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
+from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
 from editors.mechanics.held_keys import HeldKeys
 from editors.mechanics.hypernetwork import EditorNets
@@ -22,12 +23,12 @@ from editors.mechanics.ridge import ridge_directions, ridge_gradient
 from editors.mechanics.solve import check_norm
 from editors.meta_learning.earlier_edits import EarlierEdits, released_keys
 from editors.meta_learning.episodes import Episode
-from editors.meta_learning.lessons import Factors, Places, ask, batch_factors, joined, passes, request_factors
+from editors.meta_learning.lessons import Factors, Places, ask, batch_factors, group_factors, joined, passes
 from editors.meta_learning.net_training import NetConfig, scaled_step, train_nets
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from warehouse.digests import digest_of
-from warehouse.records import EditBatch, EditRequest
+from warehouse.records import EditRequest
 
 
 class MalmenConfig(NetConfig):
@@ -52,7 +53,7 @@ class MalmenConfig(NetConfig):
 
 
 @final
-class Malmen(Editor[MalmenConfig]):
+class Malmen(GroupEditor[MalmenConfig]):
     """Value changes from nets trained on training edits, aggregated by least squares.
 
     Every factor of a patch holds the batch's keys against zeros behind its own columns: the stack of patches is the only
@@ -80,7 +81,6 @@ class Malmen(Editor[MalmenConfig]):
             "answers' alone. Keys of a subject that is edited again are released."
         ),
     )
-    config_class = MalmenConfig
 
     def __init__(self, config: MalmenConfig) -> None:
         super().__init__(config)
@@ -98,9 +98,15 @@ class Malmen(Editor[MalmenConfig]):
         """
         config, places = self.config, self._places(model)
         return train_nets(
-            model, corpus, places, config, bench, scalars={"step": config.edit_rate, "ridge": config.ridge},
-            gather=lambda nets, batches: self._gather(model, nets, places, batches), edit=terms,
-        )  # fmt: skip
+            model,
+            corpus,
+            places,
+            config,
+            bench,
+            scalars={"step": config.edit_rate, "ridge": config.ridge},
+            gather=lambda nets, batches: self._gather(model, nets, places, batches),
+            edit=terms,
+        )
 
     def _places(self, model: EditableModel) -> Places:
         return Places.of(model, self.config.layers, self.config.projections, self.config.tokens)
@@ -154,18 +160,14 @@ class Malmen(Editor[MalmenConfig]):
                 some = TokenFactors(*(t[at : at + size] for t in (found.inputs, found.gradients, found.row)))
                 (value_changes(nets, path, some) * towards[path][:, at : at + size]).sum().backward()
 
-    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        return self._patches(model, [batch.requests], prepared)[0]
-
-    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        return self._patches(model, [[request] for request in requests], prepared)
-
-    def _patches(self, model: EditableModel, batches: Sequence[Sequence[EditRequest]], prepared: Prepared) -> list[WeightPatch]:
-        """One patch for each batch, all on the model as it stands."""
+    def edit_groups(
+        self, model: EditableModel, groups: Sequence[Sequence[EditRequest]], prepared: Prepared
+    ) -> list[WeightPatch]:
+        """See `GroupEditor.edit_groups`."""
         places = self._places(model)
         nets = EditorNets(prepared.tensors, prepared.tensors, places.shapes)
-        found = iter(request_factors(model, [request for batch in batches for request in batch], places))
-        return [self._patch(model, nets, batch, joined([next(found) for _ in batch])) for batch in batches]
+        found = group_factors(model, groups, places)
+        return [self._patch(model, nets, group, factors) for group, factors in zip(groups, found, strict=True)]
 
     @torch.no_grad()
     def _patch(self, model: EditableModel, nets: EditorNets, batch: Sequence[EditRequest], factors: Factors) -> WeightPatch:

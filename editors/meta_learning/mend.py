@@ -12,16 +12,17 @@ from typing import final
 import torch
 from pydantic import NonNegativeFloat
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
+from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections
 from editors.mechanics.hypernetwork import EditorNets
 from editors.meta_learning.episodes import Episode
-from editors.meta_learning.lessons import Factors, Places, ask, batch_factors, joined, low_rank_patch, request_factors
+from editors.meta_learning.lessons import Factors, Places, ask, batch_factors, group_factors, low_rank_patch
 from editors.meta_learning.net_training import NetConfig, scaled_step, train_nets
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from warehouse.digests import digest_of
-from warehouse.records import EditBatch, EditRequest
+from warehouse.records import EditRequest
 
 
 class MendConfig(NetConfig):
@@ -37,7 +38,7 @@ class MendConfig(NetConfig):
 
 
 @final
-class Mend(Editor[MendConfig]):
+class Mend(GroupEditor[MendConfig]):
     """Gradients of the edits in, low-rank updates out, through nets trained on training edits."""
 
     card = EditorCard(
@@ -61,7 +62,6 @@ class Mend(Editor[MendConfig]):
             "batch sizes."
         ),
     )
-    config_class = MendConfig
 
     def preparation_key(self) -> str:
         """All but the bound on an edit's norm."""
@@ -89,22 +89,17 @@ class Mend(Editor[MendConfig]):
     def _places(self, model: EditableModel) -> Places:
         return Places.of(model, self.config.layers, self.config.projections, "all")
 
-    def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        return self._patches(model, [batch.requests], prepared)[0]
-
-    def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
-        return self._patches(model, [[request] for request in requests], prepared)
-
-    def _patches(self, model: EditableModel, batches: Sequence[Sequence[EditRequest]], prepared: Prepared) -> list[WeightPatch]:
-        """One patch for each batch, all on the model as it stands."""
+    def edit_groups(
+        self, model: EditableModel, groups: Sequence[Sequence[EditRequest]], prepared: Prepared
+    ) -> list[WeightPatch]:
+        """See `GroupEditor.edit_groups`."""
         places = self._places(model)
         nets = EditorNets(prepared.tensors, prepared.tensors, places.shapes)
-        found = iter(request_factors(model, [request for batch in batches for request in batch], places))
         patches = []
-        for batch in batches:
+        for group, factors in zip(groups, group_factors(model, groups, places), strict=True):
             with torch.no_grad():
-                updates = terms(nets, joined([next(found) for _ in batch]))
-            patches.append(low_rank_patch(model, updates, self.config.max_relative_norm, [r.request_id for r in batch]))
+                updates = terms(nets, factors)
+            patches.append(low_rank_patch(model, updates, self.config.max_relative_norm, [r.request_id for r in group]))
         return patches
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from editors.base import Corpus, EditorConfig, Prepared, TrainingEdit, Workbench
 from editors.mechanics.hypernetwork import EditorNets, fresh_nets
-from editors.mechanics.second_moment import at_base
 from editors.meta_learning.episodes import Episode, draw_episode, hold_out
 from editors.meta_learning.lessons import Factors, Places, Terms, compatible, slices, success_of, take_moments
 from editors.meta_learning.outer import Outer, train
 from editors.model import EditableModel
+from editors.views import at_base
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,16 @@ class NetConfig(EditorConfig):
 
 
 def train_nets(
-    model: EditableModel, corpus: Corpus, places: Places, config: NetConfig, bench: Workbench, *,
-    scalars: Mapping[str, float], gather: Gather, edit: Edit,
-) -> Prepared:  # fmt: skip
+    model: EditableModel,
+    corpus: Corpus,
+    places: Places,
+    config: NetConfig,
+    bench: Workbench,
+    *,
+    scalars: Mapping[str, float],
+    gather: Gather,
+    edit: Edit,
+) -> Prepared:
     """Train nets on the corpus's training edits, on the base model, and measure them on held-out subjects.
 
     Args:
@@ -76,7 +83,7 @@ def train_nets(
 
     Raises:
         ValueError: fewer than two subjects among the training edits.
-    """  # fmt: skip
+    """
     shown, aside = hold_out(corpus.edits, config.held_out, config.seed)
     measured_on = aside[: config.held_out_edits]
     with at_base(model):
@@ -84,9 +91,11 @@ def train_nets(
         names = tuple(f"|{name}" for name in scalars)
         rates = {n: config.rate_learning_rate if n.endswith(names) else config.learning_rate for n in nets.learnt}
         curve = train(
-            Outer(nets.learnt, rates, config.clip), config.updates, bench,
+            Outer(nets.learnt, rates, config.clip),
+            config.updates,
+            bench,
             lambda number: gather(nets, draw_batches(shown, number, config)),
-        )  # fmt: skip
+        )
         held_out = {
             f"batch of {size}": success_of(model, measured_on, places, lambda factors: edit(nets, factors), size)
             for size in sorted({1, max(config.batch_sizes)})
@@ -94,16 +103,19 @@ def train_nets(
     log.info("%d updates on %d training edits; held out: %s", config.updates, len(shown), held_out)
     learnt = {name: tensor.detach() for name, tensor in nets.learnt.items()}
     meta: dict[str, Any] = {
-        "curve": curve, "held_out": held_out, "training_edits": len(shown), "held_out_edits": len(measured_on),
+        "curve": curve,
+        "held_out": held_out,
+        "training_edits": len(shown),
+        "held_out_edits": len(measured_on),
         "parameters": sum(tensor.numel() for tensor in learnt.values()),
         "scalars": {name: {path: float(learnt[f"{path}|{name}"].exp()) for path in places.shapes} for name in scalars},
-    }  # fmt: skip
+    }
     return Prepared({name: tensor.contiguous() for name, tensor in {**learnt, **nets.fixed}.items()}, meta)
 
 
 def fresh_editor(
     model: EditableModel, edits: Sequence[TrainingEdit], places: Places, config: NetConfig, scalars: Mapping[str, float]
-) -> EditorNets:  # fmt: skip
+) -> EditorNets:
     """Nets that change nothing yet, over the moments of training edits; what is learnt asks for gradients."""
     moments = take_moments(model, edits[: config.moment_edits], places)
     fixed, learnt = moments.fixed(), fresh_nets(places.shapes, config.rank, config.seed)

@@ -59,10 +59,14 @@ class Outer:
 
 
 def train(
-    outer: Outer, updates: int, bench: Workbench, gather: Callable[[int], dict[str, float]],
-    facts: Callable[[], dict[str, Any]] = dict, recall: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    outer: Outer,
+    updates: int,
+    bench: Workbench,
+    gather: Callable[[int], dict[str, float]],
+    facts: Callable[[], dict[str, Any]] = dict,
+    recall: Callable[[Mapping[str, Any]], None] = lambda _: None,
     decay_from: float = 0.5,
-) -> list[dict[str, float]]:  # fmt: skip
+) -> list[dict[str, float]]:
     """Run the updates, from where the last run was stopped.
 
     Args:
@@ -73,7 +77,7 @@ def train(
 
     Returns:
         The loss curve: about `POINTS` points, each the mean of its updates, with their last number as `update`.
-    """  # fmt: skip
+    """
     curve: list[dict[str, float]] = []
     window: list[dict[str, float]] = []
     start, found = 0, bench.load()

@@ -80,12 +80,20 @@ class ShiftNet(nn.Module):
         width: of the token embeddings, which are the model's own and are given with each call.
         max_scale: s, the bound on the scale.
         seed: of the first weights.
-    """  # fmt: skip
+    """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, int]], units: Mapping[str, Units], width: int, *, lstm: int, code: int,
-        hidden: int, max_scale: float, seed: int,
-    ) -> None:  # fmt: skip
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        units: Mapping[str, Units],
+        width: int,
+        *,
+        lstm: int,
+        code: int,
+        hidden: int,
+        max_scale: float,
+        seed: int,
+    ) -> None:
         super().__init__()
         self.shapes, self.units, self.max_scale = dict(shapes), dict(units), max_scale
         # fork_rng: building a net must not move anybody else's random stream.
@@ -123,9 +131,12 @@ class ShiftNet(nn.Module):
         (rows, columns), unit = self.shapes[path], self.units[path]
         alpha, gamma, beta, delta, eta = raw.split([rows, columns, rows, columns, 1])
         return Gates(
-            alpha.softmax(-1), unit.gamma * (gamma - 1), beta.softmax(-1), unit.delta * delta,
+            alpha.softmax(-1),
+            unit.gamma * (gamma - 1),
+            beta.softmax(-1),
+            unit.delta * delta,
             self.max_scale * eta.squeeze(0).sigmoid(),
-        )  # fmt: skip
+        )
 
 
 def _gate_net(code: int, hidden: int, rows: int, columns: int) -> nn.Sequential:
@@ -142,7 +153,7 @@ def units_of(shape: tuple[int, int], norm: float, gradient: float, first_step: f
 
     Args:
         norm, gradient: Frobenius norms of the matrix and of its usual gradient.
-    """  # fmt: skip
+    """
     (rows, columns), middle = shape, max_scale / 2
     step = first_step * norm
     # Uniform rows: softmax(beta) delta^T has norm |delta| / sqrt(rows).

@@ -20,6 +20,7 @@ from editors.model import EditableModel
 from editors.patches.neurons import NeuronPatch
 from editors.patches.slots import SlotPatch
 from editors.patches.weight import Dense, LowRank, Sparse, Update, WeightPatch
+from warehouse.errors import UsageError
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -105,7 +106,7 @@ def _updates(model: EditableModel) -> Mapping[str, list[Update]]:
 def _factors(model: EditableModel, name: str, updates: Sequence[Update], max_rank: int | None) -> LowRank:
     """One pair of factors, fp32: exact where the updates have low rank, the best of `max_rank` where they have not."""
     if max_rank is not None and max_rank < 1:
-        raise ValueError(f"max_rank is {max_rank}; give 1 or more")
+        raise UsageError(f"max_rank is {max_rank}; give 1 or more")
     exact = [_low_rank(update) for update in updates]
     if any(pair is None for pair in exact):
         if max_rank is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from editors.calls import Call, Generation, LogitBatch, PromptPositions, Runner
 from editors.model import EditableModel
+from editors.tokens import encode_prompts, said_text
 
 #: Rows of a contrasted call held at once: each keeps its plain logits until the stated ones are there.
 ROWS_PER_PASS = 64
@@ -92,7 +93,8 @@ class InContextRunner:
         """Token by token, both contexts of each row going on with the same token."""
         model, count = self._model, len(stated)
         context = int(getattr(model.hf.config, "max_position_embeddings", 0))
-        encoded = [list(ids) for ids in model.tokenizer([*stated, *bare])["input_ids"]]
+        encoded = encode_prompts(model.tokenizer, [*stated, *bare])
+        ends = torch.tensor(model.end_ids, dtype=torch.long, device=model.hf.device)
         if context:
             encoded = [ids[-max(1, context - options.max_new_tokens) :] for ids in encoded]
         ids, mask = _pad_left(encoded, model.pad_id)
@@ -116,7 +118,7 @@ class InContextRunner:
                 token = scores.argmax(-1) if generator is None else _drawn(scores, generator)
                 token = torch.where(running, token, model.pad_id)
                 written.append(token)
-                running = running & (token != model.tokenizer.eos_token_id)
+                running = running & ~torch.isin(token, ends)
                 if not bool(running.any()):
                     break
                 ids = torch.cat([ids, token.repeat(2)[:, None]], 1)
@@ -124,7 +126,7 @@ class InContextRunner:
         finally:
             model.positions = None
         rows = torch.stack(written, 1).tolist() if written else [[]] * count
-        return [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+        return [said_text(model.tokenizer, head, row) for head, row in zip(encoded[count:], rows, strict=True)]
 
 
 def _drawn(scores: Tensor, generator: torch.Generator) -> Tensor:

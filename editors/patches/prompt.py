@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -12,6 +11,7 @@ from torch import Tensor
 from editors.base import Patch, PatchKind
 from editors.model import EditableModel, Undo
 from editors.patches.in_context import InContextRunner
+from editors.subjects import subject_places
 
 MEMORY = "prompt-facts"
 
@@ -27,8 +27,7 @@ class StatedFact:
 
 def names(prompt: str, subject: str) -> bool:
     """Does the prompt name the subject as whole words? "Canada" does not name Ada."""
-    # The plain search first: it settles nearly every pair of a prompt and a fact.
-    return subject in prompt and re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt) is not None
+    return bool(subject_places(prompt, subject))
 
 
 class FactStore:

@@ -18,7 +18,7 @@ from editors.calls import Call, Generation, LogitBatch, Runner
 from editors.mechanics.counterfactual import ANSWERING, PREFIX, CounterfactualModel, Statement, reading_of
 from editors.model import EditableModel, Undo
 from editors.patches.scope_index import SCOPE, Classifier, ScopeIndex, check_network
-from editors.tokens import encode_rows
+from editors.tokens import encode_prompts, encode_rows, said_text
 
 MEMORY = "serac"
 ROWS_PER_PASS = 64
@@ -90,15 +90,16 @@ class SeracRunner:
         tokenizer = self._model.tokenizer
         for at in range(0, len(answered), ROWS_PER_PASS):
             part = answered[at : at + ROWS_PER_PASS]
+            asked = encode_prompts(tokenizer, [prompts[row] for row, _ in part])
             # A generator of its own: sampling here must not move anybody else's random stream.
             generator = torch.Generator().manual_seed(options.seed) if options.sample else None
             written = self._memory.answerer.write(
                 self._model, [entry.statement for _, entry in part],
-                [list(ids) for ids in tokenizer([prompts[row] for row, _ in part])["input_ids"]],
+                asked,
                 options.max_new_tokens, generator,
             )  # fmt: skip
-            for (row, _), ids in zip(part, written, strict=True):
-                texts[row] = str(tokenizer.decode(ids, skip_special_tokens=True))
+            for (row, _), head, ids in zip(part, asked, written, strict=True):
+                texts[row] = said_text(tokenizer, head, ids)
         return texts
 
 

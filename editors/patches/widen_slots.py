@@ -55,7 +55,7 @@ def export_plain(model: EditableModel, folder: Path, sharpness: float = SHARPNES
     """
     plain, places = widened_slots(model, sharpness)
     plain.save_pretrained(folder, safe_serialization=True)
-    model.tokenizer.save_pretrained(folder)
+    model.own_tokenizer.save_pretrained(folder)
     (folder / RECORD).write_bytes(canonical_json([p.model_dump(mode="json") for p in places]))
     return places
 

@@ -54,9 +54,13 @@ publish an edited model's answers as facts.
 def write_card(folder: Path, result: ExactMatch, config: Mapping[str, Any], parameters: int, properties: int) -> None:
     """Write `card.json` and `README.md` beside the weights."""
     measured = {
-        **result.as_dict(), "parameters": parameters, "properties": properties, "config": dict(config),
-        "command": "errata reference train", "facts_sha256": sha256_file(HERE / "facts.csv"),
+        **result.as_dict(),
+        "parameters": parameters,
+        "properties": properties,
+        "config": dict(config),
+        "command": "errata reference train",
+        "facts_sha256": sha256_file(HERE / "facts.csv"),
         "weights_sha256": sha256_file(folder / "model.safetensors"),
-    }  # fmt: skip
+    }
     (folder / CARD).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     (folder / README).write_text(TEXT.format(**{**config, **measured}), encoding="utf-8")

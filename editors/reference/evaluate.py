@@ -78,6 +78,10 @@ def exact_match(
     held = [r for r, h in zip(right, is_held_out, strict=True) if h]
     seen = [r for r, h in zip(right, is_held_out, strict=True) if not h]
     return ExactMatch(
-        trained=round(sum(seen) / len(seen), 4), held_out=round(sum(held) / len(held), 4), facts=len(chosen),
-        trained_pairs=len(seen), held_out_pairs=len(held), seconds=round(time.monotonic() - start, 1),
-    )  # fmt: skip
+        trained=round(sum(seen) / len(seen), 4),
+        held_out=round(sum(held) / len(held), 4),
+        facts=len(chosen),
+        trained_pairs=len(seen),
+        held_out_pairs=len(held),
+        seconds=round(time.monotonic() - start, 1),
+    )

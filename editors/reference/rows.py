@@ -101,9 +101,8 @@ def pack(documents: Iterable[TokenDocument], length: int, pad_id: int) -> Iterat
             chosen = buffer.pop(fit - 1)
         missing = length - len(ids)
         yield TokenDocument(
-            (ids + [pad_id] * missing)[:length], (weights + [0.0] * missing)[:length],
-            (span_end + [-1] * missing)[:length],
-        )  # fmt: skip
+            (ids + [pad_id] * missing)[:length], (weights + [0.0] * missing)[:length], (span_end + [-1] * missing)[:length]
+        )
 
 
 def stack(rows: list[TokenDocument]) -> Rows:

@@ -26,6 +26,7 @@ from editors.reference.evaluate import exact_match
 from editors.reference.masked import hidden_states
 from editors.reference.rows import Rows, encode_documents, pack, stack
 from editors.tokens import pad_id_of
+from warehouse.errors import UsageError
 from warehouse.reference.documents import epoch_documents
 from warehouse.whole_files import whole_file
 
@@ -61,9 +62,11 @@ def train_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[EOS, PAD], show_progress=False,
+        vocab_size=vocabulary,
+        special_tokens=[EOS, PAD],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     core.train_from_iterator((d.text for d in epoch_documents(0)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=EOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
@@ -75,11 +78,20 @@ def new_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> GPT2LM
     end_id: Any = tokenizer.eos_token_id
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=len(tokenizer), n_positions=config.context, n_embd=config.width, n_layer=config.layers,
-            n_head=config.heads, n_inner=config.inner, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            bos_token_id=end_id, eos_token_id=end_id, pad_token_id=pad_id_of(tokenizer),
+            vocab_size=len(tokenizer),
+            n_positions=config.context,
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            n_inner=config.inner,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=end_id,
+            eos_token_id=end_id,
+            pad_token_id=pad_id_of(tokenizer),
         )
-    )  # fmt: skip
+    )
 
 
 def learning_scale(step: int, config: TrainConfig) -> float:
@@ -178,8 +190,12 @@ def run_process(rank: int, config: TrainConfig, folder: Path, port: int) -> None
             optimizer.zero_grad(set_to_none=True)
         tokens += rows.ids.numel()
         if rank == 0 and (step + 1) % 20 == 0:
-            line = {"step": step + 1, "loss": round(loss.item(), 4), "tokens": tokens,
-                    "seconds": round(time.monotonic() - start, 1)}  # fmt: skip
+            line = {
+                "step": step + 1,
+                "loss": round(loss.item(), 4),
+                "tokens": tokens,
+                "seconds": round(time.monotonic() - start, 1),
+            }
             if (step + 1) % config.save_every == 0:
                 _save(state, model, optimizers, step + 1)
                 line.update(exact_match(model, tokenizer, sample=80).as_dict())
@@ -207,7 +223,7 @@ def train(folder: Path, config: TrainConfig) -> Path:
     settings = folder / "config.json"
     wanted = json.dumps(asdict(config), indent=2)
     if settings.exists() and settings.read_text() != wanted:
-        raise ValueError(f"{settings} holds another configuration; give another folder, or delete it to start again")
+        raise UsageError(f"{settings} holds another configuration; give another folder, or delete it to start again")
     settings.write_text(wanted)
     if not (folder / "tokenizer").exists():
         train_tokenizer(config.vocabulary).save_pretrained(folder / "tokenizer")

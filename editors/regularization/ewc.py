@@ -23,9 +23,9 @@ from editors.mechanics.descent import (
     site_parameters,
     upper_blocks,
 )
-from editors.mechanics.second_moment import at_base
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
+from editors.views import at_base
 from warehouse.records import EditBatch
 
 
@@ -45,15 +45,20 @@ class EwcConfig(PenalisedConfig):
 class Ewc(Editor[EwcConfig]):
     """min NLL(E) + lambda/2 sum_i F_i (theta_i - theta_i^0)^2 over chosen weights (Kirkpatrick et al. 2017, eq. 3)."""
 
-    config_class = EwcConfig
     card = EditorCard(
-        name="ewc", title="Elastic weight consolidation", family="regularization", patch_kind="weight",
-        paper="arXiv:1612.00796", code="Thartvigsen/GRACE grace/editors/ewc.py", needs_preparation=True,
-        only_xy=False, scales=False,
+        name="ewc",
+        title="Elastic weight consolidation",
+        family="regularization",
+        patch_kind="weight",
+        paper="arXiv:1612.00796",
+        code="Thartvigsen/GRACE grace/editors/ewc.py",
+        needs_preparation=True,
+        only_xy=False,
+        scales=False,
         differs="The true Fisher information, with tokens sampled from the model (public code squares gradients of the data's "
         "labels, often averaged over a batch), of the chosen weights alone, normalised to mean 1. It stays that of the "
         "base: edits are not added to it. Preparation is this one pass; no auxiliary model is trained.",
-    )  # fmt: skip
+    )
 
     def preparation_key(self) -> str:
         """The Fisher information depends on which weights and which texts, not on the optimiser."""

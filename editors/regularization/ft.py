@@ -28,12 +28,16 @@ class FineTuning(Editor[FineTuningConfig]):
     token at one position and cannot learn answers of two tokens).
     """
 
-    config_class = FineTuningConfig
     card = EditorCard(
-        name="ft", title="Fine-tuning, unconstrained", family="regularization", patch_kind="weight",
-        paper="arXiv:2012.00363", code="kmeng01/rome baselines/ft", scales=False,
+        name="ft",
+        title="Fine-tuning, unconstrained",
+        family="regularization",
+        patch_kind="weight",
+        paper="arXiv:2012.00363",
+        code="kmeng01/rome baselines/ft",
+        scales=False,
         differs="The loss covers all target tokens and the stop behind them; training stops once answers are exact.",
-    )  # fmt: skip
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one loss over the whole batch."""

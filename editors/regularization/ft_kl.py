@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
+from editors.base import EditorCard, Prepared
 from editors.mechanics.descent import PenalisedConfig, descend, layer_of, site_parameters
-from editors.mechanics.locality_bank import BankConfig, BankReader, prepare_bank
+from editors.mechanics.locality_bank import BankConfig, BankEditor
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
 from warehouse.records import EditBatch
@@ -17,34 +17,27 @@ class FineTuningKlConfig(PenalisedConfig, BankConfig):
 
 
 @final
-class FineTuningKl(Editor[FineTuningKlConfig]):
+class FineTuningKl(BankEditor[FineTuningKlConfig]):
     """min NLL(E) + gamma E_{x in O} KL(p_base(.|x) || p(.|x)), x every prefix of the bank's texts.
 
     The locality term of De Cao et al. 2021 (eq. 2) and Mitchell et al. 2022. Texts that name a subject of this batch,
     or of an FT+KL edit on the model, are in scope and left out.
     """
 
-    config_class = FineTuningKlConfig
     card = EditorCard(
-        name="ft_kl", title="FT + KL", family="regularization", patch_kind="weight", paper="arXiv:2104.08164",
-        code="zjunlp/EasyEdit (kl_factor of its FT, which the training loop never reads)", needs_preparation=True,
-        only_xy=False, scales=False,
+        name="ft_kl",
+        title="FT + KL",
+        family="regularization",
+        patch_kind="weight",
+        paper="arXiv:2104.08164",
+        code="zjunlp/EasyEdit (kl_factor of its FT, which the training loop never reads)",
+        needs_preparation=True,
+        only_xy=False,
+        scales=False,
         differs="KL at all positions of the bank's texts, from cached base distributions: the top tokens and the remaining "
         "mass as one class, a lower bound of the full KL. Texts that name an edited subject are left out. Preparation is one "
         "forward pass over the bank; no auxiliary model is trained.",
-    )  # fmt: skip
-
-    def __init__(self, config: FineTuningKlConfig) -> None:
-        super().__init__(config)
-        self._reader = BankReader(self.card.name)
-
-    def preparation_key(self) -> str:
-        """The bank, not the optimiser."""
-        return self.config.bank_key
-
-    def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
-        """The locality bank; see `prepare_bank`."""
-        return prepare_bank(model, corpus, self.config)
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one loss over the whole batch.

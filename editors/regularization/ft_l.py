@@ -35,23 +35,31 @@ class ConstrainedFineTuning(Editor[ConstrainedFineTuningConfig]):
     Zhu et al. 2020 (the constrained form, L-infinity) as Meng et al. 2022, appendix E, ran it on one layer.
     """
 
-    config_class = ConstrainedFineTuningConfig
     card = EditorCard(
-        name="ft_l", title="FT-L, constrained fine-tuning", family="regularization", patch_kind="weight",
-        paper="arXiv:2202.05262", code="kmeng01/rome baselines/ft/ft_main.py", scales=False,
+        name="ft_l",
+        title="FT-L, constrained fine-tuning",
+        family="regularization",
+        patch_kind="weight",
+        paper="arXiv:2202.05262",
+        code="kmeng01/rome baselines/ft/ft_main.py",
+        scales=False,
         differs="The published loss asks one position for every target token, which only one-token targets survive: it is "
         "the named mode loss=last_prompt_token, with no stop token, as published. By default each target token and the "
         "stop behind them is predicted in its place. The clamp cannot be switched off by its type.",
-    )  # fmt: skip
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one loss over the whole batch."""
         path, layer = model.anatomy.mlp_out, self.config.layer
         model.anatomy.module(model.hf, path, layer)  # refuses a layer that is not there
         return descend(
-            model, batch.requests, [path.format(layer=layer) + ".weight"], self.config, self.config.clamp,
+            model,
+            batch.requests,
+            [path.format(layer=layer) + ".weight"],
+            self.config,
+            self.config.clamp,
             relabel=all_at_last_prompt_token if self.config.loss == "last_prompt_token" else None,
-        )  # fmt: skip
+        )
 
 
 def all_at_last_prompt_token(rows: AnswerRows, labels: Labels) -> Labels:

@@ -34,13 +34,17 @@ class FineTuningL2(Editor[FineTuningL2Config]):
     Not weight decay, which pulls to zero: the pull is to the anchor.
     """
 
-    config_class = FineTuningL2Config
     card = EditorCard(
-        name="ft_l2", title="FT + L2", family="regularization", patch_kind="weight", paper="arXiv:2012.00363",
-        only_xy=False, scales=False,
+        name="ft_l2",
+        title="FT + L2",
+        family="regularization",
+        patch_kind="weight",
+        paper="arXiv:2012.00363",
+        only_xy=False,
+        scales=False,
         differs="Soft penalty on chosen weights instead of a projection (the paper's norm ball); the anchor may be the "
         "base or the last accepted weights; the loss covers all target tokens and the stop behind them.",
-    )  # fmt: skip
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one loss over the whole batch."""

@@ -28,12 +28,16 @@ class MaskedFineTuning(Editor[MaskedFineTuningConfig]):
     `baselines/ft/ft_main.py`, where a clamp given as an integer was silently off).
     """
 
-    config_class = MaskedFineTuningConfig
     card = EditorCard(
-        name="ft_m", title="FT-M", family="regularization", patch_kind="weight", paper="arXiv:2401.01286",
-        code="zjunlp/EasyEdit easyeditor/models/ft (objective_optimization: target_new)", scales=False,
+        name="ft_m",
+        title="FT-M",
+        family="regularization",
+        patch_kind="weight",
+        paper="arXiv:2401.01286",
+        code="zjunlp/EasyEdit easyeditor/models/ft (objective_optimization: target_new)",
+        scales=False,
         differs="The stop behind the target is a label too; each request weighs the same; training can stop by margin.",
-    )  # fmt: skip
+    )
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
         """See `Editor.edit`; one loss over the whole batch."""

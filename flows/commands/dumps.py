@@ -21,7 +21,7 @@ MAX_ROWS = 20
 
 @reported
 def dump(
-    old: Annotated[Path, typer.Argument(help="A Wikidata JSON dump or a slice: plain, .gz or .bz2.")],
+    old: Annotated[Path, typer.Argument(help="A Wikidata JSON dump or a slice: plain, .gz, .bz2 or .xz.")],
     new: Annotated[Path | None, typer.Argument(help="A later dump: the differences become update records.")] = None,
     night: Annotated[str | None, typer.Option(help="Night of the facts or records; default: today.")] = None,
     as_json: Json = False,
@@ -47,7 +47,8 @@ def dump(
         emit_json(report.model_dump(mode="json"))
         return
     done = f"{report.facts} facts" if new is None else f"{report.records} update records"
-    console.print(f"night {night}: {report.entities} items read, {done}, {report.aliases} aliases", highlight=False)
+    read = f"{report.entities} items in {report.bytes_read} bytes read"
+    console.print(f"night {night}: {read}, {done}, {report.aliases} aliases", highlight=False)
     rows = [(kind, reason, n) for kind in ("set_aside", "left_out", "skipped")
             for reason, n in getattr(report, kind).items() if n]  # fmt: skip
     if report.only_in_old:

@@ -87,7 +87,7 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
 @reported
 def diff(before: Name, after: Name = "production", lineage: Lineage = None, as_json: Json = False) -> None:
     """What changed between two checkpoints: facts, scores, and where the weights or slots did."""
-    from tasks.looking import edit_footprint
+    from tasks.footprint import edit_footprint
     from tasks.workspace import warehouse
     from warehouse.history import difference
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from flows.commands.shared import Json, console, emit_json, errors, reported, table
+from flows.commands.shared import Json, console, emit_json, errors, numbers_of, reported, table
 from tasks.settings import Settings, configure
+from warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     # torch is loaded by the commands that need it.
-    from tasks.looking import EditFootprint
+    from tasks.footprint import EditFootprint
 
 Checkpoint = Annotated[str, typer.Argument(help="base, production, a channel, or the start of a checkpoint id.")]
 
@@ -41,11 +42,11 @@ def locate(
     """
     settings = configure()
     if separability:
-        _separability(settings, subjects, [int(layer) for layer in layers.split(",")] if layers else [], as_json)
+        _separability(settings, subjects, numbers_of("--layers", layers) if layers else [], as_json)
         return
     if subject is None or relation is None:
-        raise ValueError("locate needs SUBJECT and RELATION, or --separability")
-    from tasks.looking import locate, write_located
+        raise UsageError("locate needs SUBJECT and RELATION, or --separability")
+    from tasks.locate import locate, write_located
 
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         job = bar.add_task("tracing", total=1)
@@ -95,7 +96,7 @@ def _separability(settings: Settings, subjects: int, layers: list[int], as_json:
 def footprint(checkpoint: Checkpoint = "production", as_json: Json = False) -> None:
     """Where the edits of a checkpoint lie: changed weights (size, share, effective rank), or slots beside the weights."""
     settings = configure()
-    from tasks.looking import edit_footprint
+    from tasks.footprint import edit_footprint
 
     found = edit_footprint(settings, checkpoint)
     if as_json:

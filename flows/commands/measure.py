@@ -6,13 +6,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from pydantic import ValidationError
 from rich.progress import Progress
 
-from flows.commands.shared import Json, console, emit_json, errors, reported, table
+from flows.commands.shared import Json, console, emit_json, errors, numbers_of, one_of, reported, table
 from tasks.settings import configure
+from warehouse.errors import UsageError, problems
 
 if TYPE_CHECKING:
     # Seconds of import that only the command itself needs.
@@ -58,15 +60,16 @@ def benchmark(
     settings = configure()
     from editors.catalogue import names as all_editors
     from tasks.benchmark import run_benchmark
+    from tasks.benchmark_requests import Split, Task
 
-    overrides: dict[str, dict[str, Any]] = {}
-    for item in set_ or ():
-        name, _, value = item.partition("=")
-        editor, _, field = name.partition(".")
-        overrides.setdefault(editor, {})[field] = json.loads(value)
-    points = [int(number) for number in checkpoints.split(",")] if checkpoints else []
+    overrides = _overrides(set_ or ())
+    points = numbers_of("--checkpoints", checkpoints) if checkpoints else []
     edits = edits or max([*points, 0]) or 100
-    names, modes = all_editors() if editors == "all" else editors.split(","), mode.split(",")
+    names = all_editors() if editors == "all" else editors.split(",")
+    # Said before anything is measured, which takes minutes.
+    modes = [one_of("--mode", name, ALL_MODES.split(",")) for name in mode.split(",")]
+    one_of("--task", task, get_args(Task))
+    one_of("--split", split, get_args(Split))
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         bars: dict[str, Any] = {}
 
@@ -101,8 +104,34 @@ def benchmark(
 def _read(paths: Sequence[Path]) -> list[BenchmarkRow]:
     from tasks.benchmark_rows import BenchmarkRow
 
-    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [BenchmarkRow.model_validate_json(line) for line in lines]
+    rows = []
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{path} cannot be read: {error}; give a file of rows, as `errata leaderboard --out` writes"
+            ) from error
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    rows.append(BenchmarkRow.model_validate_json(line))
+                except ValidationError as error:
+                    raise UsageError(f"{path}, line {number}: no row of a benchmark: {problems(error)}") from error
+    return rows
+
+
+def _overrides(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """EDITOR.FIELD=JSON as fields by editor."""
+    found: dict[str, dict[str, Any]] = {}
+    for item in given:
+        name, _, value = item.partition("=")
+        editor, _, field = name.partition(".")
+        try:
+            found.setdefault(editor, {})[field] = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"--set {item!r}: {error}; expected EDITOR.FIELD=JSON") from error
+    return found
 
 
 def _write(out: Path, rows: Sequence[BenchmarkRow]) -> None:

@@ -12,6 +12,7 @@ import typer
 from flows.commands.shared import Json, console, emit_json, reported, table
 from flows.commands.stopping import at_once
 from tasks.settings import configure
+from warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     from tasks.settings import Settings
@@ -43,7 +44,7 @@ def refresh(
     A finished night does nothing when it is run again; a broken one goes on from what is done.
     """
     if late and (night is None or all_nights):
-        raise ValueError("--late moves one night behind the others: name it with --night")
+        raise UsageError("--late moves one night behind the others: name it with --night")
     settings = configure(lineage=lineage, editor=editor)
     from flows.nightly import nightly_refresh
     from tasks.ingest import nights_of
@@ -139,6 +140,8 @@ def ask(
     from tasks.models import at_checkpoint, head_manifest
     from tasks.workspace import store_of
 
+    if tokens < 1:
+        raise UsageError(f"--tokens {tokens}: an answer has at least 1 token")
     settings = configure(lineage=lineage)
     store = store_of(settings)
     manifest = None if base else head_manifest(settings, store)

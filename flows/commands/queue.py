@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.shared import Json, console, emit_json, reported, table
+from flows.commands.shared import Json, console, emit_json, one_of, reported, table
 from tasks.settings import configure
 from warehouse.reference.world import NIGHTS
 
@@ -33,8 +33,7 @@ def list_(
     from tasks.workspace import warehouse
     from warehouse.quarantine import entries
 
-    if state not in (*STATES, "all"):
-        raise ValueError(f"no state {state!r}; give one of {', '.join(STATES)}, or all")
+    one_of("--state", state, (*STATES, "all"))
     with warehouse(configure()) as wh:
         found = [e for e in entries(wh, night=night) if state in ("all", e.state)]
     if as_json:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.shared import Json, console, emit_json, errors, reported, table
+from warehouse.errors import UsageError
 
 app = typer.Typer(help="The embedded reference model: train it again, measure it, read its card.", no_args_is_help=True)
 
@@ -51,8 +52,12 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     name = model or str(HERE / "model")
-    loaded = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="eager")
-    result = exact_match(loaded, AutoTokenizer.from_pretrained(name), sample)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="eager")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load model {name!r}: {error}") from error
+    result = exact_match(loaded, tokenizer, sample)
     if write_card:
         from dataclasses import asdict
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flows.commands.stopping import how_far, stop_server
 from flows.commands.trouble import trouble_of
+from warehouse.errors import UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,21 +73,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     console.print(drawn)
 
 
-def _known_errors() -> tuple[type[BaseException], ...]:
-    from pydantic import ValidationError
-
+def _known_errors() -> tuple[type[Exception], ...]:
+    """The roots of our packages. Anything else, a plain ValueError too, is our bug and keeps its traceback."""
     from checks.errors import ChecksError
-    from checks.evaluation import EvaluationError
-    from checks.gates import PolicyError
     from editors.errors import EditorError
-    from tasks.workspace import LineageBusy
+    from tasks.errors import TasksError
     from warehouse.errors import WarehouseError
 
-    # Also what a wrong argument raises. Anything else is our bug and keeps its traceback.
-    return (
-        WarehouseError, EditorError, ChecksError, EvaluationError, PolicyError, LineageBusy, ValidationError,
-        ValueError, FileNotFoundError,
-    )  # fmt: skip
+    return (UsageError, WarehouseError, EditorError, ChecksError, TasksError)
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
@@ -112,3 +106,22 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(1) from error
 
     return wrapper
+
+
+def numbers_of(option: str, text: str) -> list[int]:
+    """Whole numbers separated by commas, as an option takes them.
+
+    Raises:
+        UsageError: something between the commas is none.
+    """
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: expected whole numbers separated by commas") from None
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> str:
+    """The value of an option that takes one of a few words; UsageError where it is another."""
+    if value not in known:
+        raise UsageError(f"{option} {value!r}: expected one of {', '.join(known)}")
+    return value

@@ -18,7 +18,7 @@ warehouse_app = typer.Typer(help="The DuckDB warehouse.", no_args_is_help=True)
 @reported
 def show(as_json: Json = False) -> None:
     """Every setting, its value in force, and where it comes from."""
-    settings = configure()
+    settings = configure(writes=False)
     rows = []
     for name, origin in origins(settings).items():
         value: object = settings
@@ -63,6 +63,29 @@ def check(as_json: Json = False) -> None:
             console.print(str(finding), markup=False, highlight=False)
         console.print("the warehouse is sound" if not findings else f"{len(findings)} findings")
     if findings:
+        raise typer.Exit(1)
+
+
+store_app = typer.Typer(help="The checkpoint store: a folder or a bucket.", no_args_is_help=True)
+
+
+@store_app.command("check")
+@reported
+def check_store(as_json: Json = False) -> None:
+    """Ask the store whether it keeps conditional writes and checksums; exit code 1 where it does not."""
+    from tasks.workspace import store_of
+    from warehouse.store_check import REQUIREMENT, check_store
+
+    store = store_of(configure())
+    findings = check_store(store)
+    unfit = [finding for finding in findings if not finding.is_kept]
+    if as_json:
+        emit_json({"store": store.url, "is_fit": not unfit, "findings": [one.model_dump(mode="json") for one in findings]})
+    else:
+        rows = [("kept" if finding.is_kept else "broken", finding.check, finding.found or None) for finding in findings]
+        table(store.url, ("promise", "asked", "what the server did"), rows)
+        console.print(f"the store cannot be used: {REQUIREMENT}" if unfit else "the store can be used", highlight=False)
+    if unfit:
         raise typer.Exit(1)
 
 

@@ -15,6 +15,32 @@ from warehouse.changes import Value
 from warehouse.conflicts import RECORD_COLUMNS
 from warehouse.reference.world import facts
 
+PLACEHOLDERS = (
+    "nan", "NaN", "N/A", "n/a", "n.a.", "#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#WERT!", "NULL", "null", "(null)",
+    "<NA>", "NA", "NaT", "None", "-", "--", "\u2014", "...", "?", "???", "_", "TBD", "tbd.", "TBA",
+    "to be determined", "unknown", "[object Object]", "\\N", "inf", "########", "Err:502", " nan ", "'nan'",
+)  # fmt: skip
+JUNK = (
+    "asdasdasd", "sfgsfg", "asdkjh", "wqeoiu asdkjh", "jkl;", "blah blah", "zzzz", "<b>Oslo</b>", "&nbsp;", "[[Oslo]]",
+    "javascript:alert(1)", "www.a.example", "SELECT * FROM x", "' OR 1=1 --", "=SUM(A1)", "../../etc/passwd",
+    "M\ufffdnchen", "Ã¼ber", "visit my site", "Oslo \U0001f4a9", "test 123",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("label", [*PLACEHOLDERS, *JUNK])
+def test_a_placeholder_or_junk_is_no_label_of_any_source(label: str) -> None:
+    assert label_problem(label) == "malformed_label"
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["riot grrrl", "krautrock", "rhythm and blues", "oxygen", "xkcd", "couscous", "Duran Duran", "New York, New York", "LOL",
+     "hip hop", "chow-chow", "Wiz Khalifa", "Sgt. Pepper's", "Brno", "Krk", "mp3", "iPhone", "deadmau5", "P!nk", "M*A*S*H",
+     "R&B", "Nan Goldin", "Na", "Null Island", "Unknown Pleasures", "Testament", "The The", "Qwest", "Foo Fighters"],
+)  # fmt: skip
+def test_a_name_that_looks_odd_is_a_name(label: str) -> None:
+    assert label_problem(label) is None
+
 
 @pytest.mark.parametrize(
     ("label", "problem"),
@@ -68,6 +94,14 @@ def test_a_change_is_refused_for_its_shape(new: Value | None, op: str, reason: s
         ({"target": "anna berg"}, "self_reference"),
         ({"target": "x" * 4001}, "malformed_label"),
         ({"target": "\u5927\u962a"}, None),
+        *(({"target": text}, "malformed_label") for text in PLACEHOLDERS),
+        *(({"subject": text, "prompt": f"The home of {text} is"}, "malformed_label") for text in ("nan", "#N/A", "-", "TBD")),
+        *(({"relation": text}, "malformed_label") for text in ("nan", "NULL", "-")),
+        *(({"target": text}, "malformed_label") for text in JUNK),
+        ({"target": "Q64"}, "no_english_label"),
+        *(({"target": text}, None) for text in ("Na", "42", "\u20ac", "no", "true", "1984", "AC/DC", "#1 Record")),
+        ({"target": "see https://a.example/x for what the board of the company has said"}, None),
+        ({"target": "unknown", "kind": "erase"}, None),
     ],
 )
 def test_a_request_is_refused_for_its_shape(fields: dict[str, str], reason: str | None) -> None:

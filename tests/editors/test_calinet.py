@@ -15,7 +15,7 @@ from editors.mechanics.paraphrases import other_relations, paraphrases_of, relat
 from editors.model import EditableModel
 from editors.patches.neurons import NeuronPatch
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS, TEXTS, TRAINING_EDITS, request, tiny_model
+from tests.support import SIX_REQUESTS, TEXTS, TRAINING_EDITS, prepared_once, request, tiny_model
 from warehouse.questions import Question
 from warehouse.records import EditRequest
 
@@ -43,7 +43,7 @@ def calinet(**values: Any) -> CaliNet:
 
 def prepared_with(model: EditableModel, templates: dict[str, list[str]] = TEMPLATES, **values: Any) -> tuple[CaliNet, Prepared]:
     by = calinet(**values)
-    found = by.prepare(model, CORPUS)
+    found = prepared_once(by, model)
     return by, Prepared(found.tensors, {**found.meta, "templates": templates})
 
 

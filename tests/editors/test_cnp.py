@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +24,6 @@ from editors.model import EditableModel
 from editors.patches.conditioning import MEMORY, ConditioningPatch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
-from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, tiny_model
 from warehouse.records import EditRequest
 
@@ -209,19 +207,6 @@ def test_scope_must_be_known_before_the_first_film_block(tiny: EditableModel) ->
 def test_film_that_starts_at_the_last_block_is_refused(tiny: EditableModel) -> None:
     with pytest.raises(ValueError, match="begin one lower"):
         train_conditioning(tiny, TRAINING_EDITS, TRAINING_EDITS, ConditioningConfig(film_layers=(3,)), Workbench())
-
-
-def test_a_killed_preparation_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    model = tiny_model()
-    editor = load_editor("cnp", model)
-
-    def kill(step: int, total: int, note: str) -> None:
-        if note.startswith("film") and 2 * step > total:
-            raise Killed
-
-    with pytest.raises(Killed):
-        editor.prepare(model, CORPUS, Workbench(tmp_path, kill))
-    assert editor.prepare(model, CORPUS, Workbench(tmp_path)).digest == prepared().digest
 
 
 def test_edit_and_batch_give_the_same_codes(tiny: EditableModel) -> None:

@@ -17,13 +17,13 @@ from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS, request
+from tests.support import SIX_REQUESTS, prepared_once, request
 
 
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[Emmet, Prepared]:
     editor = load_editor("emmet", model, {"value_steps": 8, **(overrides or {})})
     assert isinstance(editor, Emmet)
-    return editor, editor.prepare(model, CORPUS)
+    return editor, prepared_once(editor, model)
 
 
 def system(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from editors.base import Corpus, Prepared, Workbench
+from editors.base import Corpus, Prepared
 from editors.mechanics.answers import row_losses
 from editors.meta_learning.enn import Enn, EnnConfig, Stepped, matrices, plain_steps, thin
 from editors.meta_learning.episodes import Reading, hold_out, oriented, read
 from editors.model import EditableModel
 from editors.patches.weight import Dense, WeightPatch
 from editors.session import batch_of
-from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, tiny_model
 
 STATED = [(SIX_REQUESTS[0].prompt, SIX_REQUESTS[0].target_new)]
@@ -206,29 +204,6 @@ def test_the_first_rates_move_a_matrix_by_a_share_of_its_norm_for_the_usual_grad
     for name, weight in start.items():
         assert float((moved[name] - weight).norm() / weight.norm()) == pytest.approx(0.05, rel=1e-3)
         assert not prepared.tensors[f"trained|{name}"].any()
-
-
-def test_a_killed_preparation_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    model, editor = tiny_model(), Enn(config(updates=7))
-    whole = editor.prepare(model, CORPUS)
-
-    def kill(step: int, total: int, note: str) -> None:
-        if step == 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        editor.prepare(model, CORPUS, Workbench(tmp_path, kill))
-    seen: list[int] = []
-    again = editor.prepare(model, CORPUS, Workbench(tmp_path, lambda step, total, note: seen.append(step)))
-    assert seen == [5, 6, 7]
-    assert again.digest == whole.digest
-
-
-def test_a_preparation_leaves_the_model_as_it_was(tiny: EditableModel) -> None:
-    before = tiny.state_digest()
-    Enn(config(updates=2)).prepare(tiny, CORPUS)
-    assert tiny.state_digest() == before
-    assert not any(p.requires_grad or p.grad is not None for p in tiny.hf.parameters())
 
 
 def test_a_corpus_without_training_edits_is_refused(tiny: EditableModel) -> None:

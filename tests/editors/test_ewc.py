@@ -13,7 +13,7 @@ from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
 from editors.regularization.ewc import Ewc, EwcConfig, fisher_diagonal, quadratic
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS, TEXTS, tiny_model
+from tests.support import CORPUS, SIX_REQUESTS, TEXTS, prepared_once, tiny_model
 from warehouse.records import EditRequest
 
 
@@ -24,7 +24,7 @@ def editor(**values: Any) -> Ewc:
 
 def edit(model: EditableModel, *requests: EditRequest, **values: Any) -> WeightPatch:
     by = editor(**values)
-    return by.edit(model, batch_of(requests), by.prepare(model, CORPUS))
+    return by.edit(model, batch_of(requests), prepared_once(by, model))
 
 
 def weight_name(model: EditableModel, layer: int = 1) -> str:
@@ -126,7 +126,7 @@ def test_the_penalty_is_half_lambda_times_the_weighted_sum_of_squares() -> None:
 def test_the_update_is_what_adam_on_the_whole_objective_gives(tiny: EditableModel) -> None:
     steps = 4
     by = editor(num_steps=steps)
-    prepared = by.prepare(tiny, CORPUS)
+    prepared = prepared_once(by, tiny)
     patch = by.edit(tiny, batch_of(SIX_REQUESTS[:3]), prepared)
     names = list(patch.updates)
     rows = answers.answer_rows(tiny, SIX_REQUESTS[:3])
@@ -150,7 +150,7 @@ def test_the_update_is_what_adam_on_the_whole_objective_gives(tiny: EditableMode
 
 def test_weights_that_matter_to_the_model_move_less(tiny: EditableModel) -> None:
     by, name = editor(sites="mlp_out", fisher_weight=30.0), weight_name(tiny)
-    prepared = by.prepare(tiny, CORPUS)
+    prepared = prepared_once(by, tiny)
     fisher = prepared.tensors[f"fisher.{name}"]
     fisher = fisher.t() if tiny.anatomy.orientation == "in_out" else fisher
     moved = by.edit(tiny, batch_of(SIX_REQUESTS), prepared).dense(name).abs()

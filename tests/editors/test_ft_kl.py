@@ -15,7 +15,7 @@ from editors.patches.weight import WeightPatch
 from editors.regularization.ft_kl import FineTuningKl, FineTuningKlConfig
 from editors.session import batch_of
 from tests.stand_ins import Ask
-from tests.support import CORPUS, SIX_REQUESTS
+from tests.support import CORPUS, SIX_REQUESTS, prepared_once
 from warehouse.records import EditRequest
 
 
@@ -26,7 +26,7 @@ def editor(**values: Any) -> FineTuningKl:
 
 def edit(model: EditableModel, *requests: EditRequest, **values: Any) -> WeightPatch:
     by = editor(**values)
-    return by.edit(model, batch_of(requests), by.prepare(model, CORPUS))
+    return by.edit(model, batch_of(requests), prepared_once(by, model))
 
 
 def weight_name(model: EditableModel) -> str:
@@ -85,7 +85,7 @@ def test_fewer_classes_never_say_more_than_the_full_kl() -> None:
 
 def test_the_penalty_is_the_full_kl_at_every_token_of_the_texts(tiny: EditableModel) -> None:
     by = editor(top_k=1000, texts_per_step=8, gamma=0.7)
-    prepared, name = by.prepare(tiny, CORPUS), weight_name(tiny)
+    prepared, name = prepared_once(by, tiny), weight_name(tiny)
     texts = prepared.meta["texts"]
     before = predictions(tiny, texts)
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ def test_subjects_of_earlier_edits_stay_out_of_the_bank(tiny: EditableModel, mon
 
     monkeypatch.setattr(LocalityBank, "penalty", watched)
     by = editor()
-    prepared = by.prepare(tiny, CORPUS)
+    prepared = prepared_once(by, tiny)
     for asked in (SIX_REQUESTS[0], SIX_REQUESTS[4]):
         tiny.push(by.edit(tiny, batch_of([asked]), prepared))
     used = [prepared.meta["texts"][i] for i in seen[-1]]
@@ -179,7 +179,7 @@ def test_the_penalty_holds_the_predictions_on_other_texts(tiny: EditableModel) -
 
 def test_states_kept_from_one_edit_serve_the_next_and_not_another_model_state(tiny: EditableModel) -> None:
     by, name = editor(), weight_name(tiny)
-    prepared = by.prepare(tiny, CORPUS)
+    prepared = prepared_once(by, tiny)
     by.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared)
     warm = by.edit(tiny, batch_of(SIX_REQUESTS[1:2]), prepared)
     assert torch.equal(warm.dense(name), editor().edit(tiny, batch_of(SIX_REQUESTS[1:2]), prepared).dense(name))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editors.base import NOTHING
-from editors.errors import EditRefused, UnsupportedModel
+from editors.errors import EditRefused
 from editors.mechanics import answers
 from editors.mechanics.descent import anchors
 from editors.model import EditableModel
@@ -113,8 +113,3 @@ def test_the_sites_of_several_layers_are_trained_together(tiny: EditableModel) -
 def test_a_penalty_that_is_not_finite_is_refused(tiny: EditableModel) -> None:
     with pytest.raises(EditRefused, match="penalty"):
         edit(tiny, SIX_REQUESTS[0], beta=float("inf"))
-
-
-def test_a_layer_that_is_not_there_is_refused(tiny: EditableModel) -> None:
-    with pytest.raises(UnsupportedModel, match="layer 9"):
-        edit(tiny, SIX_REQUESTS[0], layers=(9,))

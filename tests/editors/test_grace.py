@@ -10,13 +10,13 @@ import torch
 
 from editors.architectural.grace import Grace, GraceConfig
 from editors.base import Corpus, Prepared
-from editors.errors import EditRefused, PatchError, UnsupportedModel
+from editors.errors import EditRefused, PatchError
 from editors.model import EditableModel
 from editors.patches.memory import RETIRED, Codebook, MemoryPatch, RadiusChange, codebook_name
 from editors.preparation import prepared_for
 from editors.session import batch_of, run_edits
 from tests.stand_ins import Ask
-from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
+from tests.support import CORPUS, SIX_REQUESTS, prepared_once, request, tiny_model
 from warehouse.records import EditRequest
 
 #: One token, so that a random model can be brought to say it.
@@ -32,7 +32,7 @@ def grace(**values: Any) -> Grace:
 def wide(model: EditableModel) -> tuple[Grace, Prepared]:
     """Radii so large that A and B are near each other."""
     editor = grace(radius_share=2.0)
-    return editor, editor.prepare(model, CORPUS)
+    return editor, prepared_once(editor, model)
 
 
 def edit(editor: Grace, model: EditableModel, asked: EditRequest, prepared: Prepared) -> MemoryPatch:
@@ -51,7 +51,7 @@ def says(model: EditableModel, asked: EditRequest) -> bool:
 @pytest.mark.parametrize("site", ["mlp", "block"])
 def test_an_edited_prompt_gives_its_answer_at_either_site(site: Any, tiny: EditableModel) -> None:
     editor = grace(site=site)
-    tiny.push(edit(editor, tiny, A, editor.prepare(tiny, CORPUS)))
+    tiny.push(edit(editor, tiny, A, prepared_once(editor, tiny)))
     assert says(tiny, A)
 
 
@@ -59,7 +59,7 @@ def test_prompts_far_from_every_key_are_untouched_to_the_bit(tiny: EditableModel
     others = [r.prompt for r in SIX_REQUESTS[3:]]
     before = tiny.next_token_log_probs(others)
     editor = grace()
-    tiny.push(edit(editor, tiny, A, editor.prepare(tiny, CORPUS)))
+    tiny.push(edit(editor, tiny, A, prepared_once(editor, tiny)))
     assert (tiny.next_token_log_probs(others) == before).all()
 
 
@@ -74,7 +74,7 @@ def test_a_cold_start_is_random_and_seeded(tiny: EditableModel) -> None:
 
 def test_a_far_prompt_makes_a_new_entry_with_the_first_radius(tiny: EditableModel) -> None:
     editor = grace()
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     for _ in run_edits(editor, tiny, SIX_REQUESTS[:4], prepared, mode="sequential"):
         pass
     assert len(book_of(tiny)) == 4
@@ -106,7 +106,7 @@ def test_a_split_never_widens_an_older_radius(tiny: EditableModel) -> None:
 
 def test_the_same_answer_widens_the_radius_if_the_value_serves(tiny: EditableModel) -> None:
     editor = grace(radius_share=3.0, site="block", layer=3)
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     # At the last layer a value alone decides the next token, so it serves any prompt; the stop is not asked for.
     tiny._stops = torch.zeros_like(tiny.stops)
     tiny.push(edit(editor, tiny, A, prepared))
@@ -132,7 +132,7 @@ def test_the_same_answer_makes_a_new_entry_where_the_old_value_fails(tiny: Edita
 
 def test_the_same_prompt_met_again_retires_its_old_entry(tiny: EditableModel) -> None:
     editor = grace()
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     tiny.push(edit(editor, tiny, A, prepared))
     newer = request(5, "Ada Lovelace", "was")
     tiny.push(edit(editor, tiny, newer, prepared))
@@ -144,7 +144,7 @@ def test_the_same_prompt_met_again_retires_its_old_entry(tiny: EditableModel) ->
 
 def test_independent_edits_are_planned_against_the_codebook_as_it_stands(tiny: EditableModel) -> None:
     editor = grace()
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     tiny.push(edit(editor, tiny, A, prepared))
     patches = editor.edit_each(tiny, [B, request(5, "Ada Lovelace", "was"), A], prepared)
     assert [p.start for p in patches] == [1, 1, 1]
@@ -183,7 +183,7 @@ def test_retired_entries_are_never_nearest() -> None:
 
 def test_a_patch_fits_only_the_codebook_it_was_made_on(tiny: EditableModel) -> None:
     editor = grace()
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     first = edit(editor, tiny, A, prepared)
     tiny.push(first)
     second = edit(editor, tiny, B, prepared)
@@ -199,7 +199,7 @@ def test_a_patch_fits_only_the_codebook_it_was_made_on(tiny: EditableModel) -> N
 
 def test_a_patch_that_expects_another_radius_is_refused(tiny: EditableModel) -> None:
     editor = grace()
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     tiny.push(edit(editor, tiny, A, prepared))
     none = torch.empty(0, 32)
     site = tiny.anatomy.block.format(layer=1)
@@ -214,7 +214,7 @@ def test_parts_of_unequal_length_are_refused() -> None:
 
 def test_a_patch_carries_only_its_own_entry(tiny: EditableModel) -> None:
     editor = grace()
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     patches = [s.patch for s in run_edits(editor, tiny, SIX_REQUESTS, prepared, mode="sequential")]
     assert {p.num_bytes for p in patches} == {(32 + 32 + 1) * 4}
 
@@ -222,7 +222,7 @@ def test_a_patch_carries_only_its_own_entry(tiny: EditableModel) -> None:
 def test_text_without_a_prompt_is_read_as_by_the_base(tiny: EditableModel) -> None:
     before = tiny.log_likelihoods([A.prompt + " is."])
     editor = grace()
-    tiny.push(edit(editor, tiny, A, editor.prepare(tiny, CORPUS)))
+    tiny.push(edit(editor, tiny, A, prepared_once(editor, tiny)))
     assert tiny.log_likelihoods([A.prompt + " is."]) == before
 
 
@@ -249,7 +249,7 @@ def test_too_few_texts_are_refused(texts: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("share", [0.1, 2.0], ids=["apart", "near"])
 def test_a_batch_leaves_the_entries_and_radii_of_the_same_edits_in_sequence(tiny: EditableModel, share: float) -> None:
     editor = grace(radius_share=share)
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     earlier = edit(editor, tiny, SIX_REQUESTS[3], prepared)
     tiny.push(earlier)
     together = editor.edit(tiny, batch_of([A, B, SIX_REQUESTS[4]]), prepared)
@@ -271,11 +271,6 @@ def test_a_batch_comes_off_exactly(tiny: EditableModel) -> None:
     tiny.push(editor.edit(tiny, batch_of([B, SIX_REQUESTS[4]]), prepared))
     tiny.rollback(1)
     assert torch.equal(book_of(tiny).keys, keys) and torch.equal(book_of(tiny).radii, radii)
-
-
-def test_a_layer_that_is_not_there_is_refused(tiny: EditableModel) -> None:
-    with pytest.raises(UnsupportedModel, match="layer 8"):
-        grace(layer=8).prepare(tiny, CORPUS)
 
 
 def test_a_value_that_runs_away_is_refused() -> None:

@@ -19,7 +19,7 @@ from editors.model import EditableModel
 from editors.patches.weight import Dense, Sparse, WeightPatch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
-from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, tiny_model
+from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, prepared_once, tiny_model
 
 WRAPPERS = ("rect", "prune", "nas")
 DRAW = {"dtype": torch.float64}
@@ -28,7 +28,7 @@ DRAW = {"dtype": torch.float64}
 def editor_for(name: str, model: EditableModel, **changed: Any) -> tuple[Editor[Any], Prepared]:
     changed["host_overrides"] = {"value_steps": 8} | changed.get("host_overrides", {})
     editor = load_editor(name, model, changed)
-    return editor, editor.prepare(model, CORPUS)
+    return editor, prepared_once(editor, model)
 
 
 def oriented(model: EditableModel, name: str, value: Tensor) -> Tensor:

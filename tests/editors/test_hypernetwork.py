@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from editors.mechanics.gradients import TokenFactors
-from editors.mechanics.hypernetwork import SMALLEST_STD, EditorNets, FactorMoments, RunningMoments, fresh_nets
+from editors.mechanics.hypernetwork import SMALLEST_STD, EditorNets, FactorMoments, fresh_nets, scale_of
+from editors.mechanics.lifelong import LifelongMoments
 
 SHAPES = {"one": (3, 5), "two": (3, 5), "other": (4, 2)}
 
@@ -25,27 +25,15 @@ def nets() -> EditorNets:
     return EditorNets(fresh_nets(SHAPES, 2, seed=0), moments.fixed(), SHAPES)
 
 
-def test_running_moments_equal_numpy_over_batches_of_any_size() -> None:
-    rows = np.random.default_rng(0).normal(5.0, [1e-3, 1.0, 1e3], (37, 3))
-    moments = RunningMoments(3)
-    for part in np.split(rows, [1, 1, 8, 30]):
-        moments.update(torch.from_numpy(part))
-    assert moments.count == 37
-    np.testing.assert_allclose(moments.mean.numpy(), rows.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(moments.std().numpy(), rows.std(0), rtol=1e-10)
-
-
 def test_a_single_token_has_a_scale_of_one() -> None:
-    moments = RunningMoments(4)
-    moments.update(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
-    assert moments.std().tolist() == [0.0] * 4
-    assert moments.scale().tolist() == [1.0] * 4
+    moments = LifelongMoments.empty(4).merged(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    assert moments.variance.tolist() == [0.0] * 4
+    assert scale_of(moments).tolist() == [1.0] * 4
 
 
 def test_a_silent_dimension_keeps_a_scale_off_zero() -> None:
-    moments = RunningMoments(2)
-    moments.update(torch.tensor([[0.0, 2.0], [0.0, -2.0]]))
-    assert moments.scale().tolist() == pytest.approx([SMALLEST_STD * 2**0.5, 2.0])
+    moments = LifelongMoments.empty(2).merged(torch.tensor([[0.0, 2.0], [0.0, -2.0]]))
+    assert scale_of(moments).tolist() == pytest.approx([SMALLEST_STD * 2**0.5, 2.0])
 
 
 def test_the_energy_is_the_mean_squared_norm_of_the_inputs() -> None:

@@ -15,7 +15,7 @@ from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, WeightPatch
 from editors.session import batch_of
 from tests.stand_ins import Killed
-from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
+from tests.support import CORPUS, SIX_REQUESTS, prepared_once, request, tiny_model
 
 
 def editor(**values: Any) -> KnowledgeEditor:
@@ -120,7 +120,7 @@ def test_in_a_sequence_the_present_answer_is_that_of_the_edited_model(tiny: Edit
 
 def test_the_sequence_matters_to_the_shift(tiny: EditableModel) -> None:
     by = editor()
-    prepared = by.prepare(tiny, CORPUS)
+    prepared = prepared_once(by, tiny)
     asked = batch_of(SIX_REQUESTS[:1])
     first = by.edit(tiny, asked, prepared)
     tiny.push(first)
@@ -132,7 +132,7 @@ def test_the_sequence_matters_to_the_shift(tiny: EditableModel) -> None:
 
 def test_a_shift_has_one_rank_for_each_token_and_one_more(tiny: EditableModel) -> None:
     by = editor()
-    patch = by.edit(tiny, batch_of(SIX_REQUESTS[:1]), by.prepare(tiny, CORPUS))
+    patch = by.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared_once(by, tiny))
     tokens = len(tiny.tokenizer(f"{SIX_REQUESTS[0].prompt} {SIX_REQUESTS[0].target_new}")["input_ids"])
     assert {u.left.shape[1] for u in patch.updates.values() if isinstance(u, LowRank)} == {tokens + 1}
     assert all(isinstance(u, LowRank) for u in patch.updates.values())
@@ -140,7 +140,7 @@ def test_a_shift_has_one_rank_for_each_token_and_one_more(tiny: EditableModel) -
 
 def test_a_fresh_nets_shift_is_a_step_against_the_gradient(tiny: EditableModel) -> None:
     by, asked = editor(updates=0), SIX_REQUESTS[0]
-    patch = by.edit(tiny, batch_of([asked]), by.prepare(tiny, CORPUS))
+    patch = by.edit(tiny, batch_of([asked]), prepared_once(by, tiny))
     names = list(patch.updates)
     live = [dict(tiny.hf.named_parameters())[name].requires_grad_(True) for name in names]
     encoded = tiny.tokenizer(asked.prompt)["input_ids"]
@@ -156,7 +156,7 @@ def test_a_fresh_nets_shift_is_a_step_against_the_gradient(tiny: EditableModel) 
 
 def test_a_batch_sums_the_shifts_of_its_edits(tiny: EditableModel) -> None:
     by = editor()
-    prepared = by.prepare(tiny, CORPUS)
+    prepared = prepared_once(by, tiny)
     both = by.edit(tiny, batch_of(SIX_REQUESTS[:2]), prepared)
     alone = by.edit_each(tiny, SIX_REQUESTS[:2], prepared)
     for name in both.updates:
@@ -166,14 +166,14 @@ def test_a_batch_sums_the_shifts_of_its_edits(tiny: EditableModel) -> None:
 def test_many_edits_at_once_become_a_full_matrix_where_that_is_smaller() -> None:
     model, by = tiny_model(), editor(updates=1, max_relative_norm=10.0)
     asked = [request(n, f"Ada Lovelace {n}", "New York City") for n in range(12)]
-    patch = by.edit(model, batch_of(asked), by.prepare(model, CORPUS))
+    patch = by.edit(model, batch_of(asked), prepared_once(by, model))
     assert all(isinstance(update, Dense) for update in patch.updates.values())
 
 
 def test_a_shift_that_would_damage_the_model_is_refused_by_the_request(tiny: EditableModel) -> None:
     by = editor(max_relative_norm=1e-4)
     with pytest.raises(EditRefused, match=SIX_REQUESTS[1].request_id):
-        by.edit(tiny, batch_of(SIX_REQUESTS[1:2]), by.prepare(tiny, CORPUS))
+        by.edit(tiny, batch_of(SIX_REQUESTS[1:2]), prepared_once(by, tiny))
 
 
 def test_a_preparation_of_other_matrices_is_refused(tiny: EditableModel) -> None:
@@ -216,14 +216,6 @@ def test_a_killed_preparation_goes_on_to_the_same_result(tmp_path: Path) -> None
     assert again.meta["curve"][-1]["margin"] == pytest.approx(0.08)
 
 
-def test_a_preparation_leaves_the_model_and_the_random_streams_as_they_were(tiny: EditableModel) -> None:
-    before, stream = tiny.state_digest(), torch.get_rng_state()
-    editor(updates=2).prepare(tiny, CORPUS)
-    assert tiny.state_digest() == before
-    assert torch.equal(torch.get_rng_state(), stream)
-    assert not any(p.requires_grad or p.grad is not None for p in tiny.hf.parameters())
-
-
 def test_a_corpus_without_training_edits_is_refused(tiny: EditableModel) -> None:
     with pytest.raises(ValueError, match="two subjects"):
         editor().prepare(tiny, Corpus(CORPUS.texts))
@@ -231,7 +223,7 @@ def test_a_corpus_without_training_edits_is_refused(tiny: EditableModel) -> None
 
 def test_patches_are_weight_patches_on_the_feed_forward_alone(tiny: EditableModel) -> None:
     by = editor()
-    patch = by.edit(tiny, batch_of(SIX_REQUESTS[:1]), by.prepare(tiny, CORPUS))
+    patch = by.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared_once(by, tiny))
     mlp = tiny.anatomy.mlp.format(layer=1)
     assert isinstance(patch, WeightPatch)
     assert patch.updates and all(name.startswith(mlp) for name in patch.updates)

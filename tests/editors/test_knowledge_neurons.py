@@ -15,7 +15,7 @@ from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS
+from tests.support import SIX_REQUESTS, prepared_once
 
 PROMPT = "Ada Lovelace was born in"
 
@@ -23,7 +23,7 @@ PROMPT = "Ada Lovelace was born in"
 def editor_for(model: EditableModel, **changed: Any) -> tuple[KnowledgeNeurons, Prepared]:
     editor = load_editor("knowledge_neurons", model, changed)
     assert isinstance(editor, KnowledgeNeurons)
-    return editor, editor.prepare(model, CORPUS)
+    return editor, prepared_once(editor, model)
 
 
 def likelihood(model: EditableModel, ids: list[int], layer: int, position: int, token: int, activation: Tensor) -> float:
@@ -165,7 +165,7 @@ def test_without_an_old_answer_it_is_what_the_model_says(tiny: EditableModel) ->
 
 def test_the_current_answer_is_the_answer_alone(tiny: EditableModel) -> None:
     tuned = load_editor("ft_m", tiny)
-    tiny.push(tuned.edit(tiny, batch_of(SIX_REQUESTS[2:3]), tuned.prepare(tiny, CORPUS)))
+    tiny.push(tuned.edit(tiny, batch_of(SIX_REQUESTS[2:3]), prepared_once(tuned, tiny)))
     assert current_answer(tiny, SIX_REQUESTS[2].prompt) == SIX_REQUESTS[2].target_new
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -356,9 +356,9 @@ def test_values_never_see_the_requests_own_rephrases(monkeypatch: pytest.MonkeyP
     templates = {"P19": ["The birthplace of {} is", "{} hails from"], "P20": ["{} died in"]}
     seen: list[str] = []
 
-    def watch(model: EditableModel, prompts: Sequence[str], *more: Sequence[str]) -> list[LookupRow]:
+    def watch(model: EditableModel, prompts: Sequence[str], *more: Sequence[str], **named: Any) -> list[LookupRow]:
         seen.extend(prompts)
-        return encode_lookups(model, prompts, *more)
+        return encode_lookups(model, prompts, *more, **named)
 
     monkeypatch.setattr("editors.mechanics.subject_values.encode_lookups", watch)
     solve_subject(model, [asked], templates, 1, model.anatomy.mlp_out, world("gpt2")[0].config)

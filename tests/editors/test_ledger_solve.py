@@ -140,6 +140,16 @@ def test_a_total_needs_a_name_for_each_update_and_a_value_for_each_subject() -> 
         TotalPatch([], {}, {"a": ()}, {})
 
 
+def test_what_a_total_solved_is_not_solved_again_by_an_editor_that_remembers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, prepared = world("gpt2")
+    total, expected = wearing("gpt2", EVERY[:4]).patches[0], wearing("gpt2", EVERY[:2])
+    fresh, model = LedgerSolve(known.config), tiny_model()
+    fresh.remember(model, total, prepared)
+    monkeypatch.setattr("editors.direct.ledger_solve.solve_subject", lambda *_: pytest.fail("solved again"))
+    model.push(fresh.edit(model, batch_of(EVERY[:2]), prepared))
+    assert same(model, expected)
+
+
 def test_the_update_equals_the_equations_written_out() -> None:
     # One key form, one layer: W = W0 + (Z - H) K^T (lambda C + K K^T)^-1 over the whole set.
     model = tiny_model()

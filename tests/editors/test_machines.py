@@ -6,7 +6,6 @@ import pytest
 
 from tests.machines import SETTINGS, checkpoints, run
 
-pytestmark = pytest.mark.law
 #: Recorded on an AMD EPYC with AVX-512.
 RECORDED = {
     "gpt2, slots": "2bb7027361a239e1", "gpt2, weights": "ff0ca68944355853", "gpt2, neurons": "490d8e2df6661156",
@@ -14,6 +13,7 @@ RECORDED = {
 }  # fmt: skip
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("bad", [False, True], ids=["well laid", "badly laid"])
 def test_checkpoints_are_those_of_every_other_machine(bad: bool) -> None:
     assert checkpoints(bad) == RECORDED

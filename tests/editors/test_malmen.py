@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.base import Prepared, Workbench
+from editors.base import Prepared
 from editors.errors import EditRefused
 from editors.mechanics.answers import row_losses
 from editors.mechanics.gradients import weight_shape
@@ -23,7 +23,6 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.weight import LowRank
 from editors.session import batch_of, run_edits
-from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, tiny_model
 
 TINY = MalmenConfig(
@@ -205,19 +204,6 @@ def test_the_first_ridge_is_a_share_of_the_energy_of_a_key(tiny: EditableModel) 
         keys = torch.cat([f[path].inputs for f in request_factors(tiny, shown, places)])
         assert weight_shape(tiny, path)[1] == d_in == keys.shape[1]
         assert ridge_of(nets, path) == pytest.approx(TINY.ridge * float(keys.square().sum(1).mean()), rel=1e-3)
-
-
-def test_a_killed_preparation_goes_on_to_an_equal_digest(tmp_path: Path) -> None:
-    def stop_at_four(step: int, _total: int, _note: str) -> None:
-        if step == 4:
-            raise Killed
-
-    with pytest.raises(Killed):
-        Malmen(TINY).prepare(tiny_model(), CORPUS, Workbench(tmp_path, stop_at_four))
-    steps: list[int] = []
-    resumed = Malmen(TINY).prepare(tiny_model(), CORPUS, Workbench(tmp_path, lambda step, *_: steps.append(step)))
-    assert steps[0] == 4, "it starts where the last saved state stands"
-    assert resumed.digest == prepared().digest
 
 
 def test_what_an_edit_alone_reads_asks_for_no_new_preparation() -> None:

@@ -11,14 +11,23 @@ from editors.errors import EditRefused, InvalidRequest
 from editors.mechanics.contexts import BARE, Contexts, encode_lookups, sample_contexts
 from editors.mechanics.keys_values import lookup_states, written_keys
 from editors.mechanics.objective import build_objective, encode_edits
-from editors.mechanics.second_moment import at_base, measure_moments, prepare_locate, read_preparation, ridged_factor
+from editors.mechanics.second_moment import measure_moments, prepare_locate, read_preparation, ridged_factor
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.solve import check_norm, key_directions, rank_one, ridge_update, smallest_form, update_norm
+from editors.mechanics.solve import (
+    check_norm,
+    key_directions,
+    rank_one,
+    ridge_update,
+    shared_direction,
+    smallest_form,
+    update_norm,
+)
 from editors.mechanics.trace import trace
 from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, WeightPatch
 from editors.tokens import pad_right
+from editors.views import at_base
 from tests.stand_ins import Ask
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 
@@ -333,7 +342,7 @@ def test_ridge_is_relative_to_the_mean_diagonal() -> None:
 def test_rank_one_is_the_constrained_least_squares_solution() -> None:
     second, key, residual = positive(9), randn(9), randn(5, seed=2)
     (directions,) = key_directions(key[None, None], torch.linalg.cholesky(second))
-    update = rank_one(residual, key[None], directions).dense().double()
+    update = rank_one(residual, key, shared_direction(key[None], directions)).dense().double()
     # Lagrange system row by row: minimise d C d^T subject to d k = r.
     system = torch.zeros(10, 10, dtype=torch.float64)
     system[:9, :9], system[:9, 9], system[9, :9] = 2 * second, key, key
@@ -347,7 +356,7 @@ def test_rank_one_is_the_constrained_least_squares_solution() -> None:
 def test_several_forms_of_a_key_all_get_the_residual_by_the_smallest_update() -> None:
     second, keys, residual = positive(9), randn(3, 9), randn(5, seed=2)
     (directions,) = key_directions(keys[None], torch.linalg.cholesky(second))
-    update = rank_one(residual, keys, directions).dense().double()
+    update = rank_one(residual, keys.mean(0), shared_direction(keys, directions)).dense().double()
     # Lagrange system: minimise d C d^T subject to K d = r for each row.
     system = torch.zeros(12, 12, dtype=torch.float64)
     system[:9, :9], system[:9, 9:], system[9:, :9] = 2 * second, keys.t(), keys
@@ -357,7 +366,8 @@ def test_several_forms_of_a_key_all_get_the_residual_by_the_smallest_update() ->
         torch.testing.assert_close(update[row], torch.linalg.solve(system, right)[:9], rtol=2e-2, atol=2e-2)
     twice = keys[[0, 0]]
     (directions,) = key_directions(twice[None], torch.linalg.cholesky(second))
-    torch.testing.assert_close(rank_one(residual, twice, directions).dense().double() @ keys[0], residual, rtol=2e-3, atol=2e-3)
+    update = rank_one(residual, twice[0], shared_direction(twice, directions)).dense().double()
+    torch.testing.assert_close(update @ keys[0], residual, rtol=2e-3, atol=2e-3)
 
 
 def test_three_forms_are_the_bare_prompt_the_contexts_and_the_subject_alone(tiny: EditableModel) -> None:
@@ -379,8 +389,11 @@ def test_rank_one_refuses_a_vanishing_denominator() -> None:
     keys = torch.tensor([[[1.0, 1e-8]], [[1.0, 1.0]]])
     bad, good = key_directions(keys, factor)
     with pytest.raises(EditRefused, match="no stable update"):
-        rank_one(randn(3), keys[0], bad)
-    assert rank_one(randn(3), keys[1], good).left.isfinite().all()
+        rank_one(randn(3), keys[0, 0], shared_direction(keys[0], bad))
+    direction = shared_direction(keys[1], good)
+    assert rank_one(randn(3), keys[1, 0], direction).left.isfinite().all()
+    with pytest.raises(EditRefused, match="no stable update"):
+        rank_one(randn(3), keys[1, 0], -direction)
 
 
 @pytest.mark.parametrize("edits", [1, 3, 4, 7, 20])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
-from editors.base import Corpus, Prepared, Workbench
+from editors.base import Corpus, Prepared
 from editors.errors import EditRefused
 from editors.mechanics.answers import row_losses
 from editors.mechanics.hypernetwork import EditorNets
@@ -31,7 +30,6 @@ from editors.meta_learning.net_training import draw_batches
 from editors.model import EditableModel
 from editors.patches.weight import LowRank
 from editors.session import batch_of
-from tests.stand_ins import Killed
 from tests.support import CORPUS, SIX_REQUESTS, TEXTS, TRAINING_EDITS, request, tiny_model
 
 TINY = MendConfig(layers=(1, 2), rank=4, edit_rate=0.02, updates=6, edits_each=3, batch_sizes=(1, 2), max_relative_norm=100.0)
@@ -144,19 +142,6 @@ def test_training_lowers_the_loss_it_is_given() -> None:
     fast = {"updates": 20, "learning_rate": 0.01, "rate_learning_rate": 0.1, "edit_weight": 1.0, "batch_sizes": (1,)}
     curve = Mend(TINY.model_copy(update=fast)).prepare(tiny_model(), CORPUS).meta["curve"]
     assert curve[-1]["edited"] < 0.8 * curve[0]["edited"]
-
-
-def test_a_killed_preparation_goes_on_to_an_equal_digest(tmp_path: Path) -> None:
-    def stop_at_four(step: int, _total: int, _note: str) -> None:
-        if step == 4:
-            raise Killed
-
-    with pytest.raises(Killed):
-        Mend(TINY).prepare(tiny_model(), CORPUS, Workbench(tmp_path, stop_at_four))
-    steps: list[int] = []
-    resumed = Mend(TINY).prepare(tiny_model(), CORPUS, Workbench(tmp_path, lambda step, *_: steps.append(step)))
-    assert steps[0] == 4, "it starts where the last saved state stands"
-    assert resumed.digest == prepared().digest
 
 
 def test_the_bound_on_the_norm_asks_for_no_new_preparation() -> None:

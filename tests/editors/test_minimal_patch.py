@@ -16,7 +16,7 @@ from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS, request
+from tests.support import CORPUS, SIX_REQUESTS, prepared_once, request
 
 DRAW = {"dtype": torch.float64}
 
@@ -31,7 +31,7 @@ def program(constraints: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor
 def edited(model: EditableModel, requests: tuple, **changed: object) -> WeightPatch:
     editor = load_editor("minimal_patch", model, changed)
     assert isinstance(editor, MinimalPatch)
-    return editor.edit(model, batch_of(requests), editor.prepare(model, CORPUS))
+    return editor.edit(model, batch_of(requests), prepared_once(editor, model))
 
 
 def leads(model: EditableModel, requests: tuple) -> Tensor:

@@ -19,13 +19,13 @@ from editors.mechanics.two_latents import optimise_two_latents, two_latent_objec
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS
+from tests.support import SIX_REQUESTS, prepared_once
 
 
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[Pmet, Prepared]:
     editor = load_editor("pmet", model, {"value_steps": 8, **(overrides or {})})
     assert isinstance(editor, Pmet)
-    return editor, editor.prepare(model, CORPUS)
+    return editor, prepared_once(editor, model)
 
 
 @pytest.mark.parametrize("kept", [[0, 1, 2], [2]], ids=["all rows", "after a row has left"])

@@ -17,15 +17,15 @@ from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor, sections
-from editors.session import batch_of, run_edits
+from editors.session import batch_of
 from tests.stand_ins import Ask
-from tests.support import CORPUS, SIX_REQUESTS, request
+from tests.support import SIX_REQUESTS, prepared_once, request
 
 
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[RRome, Prepared]:
     editor = load_editor("r_rome", model, overrides)
     assert isinstance(editor, RRome)
-    return editor, editor.prepare(model, CORPUS)
+    return editor, prepared_once(editor, model)
 
 
 def test_after_the_edit_the_averaged_key_gives_the_solved_value(tiny: EditableModel) -> None:
@@ -55,40 +55,12 @@ def test_edits_raise_the_log_probability_of_their_targets(tiny: EditableModel) -
     assert sum(gains) / 6 > 0.5
 
 
-def test_editing_leaves_the_model_bit_for_bit(tiny: EditableModel) -> None:
-    editor, prepared = editor_for(tiny)
-    before = tiny.state_digest()
-    patches = editor.edit_each(tiny, SIX_REQUESTS, prepared)
-    assert tiny.state_digest() == before
-    assert len({p.digest for p in patches}) == 6
-
-
-def test_editing_each_equals_editing_one_by_one(tiny: EditableModel) -> None:
-    editor, prepared = editor_for(tiny, {"value_steps": 8})
-    name = tiny.anatomy.mlp_out.format(layer=1) + ".weight"
-    together = editor.edit_each(tiny, SIX_REQUESTS, prepared)
-    for r, patch in zip(SIX_REQUESTS, together, strict=True):
-        alone = editor.edit(tiny, batch_of([r]), prepared)
-        torch.testing.assert_close(patch.dense(name), alone.dense(name), rtol=3e-2, atol=3e-3)
-    assert editor.edit_each(tiny, [], prepared) == []
-
-
 def test_an_edit_repeats_bit_for_bit_and_survives_the_disk(tiny: EditableModel, tmp_path) -> None:
     editor, prepared = editor_for(tiny)
     first, second = (editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared) for _ in range(2))
     assert first.digest == second.digest
     save_patch(first, tmp_path / "patch")
     assert load_patch(tmp_path / "patch").digest == first.digest
-
-
-def test_sequential_edits_roll_back_to_the_base(tiny: EditableModel) -> None:
-    editor, prepared = editor_for(tiny)
-    before = tiny.state_digest()
-    for _ in run_edits(editor, tiny, SIX_REQUESTS, prepared, mode="sequential"):
-        pass
-    assert len(tiny.patches) == 6 and tiny.state_digest() != before
-    tiny.rollback(0)
-    assert tiny.state_digest() == before
 
 
 def test_a_large_update_is_refused_by_request_and_the_model_is_unchanged(tiny: EditableModel) -> None:

@@ -19,7 +19,7 @@ from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS
+from tests.support import SIX_REQUESTS, prepared_once
 
 STEPS = {"value_steps": 8}
 
@@ -27,22 +27,7 @@ STEPS = {"value_steps": 8}
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[Rome, Prepared]:
     editor = load_editor("rome", model, {**STEPS, **(overrides or {})})
     assert isinstance(editor, Rome)
-    return editor, editor.prepare(model, CORPUS)
-
-
-def test_the_default_is_the_published_formula_with_its_mismatched_keys(tiny: EditableModel) -> None:
-    editor, prepared = editor_for(tiny)
-    known = read_preparation(prepared, (1,), tiny.hf.device)
-    name = tiny.anatomy.mlp_out.format(layer=1) + ".weight"
-    for r in SIX_REQUESTS[:3]:
-        solved = optimise_values(tiny, [r], known.contexts, 1, "mlp", editor.config)
-        states = lookup_states(tiny, [r], known.contexts, tiny.anatomy.mlp_out, 1)
-        second = known.factors[1] @ known.factors[1].t()
-        u = torch.linalg.inv(second) @ states.inputs[0].mean(0).double()
-        u = u / u.norm()
-        right = (solved.targets[0] - states.outputs[0, 0]).double() / (states.inputs[0, 0].double() @ u)
-        update = editor.edit(tiny, batch_of([r]), prepared).dense(name)
-        torch.testing.assert_close(update.double(), right[:, None] * u[None, :], rtol=1e-3, atol=1e-5)
+    return editor, prepared_once(editor, model)
 
 
 def test_after_a_published_edit_the_bare_prompt_gives_the_solved_value(tiny: EditableModel) -> None:

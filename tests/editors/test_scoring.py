@@ -44,14 +44,21 @@ def score(*batches: tuple[list[int], list[list[int]], list[list[int]]]) -> list:
     return score_call(Scripted(*batches), Call(("p",) * count, ("c",) * count), STOPS, tiny_tokenizer())
 
 
-@pytest.mark.parametrize("piece", [".", ",", "Ċ", "Ġ(", "Ġand", "Ġwas", "?", "Ġ", "", "<|endoftext|>"])
-def test_these_end_an_answer(piece: str) -> None:
-    assert ends_answer(piece)
+@pytest.mark.parametrize("text", [".", ",", "\n", " (", " and", " was", "?", "", "<|endoftext|>", "  ", "。", " »", " à", " и"])
+def test_these_end_an_answer(text: str) -> None:
+    assert ends_answer(text) is True
 
 
-@pytest.mark.parametrize("piece", ["Ġof", "ĠYork", "s", "-", "Ġ7", "7", "▁de", "'", "Ã©", "Ġ-"])
-def test_these_carry_an_answer_on(piece: str) -> None:
-    assert not ends_answer(piece)
+@pytest.mark.parametrize(
+    "text", [" of", " York", "s", "-", " 7", "7", " de", "'", "é", " -", " Élysées", " Город", "ी", "·", "的"]
+)
+def test_these_carry_an_answer_on(text: str) -> None:
+    assert ends_answer(text) is False
+
+
+@pytest.mark.parametrize("text", [" ", "\u3000", "\ufffd", " \ufffd"])
+def test_part_of_a_word_does_not_tell(text: str) -> None:
+    assert ends_answer(text) is None
 
 
 def test_special_tokens_stop_and_ids_beyond_the_tokenizer_do_not() -> None:

@@ -22,7 +22,6 @@ NORM = "transformer.ln_f.weight"
 class AddOne(Editor[EditorConfig]):
     """Adds the number of requests to one vector, so that every patch can be counted."""
 
-    config_class = EditorConfig
     card: ClassVar[EditorCard] = EditorCard(
         name="add-one", title="", family="direct", patch_kind="weight", paper="none", max_batch=4
     )
@@ -33,7 +32,6 @@ class AddOne(Editor[EditorConfig]):
 
 @final
 class OnlySequential(Editor[EditorConfig]):
-    config_class = EditorConfig
     card: ClassVar[EditorCard] = EditorCard(
         name="only",
         title="",

@@ -16,7 +16,7 @@ from editors.model import EditableModel
 from editors.patches.neurons import ACTIVATIONS, NeuronPatch
 from editors.patches.weight import Dense, WeightPatch
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS, TEXTS, request
+from tests.support import CORPUS, SIX_REQUESTS, TEXTS, prepared_once, request
 from warehouse.questions import Question
 from warehouse.records import EditRequest
 
@@ -28,7 +28,7 @@ def t_patcher(**values: Any) -> TPatcher:
 
 def edit(model: EditableModel, *requests: EditRequest, **values: Any) -> NeuronPatch:
     by = t_patcher(**values)
-    return by.edit(model, batch_of(requests), by.prepare(model, CORPUS))
+    return by.edit(model, batch_of(requests), prepared_once(by, model))
 
 
 def mistaken(model: EditableModel, asked: EditRequest) -> int:
@@ -155,7 +155,7 @@ def test_a_neuron_notes_the_request_and_the_query_it_is_for(tiny: EditableModel)
 @pytest.mark.parametrize("weight", [0.0, 5.0])
 def test_the_memory_loss_keeps_relu_neurons_silent_on_the_bank(tiny: EditableModel, weight: float) -> None:
     by = t_patcher(activation="relu", memory_weight=weight, num_steps=100, stop_margin=50.0)
-    prepared = by.prepare(tiny, CORPUS)
+    prepared = prepared_once(by, tiny)
     patch = by.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared)
     fires = float((prepared.tensors["queries"] @ patch.keys.t() + patch.biases > 0).float().mean())
     assert fires < 0.02 if weight else fires > 0.1

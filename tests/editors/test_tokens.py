@@ -6,8 +6,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from editors.errors import InvalidRequest
-from editors.tokens import continuation_of, encode_rows, last_subject_token, pad_id_of, pad_right
+from editors.tokens import continuation_of, encode_rows, pad_id_of, pad_right
 from tests.support import tiny_tokenizer
 
 
@@ -45,35 +44,6 @@ def test_an_empty_prompt_is_the_begin_token() -> None:
 def test_an_empty_continuation_starts_behind_the_prompt() -> None:
     row = encode_rows(tiny_tokenizer(), ["Paris is"], [""])[0]
     assert row.start == len(row.ids)
-
-
-@pytest.mark.parametrize(
-    ("text", "subject"),
-    [
-        ("Ada Lovelace was born in", "Ada Lovelace"),
-        ("Łódź lies in", "Łódź"),
-        ("Where was this person born: Émile Zola", "Émile Zola"),
-        ("A {} b was born in", "{} b"),
-    ],
-)
-def test_the_lookup_token_ends_where_the_subject_ends(text: str, subject: str) -> None:
-    tokenizer = tiny_tokenizer()
-    at = last_subject_token(tokenizer, text, subject)
-    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    end = text.rfind(subject) + len(subject)
-    assert offsets[at][0] < end <= offsets[at][1]
-    assert at + 1 == len(offsets) or offsets[at + 1][0] >= end
-
-
-def test_the_last_mention_of_the_subject_counts() -> None:
-    text = "Paris is big. Paris lies in"
-    assert last_subject_token(tiny_tokenizer(), text, "Paris") > len(tiny_tokenizer()("Paris is big.")["input_ids"]) - 1
-
-
-@pytest.mark.parametrize("subject", ["Tokyo", ""])
-def test_a_subject_that_is_not_there_is_refused(subject: str) -> None:
-    with pytest.raises(InvalidRequest, match="must name its subject"):
-        last_subject_token(tiny_tokenizer(), "Paris lies in", subject)
 
 
 def test_padding_stands_on_the_right_and_is_masked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from editors.meta_learning.lessons import joined, request_factors
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
-from tests.support import CORPUS, SIX_REQUESTS, TEXTS
+from tests.support import SIX_REQUESTS, TEXTS, prepared_once
 
 DRAW = {"dtype": torch.float64}
 
@@ -25,7 +26,7 @@ DRAW = {"dtype": torch.float64}
 def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None) -> tuple[UltraEdit, Prepared]:
     editor = load_editor("ultraedit", model, overrides)
     assert isinstance(editor, UltraEdit)
-    return editor, editor.prepare(model, CORPUS)
+    return editor, prepared_once(editor, model)
 
 
 def factors(tokens: int) -> TokenFactors:
@@ -42,6 +43,15 @@ def test_moments_merged_batch_by_batch_equal_those_of_all_rows() -> None:
     assert moments.count == 50
     torch.testing.assert_close(moments.mean, rows.mean(0))
     torch.testing.assert_close(moments.variance, ((rows - rows.mean(0)) ** 2).mean(0))
+
+
+def test_moments_of_features_of_far_scales_equal_numpy() -> None:
+    rows = np.random.default_rng(0).normal(5.0, [1e-3, 1.0, 1e3], (37, 3))
+    moments = LifelongMoments.empty(3)
+    for part in np.split(rows, [1, 1, 8, 30]):
+        moments = moments.merged(torch.from_numpy(part))
+    np.testing.assert_allclose(moments.mean.numpy(), rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.variance.sqrt().numpy(), rows.std(0), rtol=1e-10)
 
 
 def test_moments_of_one_row_are_finite() -> None:

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from editors.architectural.wise import Wise, WiseConfig, activation_loss
-from editors.base import NOTHING, Corpus, Prepared
+from editors.base import NOTHING, Corpus
 from editors.calls import Generation
-from editors.errors import EditRefused, PatchError, UnsupportedModel
+from editors.errors import EditRefused, PatchError
 from editors.mechanics.answers import answer_rows
 from editors.mechanics.locality_bank import out_of_scope
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.side_memory import SideMemory, SidePatch, SideRules, activity, side_memory_name, ties_merge
 from editors.session import batch_of, run_edits
-from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
+from tests.support import CORPUS, SIX_REQUESTS, prepared_once, request, tiny_model
 from warehouse.questions import Question
 from warehouse.records import EditRequest
 
@@ -31,7 +31,7 @@ def wise(**values: Any) -> Wise:
 
 
 def edit(editor: Wise, model: EditableModel, *requests: EditRequest) -> SidePatch:
-    return editor.edit(model, batch_of(requests), editor.prepare(model, CORPUS))
+    return editor.edit(model, batch_of(requests), prepared_once(editor, model))
 
 
 def memory_of(model: EditableModel, layer: int = 2) -> SideMemory:
@@ -94,7 +94,7 @@ def test_the_margins_are_the_three_hinges() -> None:
 
 def test_training_keeps_the_margins_on_edits_and_unrelated_prompts(tiny: EditableModel) -> None:
     editor = wise(num_steps=150, learning_rate=0.03, stop_missed=0.0)
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     patch, size = editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared), prepared.meta["output_norm"]
     delta = patch.delta(torch.device("cpu"))
     own = active(delta, keys_at(tiny, SIX_REQUESTS[0].prompt))
@@ -173,7 +173,7 @@ def test_a_merge_goes_by_its_edits_alone() -> None:
 
 def test_so_many_unrelated_prompts_stay_below_the_limit(tiny: EditableModel) -> None:
     editor = wise(unrelated_share=0.75)
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     patch = editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared)
     allowed = out_of_scope(prepared.meta["prompts"], [SIX_REQUESTS[0].subject])
     prompts = [p for i, p in enumerate(prepared.meta["prompts"]) if i in allowed]
@@ -192,7 +192,7 @@ def test_what_unrelated_prompts_reach_is_saved_and_older_patches_keep_their_dige
 
 def test_shards_train_other_entries_and_edits_of_one_shard_the_same(tiny: EditableModel) -> None:
     editor = wise(shard_size=2, num_steps=3, retrieve=True)
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     patches = [s.patch for s in run_edits(editor, tiny, SIX_REQUESTS[:5], prepared, mode="sequential")]
     assert [p.shard for p in patches if isinstance(p, SidePatch)] == [0, 0, 1, 1, 2]
     masks = [p.mask for p in patches if isinstance(p, SidePatch)]
@@ -205,7 +205,7 @@ def test_what_is_kept_is_the_side_weights_output_at_earlier_edits(tiny: Editable
     def moved(keep_weight: float) -> float:
         tiny.rollback(0)
         editor = wise(keep_weight=keep_weight)
-        prepared = editor.prepare(tiny, CORPUS)
+        prepared = prepared_once(editor, tiny)
         tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared))
         second = editor.edit(tiny, batch_of(SIX_REQUESTS[1:2]), prepared)
         keys = keys_at(tiny, SIX_REQUESTS[0].prompt + " " + SIX_REQUESTS[0].target_new)
@@ -216,7 +216,7 @@ def test_what_is_kept_is_the_side_weights_output_at_earlier_edits(tiny: Editable
 
 def test_every_edit_of_a_shard_is_above_its_threshold(tiny: EditableModel) -> None:
     editor = wise()
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     for _ in run_edits(editor, tiny, SIX_REQUESTS, prepared, mode="sequential"):
         pass
     (memory,) = memory_of(tiny).memories
@@ -321,7 +321,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
 
 def test_an_edit_does_not_depend_on_what_the_editor_has_read_before(tiny: EditableModel) -> None:
     editor = wise(num_steps=3)
-    prepared = editor.prepare(tiny, CORPUS)
+    prepared = prepared_once(editor, tiny)
     for step in run_edits(editor, tiny, SIX_REQUESTS[:3], prepared, mode="sequential"):
         last = step.patch
     tiny.rollback(2)
@@ -355,11 +355,6 @@ def test_an_empty_corpus_is_refused(tiny: EditableModel) -> None:
 def test_an_edit_without_its_preparation_is_refused(tiny: EditableModel) -> None:
     with pytest.raises(ValueError, match="prepare it first"):
         wise().edit(tiny, batch_of(SIX_REQUESTS[:1]), NOTHING)
-
-
-def test_a_layer_that_is_not_there_is_refused(tiny: EditableModel) -> None:
-    with pytest.raises(UnsupportedModel, match="layer 8"):
-        wise(layer=8).edit(tiny, batch_of(SIX_REQUESTS[:1]), Prepared(meta={"prompts": [], "output_norm": 1.0}))
 
 
 def test_a_loss_that_runs_away_is_refused() -> None:

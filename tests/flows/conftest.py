@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.flows.nights import config_of, write_world
-from warehouse.artifacts import ObjectStore, open_store
+from warehouse.artifacts import ObjectStore
+from warehouse.artifacts_open import open_store
 from warehouse.promotion import read_manifest, read_pointer
 from warehouse.records import Manifest, NightRun
 

@@ -19,7 +19,7 @@ from tasks.settings import configure
 from tasks.workspace import warehouse
 from tests.flows.conftest import FinishedNight, Home
 from tests.flows.nights import config_of
-from tests.machines import SETTINGS, run
+from tests.machines import OTHERS, run
 from warehouse.errors import NotFound
 from warehouse.records import Prediction
 
@@ -124,8 +124,7 @@ def test_an_object_that_nobody_promoted_is_found(copied: Home) -> None:
 # ------------------------------------------------------------ other machines, other releases, nothing at all
 
 
-@pytest.mark.law
-@pytest.mark.parametrize("setting", sorted(SETTINGS))
+@pytest.mark.parametrize("setting", OTHERS)
 def test_another_machine_finds_nothing_but_what_was_tampered_with(copied: Home, setting: str, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({k: v for k, v in copied.config.items() if k != "threads"}), encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks.ingest import ingest
+from tasks.ingest import ingest, nights_of
 from tasks.settings import configure
 from tasks.validate import validate
 from tests.warehouse.documents import document, item, statement, write_dump
@@ -53,3 +53,14 @@ def test_a_dump_fills_and_a_later_one_brings_a_night_that_is_judged(home: Path) 
 def test_a_missing_dump_is_one_line_and_no_traceback(home: Path) -> None:
     result = CliRunner().invoke(app, ["ingest", "dump", str(home / "none.json")])
     assert result.exit_code == 1 and "no such file" in " ".join(result.output.split())
+
+
+def test_a_dump_that_was_cut_off_exits_with_an_error_and_leaves_no_night(home: Path) -> None:
+    new = write_dump(home / "new.json", town("Q900000002", 1), document("Q900000002", label="Ann Ash"))
+    old = home / "old.json"
+    old.write_text(new.read_text()[:60])
+    for arguments in ([old, new], [old]):
+        result = CliRunner().invoke(app, ["ingest", "dump", *map(str, arguments), "--night", "2026-10-01"])
+        said = " ".join(result.output.split())
+        assert result.exit_code == 1 and "0 items were read and nothing of them is kept" in said
+    assert nights_of(configure()) == ()

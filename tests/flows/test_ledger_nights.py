@@ -14,7 +14,7 @@ from editors.patches.slots import SlotBook
 from editors.session import batch_of
 from flows.revert import revert_edits
 from tasks.audit import audit
-from tasks.looking import edit_footprint
+from tasks.footprint import edit_footprint
 from tasks.models import at_checkpoint, base_model
 from tasks.prepare import editor_of, preparation_of
 from tasks.restore import restore
@@ -22,7 +22,7 @@ from tasks.settings import configure
 from tasks.workspace import warehouse
 from tests.flows.conftest import Home
 from tests.flows.nights import LATER, UPDATES, config_of, event, write_night
-from tests.machines import SETTINGS, run
+from tests.machines import OTHERS, run
 from warehouse.ledger import active_edits
 from warehouse.quarantine import release
 
@@ -134,7 +134,7 @@ def test_warehouse_and_audit_hold(four: Home) -> None:
     assert audit(configure(four.config)).breaks == ()
 
 
-@pytest.mark.parametrize("setting", sorted(SETTINGS))
+@pytest.mark.parametrize("setting", OTHERS)
 def test_the_audit_on_another_machine_finds_nothing_but_what_was_tampered_with(own: Home, setting: str, tmp_path: Path) -> None:
     config = {k: v for k, v in own.config.items() if k != "threads"}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -82,7 +82,7 @@ def test_without_a_name_the_next_unfinished_night_is_run(home: Home) -> None:
         "flows.nightly.gate",
         "flows.nightly.promote",
         "warehouse.promotion.move_channel",
-        "tasks.promote.settle_edits",
+        "tasks.settle.settle_edits",
         "flows.nightly.publish_report",
     ],
 )

@@ -39,7 +39,7 @@ def sound(home: Home) -> None:
 
 def test_a_night_killed_after_the_move_ends_without_its_folder(home: Home, undisturbed: FinishedNight) -> None:
     """The folder is scratch: without it the night edited its own checkpoint again, and nothing could settle it."""
-    broken_at(home, "tasks.promote.settle_edits")
+    broken_at(home, "tasks.settle.settle_edits")
     shutil.rmtree(home.path / "work")
     line = home.run()
     assert (line.verdict, line.edited) == ("promote", undisturbed.line.edited)
@@ -49,7 +49,7 @@ def test_a_night_killed_after_the_move_ends_without_its_folder(home: Home, undis
 
 def test_the_next_night_settles_one_that_was_killed_after_the_move(home: Home) -> None:
     """It used to edit what it found, move the channel, and then fail for good: its parent was in no lineage."""
-    broken_at(home, "tasks.promote.settle_edits")
+    broken_at(home, "tasks.settle.settle_edits")
     assert home.run("night-02").verdict == "promote"
     assert home.run("night-01").verdict == "promote"
     assert home.head().night == "night-02"

@@ -13,9 +13,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from editors.patches.files import load_patch
+from editors.patches.total import active_total
 from editors.session import run_edits
 from flows.revert import revert_edits
 from tasks.audit import audit
+from tasks.candidate import edited_before
 from tasks.export import export
 from tasks.models import at_checkpoint, base_model, patch_folder
 from tasks.prepare import editor_of, preparation_of
@@ -260,6 +262,21 @@ def test_patches_that_cannot_stand_without_the_reverted_one_are_made_again(night
     assert {(r.subject, r.target_new) for r in stay} == {SECOND, THIRD}
     assert (line.verdict, line.edited) == ("promote", 2)
     assert list(home.head().checkpoint.patch_digests) == wanted
+    assert home.findings() == []
+
+
+def test_an_edit_of_any_editor_that_retracts_is_retracted(nights: dict[str, Any], tmp_path: Path) -> None:
+    """The solved ledger's patches hold the whole set: taking one edit out is one new total, and no edit made again."""
+    home = made(nights, tmp_path / "home", editor={"name": "ledger_solve"})
+    active = facts(home)
+    line = revert(home, active.pop((OLD[0], NEW)))
+    settings, store = configure(home.config), home.store
+    total = active_total(at_checkpoint(settings, store, home.head().checkpoint))
+    assert (line.verdict, len(home.head().checkpoint.patch_digests)) == ("promote", 3)
+    assert total is not None
+    assert {(r.subject, r.target_new) for group in total.active.values() for r in group} == {*active, OLD} == {*facts(home)}
+    done = edited_before(settings, line.night)
+    assert done is not None and done.revert.remade == ()
     assert home.findings() == []
 
 

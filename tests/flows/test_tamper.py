@@ -14,7 +14,7 @@ import pytest
 
 from tasks.audit import audit
 from tests.flows.tamper import Target, small_homes, tamper
-from warehouse.artifacts import open_store
+from warehouse.artifacts_open import open_store
 from warehouse.audit import chain_id, read_mirrored
 from warehouse.digests import canonical_json
 from warehouse.promotion import pointer_of

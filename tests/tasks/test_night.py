@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from checks.predictor import Answer, Question
-from tasks.edit import EditedNight, choose_requests
+from tasks.candidate import EditedNight
+from tasks.edit import choose_requests
 from tasks.ingest import ingest, nights_of
 from tasks.night import NOTHING_TO_EDIT, NightClosed, begin, finish_empty, next_night
 from tasks.progress import artifact_key

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.ingest import ingest, only_by_chance
+from tasks.ingest import ingest
 from tasks.settings import Settings
+from tasks.steps import only_by_chance
 from tasks.validate import validate
 from tasks.workspace import warehouse
 from tests.flows.nights import NUM_ACCEPTED, NUM_RECORDS, first_night, write_night

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from warehouse import artifacts_directory
-from warehouse.artifacts import ObjectStore, StoreUnavailable, Version, open_store, validate_key
+from warehouse.artifacts import ObjectStore, StoreUnavailable, Version, validate_key
 from warehouse.artifacts_directory import DirectoryStore
+from warehouse.artifacts_open import open_store
 from warehouse.artifacts_s3 import S3Store
 from warehouse.digests import sha256_bytes
 from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError

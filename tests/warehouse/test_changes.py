@@ -166,3 +166,79 @@ def test_no_text_makes_it_raise(raw: str, source: str) -> None:
 def test_no_json_makes_it_raise(broken: dict[str, Any], source: str, on_event: bool) -> None:
     item = {**(EVENT if on_event else REQUEST), **broken}
     assert isinstance(parse(item, source), Change | EditRequest | Malformed)
+
+
+# ---------------------------------------------------------------- one form for everything that has two spellings
+
+
+def asked(**fields: Any) -> EditRequest:
+    found = parse({**REQUEST, **fields}, "requests")
+    assert isinstance(found, EditRequest), found
+    return found
+
+
+@pytest.mark.parametrize("written", ["p19", "P19 ", "Property:P19", "wdt:P19", "http://www.wikidata.org/prop/direct/P19"])
+def test_a_request_names_its_relation_in_one_form(written: str) -> None:
+    assert asked(relation=written).relation == "P19"
+
+
+def test_a_request_names_its_entities_in_one_form() -> None:
+    found = asked(subject_id="https://www.wikidata.org/wiki/Q7259#P19", target_new_id=" wd:q90 ")
+    assert (found.subject_id, found.target_new_id) == ("Q7259", "Q90")
+
+
+@pytest.mark.parametrize("written", ["nan", "N/A", "#REF!", "NULL", "-", "", " ", None])
+def test_an_id_that_a_frame_left_empty_is_missing(written: str | None) -> None:
+    found = asked(subject_id=written, request_id=written)
+    assert found.subject_id == "" and found.request_id.startswith("rq-")
+
+
+def test_a_number_is_an_id_of_a_request() -> None:
+    assert asked(request_id=17).request_id == "17"
+
+
+def test_null_in_a_field_that_may_be_left_out_is_left_out() -> None:
+    found = asked(target_true=None, rephrases=None, received_at=None, kind=None)
+    assert (found.target_true, found.rephrases, found.kind) == (None, (), "insert")
+
+
+def test_texts_of_a_request_are_composed_and_plainly_spaced() -> None:
+    found = asked(subject="Zoe\u0308\u00a0Berg", prompt="Zo\u00eb  Berg\u00a0was born in ", target_new=" Paris\u202f")
+    assert (found.subject, found.prompt, found.target_new) == ("Zo\u00eb Berg", "Zo\u00eb Berg was born in", "Paris")
+
+
+def test_an_event_names_its_entities_in_one_form() -> None:
+    found = parse({
+        **EVENT, "subject": {"id": "q1", "label": "Ada\u00a0Byron"}, "property": {"id": "Property:P19", "label": "x"},
+        "new_value": {"type": "item", "id": "http://www.wikidata.org/entity/Q90", "label": " Paris"},
+        "old_value": {"type": "item", "id": "Q84 ", "label": "London"}, "qualifiers": {"pq:P580": ["+2009-00-00T00:00:00Z"]},
+    })  # fmt: skip
+    assert isinstance(found, Change) and found.old is not None and found.new is not None
+    assert (found.subject.id, found.subject.label, found.relation) == ("Q1", "Ada Byron", "P19")
+    assert (found.old.id, found.new.id, found.new.label, list(found.qualifiers)) == ("Q84", "Q90", "Paris", ["P580"])
+
+
+def test_a_record_of_a_request_file_is_a_request_whatever_else_it_holds() -> None:
+    found = parse({**REQUEST, "property": "P19"}, "requests")
+    assert isinstance(found, Malformed) and "'property'" in found.sentence
+
+
+# ---------------------------------------------------------------- times over the edge
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-05:00", "0001-01-01T00:30:00+00:31"])
+@pytest.mark.parametrize("source", ["recorded", "requests"])
+def test_a_moment_that_utc_does_not_have_is_the_fault_of_its_record(time: str, source: str) -> None:
+    found = parse({**(EVENT if source == "recorded" else REQUEST), "received_at": time}, source)
+    assert isinstance(found, Malformed) and "received_at" in found.sentence
+
+
+def test_every_time_of_a_record_is_in_utc() -> None:
+    found = parse({**EVENT, "received_at": "2026-10-01T23:30:00-02:00"})
+    assert isinstance(found, Change) and found.received_at == datetime(2026, 10, 2, 1, 30, tzinfo=UTC)
+    assert found.received_at.tzinfo is UTC
+
+
+def test_a_time_may_come_with_its_precision() -> None:
+    found = parse({**EVENT, "qualifiers": {"P580": [{"time": "+2100-00-00T00:00:00Z", "precision": 7}]}})
+    assert isinstance(found, Change) and found.qualifiers == {"P580": ("+2100-00-00T00:00:00Z/7",)}

@@ -12,8 +12,8 @@ from tests.warehouse.live import body, statement
 from warehouse.changes import Change, parse_change
 from warehouse.sources.documents import Known, fetch_labels, mentioned, outcome_of, resolve, to_records
 from warehouse.sources.entities import Entity, parse_entity
+from warehouse.sources.pending import PendingEvent
 from warehouse.sources.wikidata_http import Answer, Unavailable
-from warehouse.stream_store import PendingEvent
 
 BEFORE = body("Q42", 100, statement("Q42", "P19", "Q350"))
 AFTER = body("Q42", 200, statement("Q42", "P19", "Q84"))

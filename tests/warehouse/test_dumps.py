@@ -22,8 +22,8 @@ from warehouse.errors import Conflict, SourceError
 from warehouse.intake import record_verdicts, updates_of
 from warehouse.night_order import register
 from warehouse.records import Fact, Verdict
-from warehouse.sources.dumps import read_dump
-from warehouse.sources.entities import Entity, SetAside
+from warehouse.sources.dumps import BrokenDump, read_dump
+from warehouse.sources.entities import Entity
 from warehouse.store import Warehouse
 from warehouse.world_store import apply_fact_changes
 
@@ -95,9 +95,11 @@ def test_a_file_that_breaks_off_gives_what_came_before_and_says_so(tmp_path: Pat
     # Two members: the first is whole, the second is cut.
     whole, rest = json.dumps(TOKYO).encode() + b"\n", json.dumps(KYOTO).encode() + b"\n"
     packed.write_bytes(compress(whole) + compress(rest)[:-12])
-    entities = [line.entity for line in read_dump(packed)]
-    assert isinstance(entities[0], Entity) and entities[0].id == "Q1490"
-    assert isinstance(entities[-1], SetAside) and "breaks off or is damaged" in entities[-1].sentence
+    lines, entities = read_dump(packed), []
+    with pytest.raises(BrokenDump, match=rf"breaks off or is damaged.*{packed.stat().st_size} bytes and 1 items were read"):
+        for line in lines:
+            entities.append(line.entity)
+    assert [entity.id for entity in entities if isinstance(entity, Entity)] == ["Q1490"]
 
 
 def test_a_line_longer_than_the_limit_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

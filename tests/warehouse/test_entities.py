@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from tests.warehouse.documents import document, item, snak, statement, when
-from warehouse.sources.entities import MAX_LABEL_CHARS, Entity, SetAside, current, moment_of, parse_entities, parse_entity
+from warehouse.sources.entities import (
+    MAX_LABEL_CHARS,
+    Entity,
+    SetAside,
+    current,
+    date_of,
+    moment_of,
+    parse_entities,
+    parse_entity,
+)
 
 NOW = datetime(2026, 10, 1, tzinfo=UTC)
 CAPITAL = statement("Q17$a", "P36", item("Q1490"))
@@ -246,3 +255,33 @@ def test_a_preferred_statement_of_the_future_leaves_the_present_one_in_force() -
 def test_an_end_before_our_calendar_is_past() -> None:
     entity = read(document("Q17", ruled("Q17$a", "Q1", qualifiers={"P582": when("-0044-03-15T00:00:00Z")})))
     assert entity.statements[0].has_ended(NOW) and entity.statements[0].valid_to is None
+
+
+@pytest.mark.parametrize(
+    ("time", "first"),
+    [
+        ("+2100-00-00T00:00:00Z/7", (2001, 1, 1)), ("+2000-00-00T00:00:00Z/7", (1901, 1, 1)),
+        ("+2050-01-01T00:00:00Z/7", (2001, 1, 1)), ("+2001-00-00T00:00:00Z/7", (2001, 1, 1)),
+        ("+2020-00-00T00:00:00Z/8", (2020, 1, 1)), ("+2029-12-31T00:00:00Z/8", (2020, 1, 1)),
+        ("+2000-00-00T00:00:00Z/6", (1001, 1, 1)), ("+3000-00-00T00:00:00Z/6", (2001, 1, 1)),
+        ("-0044-03-15T00:00:00Z/7", (-100, 1, 1)), ("-0100-00-00T00:00:00Z/7", (-100, 1, 1)),
+        ("+2026-07-15T00:00:00Z/9", (2026, 1, 1)), ("+2026-07-15T00:00:00Z/10", (2026, 7, 1)),
+        ("+2026-07-15T00:00:00Z/11", (2026, 7, 15)), ("+2026-07-15T00:00:00Z", (2026, 7, 15)),
+        ("+2026-00-00T00:00:00Z", (2026, 1, 1)), ("+2026-07-15T00:00:00Z/x", (2026, 7, 15)),
+    ],
+)  # fmt: skip
+def test_a_time_begins_with_the_first_day_that_its_precision_allows(time: str, first: tuple[int, int, int]) -> None:
+    assert date_of(time) == first
+
+
+def test_a_statement_of_this_century_has_begun() -> None:
+    time = {"time": "+2100-00-00T00:00:00Z", "precision": 7, "calendarmodel": "http://www.wikidata.org/entity/Q1985727"}
+    qualifier = {"snaktype": "value", "property": "P580", "datavalue": {"type": "time", "value": time}}
+    raw = {"id": "Q1", "type": "item", "claims": {"P39": [{
+        "id": "Q1$A", "rank": "normal", "qualifiers": {"P580": [qualifier]},
+        "mainsnak": {"snaktype": "value", "property": "P39", "datavalue": {"type": "wikibase-entityid", "value": {"id": "Q2"}}},
+    }]}}  # fmt: skip
+    entity = parse_entity(raw)
+    assert isinstance(entity, Entity)
+    (statement,) = current(entity.statements, datetime(2026, 10, 1, tzinfo=UTC))
+    assert statement.valid_from == datetime(2001, 1, 1, tzinfo=UTC)

@@ -228,14 +228,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @fuzz
 @given(found=st.one_of(st.binary(), st.lists(broken(REQUEST), max_size=3)), seed=SEEDS)
-def test_no_file_of_requests_raises_but_for_an_empty_one(path: Path, found: Any, seed: int) -> None:
+def test_a_file_of_requests_is_read_or_refused(path: Path, found: Any, seed: int) -> None:
     for one in mutants(found, seed):
         path.write_bytes(b"\n".join(map(as_bytes, one)) if isinstance(one, list) else as_bytes(one))
-        try:
+        with suppress(SourceError):
             for record in RequestsSource(path).records("file"):
-                parse_change(record)
-        except SourceError as error:
-            assert "empty" in str(error)
+                assert isinstance(parse_change(record), Change | EditRequest | Malformed)
 
 
 @fuzz
@@ -252,7 +250,8 @@ def test_a_knowedit_file_is_read_or_refused(path: Path, task: Any, found: Any, s
 def test_no_dump_raises(path: Path, found: Any, seed: int) -> None:
     for one in mutants(found, seed):
         path.write_bytes(b",\n".join(map(as_bytes, one)) if isinstance(one, list) else as_bytes(one))
-        assert all(line.number > 0 for line in read_dump(path))
+        with suppress(SourceError):
+            assert all(line.number > 0 for line in read_dump(path))
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.warehouse.test_events import EDIT
+from warehouse.live_ingest import Filters, Reader
 from warehouse.sources.documents import fetch_labels
 from warehouse.sources.events import ITEM, MAX_KEY_CHARS, Refused, StreamEvent, parse_event, read_summary
 from warehouse.sources.stream import bounded, decoded, is_usable_id, read_frames
-from warehouse.sources.wikidata import Filters, Reader
 from warehouse.sources.wikidata_http import WikidataClient
 from warehouse.store import Warehouse
 from warehouse.stream_store import Cursor, store_delivery

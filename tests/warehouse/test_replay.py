@@ -15,12 +15,12 @@ import pytest
 
 from tests.warehouse.live import body, edit, frame, moving_items, recording, statement
 from warehouse.errors import SourceError
+from warehouse.live_ingest import Filters, Limits, LiveIngest
 from warehouse.reference import HERE
 from warehouse.sources.events import StreamEvent, parse_event
 from warehouse.sources.recording import load_recording
 from warehouse.sources.replay import KINDS, STREAM_PATH, Faults, ReplayServer, serving
 from warehouse.sources.stream import EventStream, read_frames
-from warehouse.sources.wikidata import Filters, Limits, LiveIngest
 from warehouse.sources.wikidata_http import Backoff, WikidataClient, guarded_client, user_agent
 from warehouse.store import Warehouse
 from warehouse.stream_store import read_cursor, stream_summary

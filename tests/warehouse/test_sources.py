@@ -72,7 +72,7 @@ def test_an_unknown_night_lists_those_there_are() -> None:
 def test_a_missing_folder_and_an_unknown_source_are_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
         RecordedSource(tmp_path / "nowhere").nights()
-    with pytest.raises(SourceError, match="there are: recorded, knowedit, requests"):
+    with pytest.raises(SourceError, match="there are: recorded, knowedit, benchmark, requests"):
         open_source("records")
     with pytest.raises(SourceError, match="give its path"):
         open_source("requests")
@@ -222,6 +222,11 @@ def test_an_empty_or_truncated_document_is_an_error(tmp_path: Path, content: str
     source = KnowEditSource(write(tmp_path / "recent_test.json", content))
     with pytest.raises(SourceError, match=message):
         list(source.records("recent_test"))
+
+
+def test_a_mark_before_a_document_is_not_part_of_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "recent_test.json", b"\xef\xbb\xbf" + json.dumps([RECENT]).encode())
+    assert len(list(KnowEditSource(path).records("recent_test"))) == 1
 
 
 def test_a_file_of_another_name_needs_its_task(tmp_path: Path) -> None:

@@ -16,13 +16,12 @@ from warehouse.records import UpdateRecord, Verdict
 from warehouse.sources import open_source
 from warehouse.sources.entities import Entity, parse_entity
 from warehouse.sources.events import Refused, StreamEvent
+from warehouse.sources.pending import SOURCE, Outcome
 from warehouse.store import Warehouse
 from warehouse.stream_store import (
     MAX_PAYLOAD_CHARS,
     MAX_REFUSED,
-    SOURCE,
     Delivery,
-    Outcome,
     done_revisions,
     entity_states,
     known_labels,

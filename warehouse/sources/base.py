@@ -12,7 +12,9 @@ from pydantic_core import from_json
 
 from warehouse.digests import sha256_bytes
 from warehouse.errors import SourceError
+from warehouse.night_names import natural
 from warehouse.records import UpdateRecord
+from warehouse.sources.formats import BROKEN, HEAD_BYTES, LINE_SUFFIXES, opened, refuse_no_lines
 
 #: A record larger than this is kept as received but never parsed.
 MAX_RECORD_BYTES = 64 * 1024
@@ -46,22 +48,25 @@ class Source(Protocol):
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The non-blank lines of a file one by one, without their line ends.
+    """The non-blank lines of a file one by one, without their line ends; gzip, bzip2 and xz are unpacked.
 
     Bytes that are no UTF-8 come as `\\xNN`, so that the text can be stored and still shows what was received.
 
     Raises:
-        SourceError: the file is missing, is no file, or has no line in it.
+        SourceError: the file is missing, is no file, has no line in it, breaks off inside its compression, or is of a format
+            that holds no lines of JSON.
     """
-    if not path.is_file():
-        raise SourceError(f"{path}: no such file; give the path of an existing file")
-    found = False
-    with path.open("rb") as handle:
-        for line in handle:
-            text = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
-            if text.strip():
-                found = True
-                yield text
+    found = 0
+    with opened(path, "newline-delimited JSON") as (handle, _):
+        refuse_no_lines(path, handle.peek(HEAD_BYTES))
+        try:
+            for line in handle:
+                text = line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
+                if text.strip():
+                    found += 1
+                    yield text
+        except BROKEN as error:
+            raise SourceError(f"{path}: the file breaks off or is damaged after {found} lines: {error}") from error
     if not found:
         raise SourceError(f"{path}: the file is empty; expected one JSON object on each line")
 
@@ -103,14 +108,53 @@ class RecordIds:
 
 
 def parse_time(value: object) -> datetime | None:
-    """A time with zone (UTC where none is given), or None where the value is no ISO time."""
+    """A time with zone (UTC where none is given), or None where the value is no ISO time or UTC has no such moment."""
     if not isinstance(value, str):
         return None
     try:
         time = datetime.fromisoformat(value)
-        return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-    except ValueError:
+        # Only a moment that every later step can turn into UTC: `0001-01-01T00:00:00+01:00` is before the first year.
+        return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
+
+
+def night_of_lines(path: Path, suffix: str = "") -> str | None:
+    """The night that a file's name stands for: without the endings of JSON lines and of a compression, in any case.
+
+    Args:
+        suffix: what stands before those endings and does not belong to the night's name.
+
+    Returns:
+        None where the name has none of the endings.
+    """
+    endings = (suffix + ending + packed for ending in LINE_SUFFIXES for packed in ("", ".gz", ".bz2", ".xz"))
+    return next((path.name[: -len(ending)] for ending in endings if path.name.lower().endswith(ending)), None)
+
+
+def line_files(folder: Path, suffix: str = "") -> dict[str, Path]:
+    """Night -> file of newline-delimited JSON in a folder, in natural order; capitals in the ending do not count.
+
+    Args:
+        suffix: what stands before `.jsonl` or `.ndjson` and does not belong to the night's name.
+
+    Raises:
+        SourceError: two files would be one night, or there are files and none of them is such a file.
+    """
+    found: dict[str, Path] = {}
+    paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    paths.sort(key=lambda path: natural(night_of_lines(path, suffix) or path.name))
+    for path in paths:
+        night = night_of_lines(path, suffix)
+        if night is None:
+            continue
+        if night in found:
+            raise SourceError(f"{path}: night {night!r} is {found[night].name} already; give one of them another name")
+        found[night] = path
+    if paths and not found:
+        names = ", ".join(path.name for path in paths[:5])
+        raise SourceError(f"{folder}: no file there is newline-delimited JSON by its name (*{suffix}.jsonl); found {names}")
+    return found
 
 
 def check_night(name: str, night: str, nights: tuple[str, ...], where: Path) -> None:

@@ -25,8 +25,8 @@ from warehouse.sources.entities import (
     parse_entity,
     record_id_of,
 )
+from warehouse.sources.pending import SOURCE, Outcome, PendingEvent
 from warehouse.sources.wikidata_http import Unavailable, WikidataClient
-from warehouse.stream_store import SOURCE, Outcome, PendingEvent
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ CREATE TABLE labels (id TEXT PRIMARY KEY, label TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE aliases (id TEXT, alias TEXT, PRIMARY KEY (id, alias)) WITHOUT ROWID;
 CREATE TABLE documents (id TEXT PRIMARY KEY, revision INTEGER, body BLOB, seen INTEGER NOT NULL);
 CREATE TABLE pending (seq INTEGER PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE asides (seq INTEGER PRIMARY KEY, body TEXT NOT NULL);
 """
 #: SQLite takes some hundred parameters in one statement everywhere.
 _IDS = 500
@@ -84,9 +85,20 @@ class Scratch:
 
     def waiting(self, size: int) -> Iterator[list[str]]:
         """All that waits, in order, `size` at a time."""
+        yield from self._pieces("pending", size)
+
+    def put_aside(self, body: str) -> None:
+        """Keep what could not be read until the whole file is."""
+        self._db.execute("INSERT INTO asides (body) VALUES (?)", [body])
+
+    def asides(self, size: int) -> Iterator[list[str]]:
+        """All that was put aside, in order, `size` at a time."""
+        yield from self._pieces("asides", size)
+
+    def _pieces(self, table: str, size: int) -> Iterator[list[str]]:
         last = 0
         while rows := self._db.execute(
-            "SELECT seq, body FROM pending WHERE seq > ? ORDER BY seq LIMIT ?", [last, size]
+            f"SELECT seq, body FROM {table} WHERE seq > ? ORDER BY seq LIMIT ?", [last, size]
         ).fetchall():
             last = rows[-1][0]
             yield [body for _, body in rows]

@@ -17,6 +17,7 @@ from typing import Any, cast
 from pydantic_core import from_json
 
 from warehouse.digests import digest_of
+from warehouse.keys import clean_text, entity_id
 from warehouse.sources.base import parse_time
 from warehouse.sources.entity_diff import (
     Provenance,
@@ -267,8 +268,8 @@ def _term(raw: Any, what: str) -> tuple[str, LeftOut | None]:
         if text is None:
             continue
         if len(text) <= MAX_LABEL_CHARS and is_text(text):
-            if text.strip():
-                return text.strip(), wrong
+            if plain := clean_text(text):
+                return plain, wrong
         elif len(text) > MAX_LABEL_CHARS:
             wrong = _left(f"{what} {language}", "long_label", f"it has {len(text)} characters; the limit is {MAX_LABEL_CHARS}")
         else:
@@ -282,8 +283,8 @@ def _aliases(raw: Any) -> tuple[str, ...]:
         entries = _in(raw, language)
         for entry in entries if isinstance(entries, list) else ():
             text = _value(entry)
-            if text is not None and len(text) <= MAX_LABEL_CHARS and is_text(text) and text.strip():
-                texts.append(text.strip())
+            if text is not None and len(text) <= MAX_LABEL_CHARS and is_text(text) and (plain := clean_text(text)):
+                texts.append(plain)
     return tuple(dict.fromkeys(texts))[:MAX_ALIASES]
 
 
@@ -307,7 +308,7 @@ def _modified(value: Any) -> datetime | None:
 
 
 def _id(value: Any) -> str:
-    return value.upper() if isinstance(value, str) and ENTITY_ID.fullmatch(value.upper()) else ""
+    return found if isinstance(value, str) and ENTITY_ID.fullmatch(found := entity_id(value)) else ""
 
 
 def _own_id(raw: Mapping[str, Any]) -> str:

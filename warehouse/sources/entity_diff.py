@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from warehouse.digests import digest_of
-from warehouse.sources.entity_model import END, START, Entity, EntityValue, Snak, Statement
+from warehouse.sources.entity_model import END, START, Entity, EntityValue, Snak, Statement, written_time
 
 #: A longer plain text (a formula, a quotation) is cut in the record: it can be no answer, and a record has a size.
 MAX_TEXT_CHARS = 1000
@@ -228,7 +228,7 @@ def _validity(qualifiers: Sequence[Snak]) -> dict[str, list[str]]:
 
 
 def _time(value: EntityValue | None) -> str:
-    return value.parts[0] if value is not None and value.type == "time" else ""
+    return written_time(value) if value is not None and value.type == "time" else ""
 
 
 def _iso(moment: datetime | None) -> str | None:

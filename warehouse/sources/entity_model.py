@@ -19,6 +19,8 @@ LeftOutReason = Literal[
 ]  # fmt: skip
 
 START, END = "P580", "P582"
+#: Wikibase's numbers for how exact a time is: 11 a day, 10 a month, 9 a year, 8 a decade, 7 a century, 6 a millennium.
+YEAR_PRECISION, MONTH_PRECISION = 9, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +81,14 @@ class Statement:
         Rank says nothing about it: real documents hold preferred statements that ended.
         """
         ends = [snak for snak in self.qualifiers if snak.pid == END and snak.snaktype != "novalue"]
-        times = [date_of(snak.value.parts[0]) for snak in ends if snak.value is not None and snak.value.type == "time"]
+        times = [date_of(written_time(snak.value)) for snak in ends if snak.value is not None and snak.value.type == "time"]
         today = (now.astimezone(UTC).year, now.astimezone(UTC).month, now.astimezone(UTC).day)
         known = [time for time in times if time is not None]
         return max(known) <= today if known else any(snak.snaktype == "somevalue" for snak in ends)
 
     def _moments(self, pid: str) -> list[datetime]:
         values = [snak.value for snak in self.qualifiers if snak.pid == pid]
-        found = [moment_of(value.parts[0]) for value in values if value is not None and value.type == "time"]
+        found = [moment_of(written_time(value)) for value in values if value is not None and value.type == "time"]
         return [moment for moment in found if moment is not None]
 
 
@@ -149,14 +151,38 @@ def current(statements: tuple[Statement, ...], now: datetime) -> tuple[Statement
     return tuple([s for s in valid if s.rank == "preferred"] or valid)
 
 
+def written_time(value: EntityValue) -> str:
+    """A time value as records write it: with its precision behind a slash where that is coarser than a year."""
+    time, precision = value.parts[0], value.parts[1]
+    return f"{time}/{precision}" if int(precision) < YEAR_PRECISION else time
+
+
 def date_of(time: str) -> tuple[int, int, int] | None:
-    """(year, month, day) of a Wikibase time, its first day where only year or month is known; years may be negative."""
+    """(year, month, day) of the first day that a Wikibase time can mean; years may be negative.
+
+    A zero month or day is an unknown one. A precision may stand behind a slash (`+2100-00-00T00:00:00Z/7`): the century
+    that ends with 2100 begins in 2001, the decade of 2015 in 2010.
+    """
+    time, _, precision = time.strip().partition("/")
     sign, rest = (-1, time[1:]) if time.startswith("-") else (1, time.removeprefix("+"))
-    fields = rest.partition("T")[0].split("-")
+    fields = rest.partition("T")[0].partition(" ")[0].split("-")
     if len(fields) != 3 or not all(field.isascii() and field.isdigit() and len(field) <= 16 for field in fields):
         return None
     year, month, day = (int(field) for field in fields)
-    return sign * year, max(month, 1), max(day, 1)
+    year *= sign
+    if not (precision.isascii() and precision.isdigit() and len(precision) <= 2) or int(precision) > MONTH_PRECISION:
+        return year, max(month, 1), max(day, 1)
+    if int(precision) >= YEAR_PRECISION:
+        return year, max(month, 1) if int(precision) == MONTH_PRECISION else 1, 1
+    return _first_year(year, int(precision)), 1, 1
+
+
+def _first_year(year: int, precision: int) -> int:
+    """Decades are counted from their round year, centuries and longer spans up to it, and before Christ the other way."""
+    span = 10 ** (YEAR_PRECISION - precision)
+    if precision == YEAR_PRECISION - 1:
+        return year // span * span
+    return (year - 1) // span * span + 1 if year > 0 else year // span * span
 
 
 def moment_of(time: str) -> datetime | None:

@@ -6,6 +6,7 @@ import re
 from typing import Any, cast
 
 from warehouse.digests import digest_of
+from warehouse.keys import entity_id
 from warehouse.sources.entity_model import EntityValue, Snak, SnakType, ValueType
 
 PROPERTY_ID = re.compile(r"P[1-9][0-9]{0,9}")
@@ -28,7 +29,7 @@ def read_snak(raw: Any) -> Snak | None:
     if not isinstance(pid, str) or snaktype not in _SNAK_TYPES:
         return None
     # Lower-case ids are in documents of 2013.
-    pid = pid.upper()
+    pid = entity_id(pid)
     if not PROPERTY_ID.fullmatch(pid):
         return None
     datatype = raw.get("datatype")
@@ -76,7 +77,7 @@ def entity_id_of(value: dict[str, Any]) -> str | None:
     """The id of an entity value: its `id`, or the old form with `entity-type` and `numeric-id` only."""
     given = value.get("id")
     if isinstance(given, str):
-        given = given.upper()
+        given = entity_id(given)
         return given if ENTITY_ID.fullmatch(given) else None
     kind, number = value.get("entity-type"), value.get("numeric-id")
     if isinstance(number, str) and number.isascii() and number.isdigit() and len(number) <= 10:

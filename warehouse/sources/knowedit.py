@@ -17,10 +17,11 @@ from pydantic_core import from_json
 
 from warehouse.digests import digest_of, sha256_bytes
 from warehouse.errors import SourceError
-from warehouse.night_order import natural
-from warehouse.probes import make_probe
+from warehouse.night_names import natural
+from warehouse.probe_identity import make_probe
 from warehouse.records import EditKind, EditRequest, Probe, ProbeKind, Record, UpdateRecord
 from warehouse.sources.base import check_night
+from warehouse.sources.formats import BOM
 
 Task = Literal["wiki_recent", "wiki_counterfact", "ZsRE", "WikiBio", "convsent", "Sanitation"]
 #: File names as published (folder `knowedit/`); the name without `.json` is the night.
@@ -60,7 +61,13 @@ class KnowEditSource:
     name = "knowedit"
 
     def __init__(self, path: Path, task: Task | None = None) -> None:
-        """`task` names the shape of files that do not bear a published name."""
+        """`task` names the shape of files that do not bear a published name.
+
+        Raises:
+            SourceError: no task of that name.
+        """
+        if task is not None and task not in TASKS:
+            raise SourceError(f"no KnowEdit task {task!r}; there are: {', '.join(TASKS)}")
         self.path, self.task = path, task
 
     def nights(self) -> tuple[str, ...]:
@@ -189,7 +196,7 @@ def to_probes(record: UpdateRecord) -> tuple[Probe, ...]:
 def _items(path: Path, task: Task) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(section, place for messages, item) of a file; the section is empty but for Sanitation."""
     try:
-        document = from_json(path.read_bytes(), allow_inf_nan=False)
+        document = from_json(path.read_bytes().removeprefix(BOM), allow_inf_nan=False)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
     except ValueError as error:

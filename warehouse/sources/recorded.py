@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from warehouse.errors import SourceError
-from warehouse.night_order import natural
 from warehouse.records import UpdateRecord
 from warehouse.reference.world import NIGHTS
-from warehouse.sources.base import RecordIds, check_night, decode_object, parse_time, read_lines
+from warehouse.sources.base import RecordIds, check_night, decode_object, line_files, parse_time, read_lines
 
 SUFFIX = ".events.jsonl"
 
@@ -25,15 +24,18 @@ class RecordedSource:
     def nights(self) -> tuple[str, ...]:
         if not self.folder.is_dir():
             raise SourceError(f"{self.folder}: no such folder; expected one with files night-NN{SUFFIX}")
-        return tuple(sorted((path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}")), key=natural))
+        return tuple(self._files())
 
     def records(self, night: str) -> Iterator[UpdateRecord]:
         check_night(self.name, night, self.nights(), self.folder)
         return self._read(night)
 
+    def _files(self) -> dict[str, Path]:
+        return line_files(self.folder, SUFFIX.removesuffix(".jsonl"))
+
     def _read(self, night: str) -> Iterator[UpdateRecord]:
         ids = RecordIds(night)
-        for raw in read_lines(self.folder / f"{night}{SUFFIX}"):
+        for raw in read_lines(self._files()[night]):
             event = decode_object(raw) or {}
             yield UpdateRecord(
                 record_id=ids.assign(raw, event.get("record_id")),

@@ -17,6 +17,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from warehouse.errors import UsageError
 from warehouse.sources.base import parse_time
 from warehouse.sources.recording import Recording
 from warehouse.sources.wikidata_http import BATCH
@@ -64,7 +65,7 @@ class Faults:
     def __post_init__(self) -> None:
         for name in KINDS:
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"fault {name} is {getattr(self, name)}; a chance is between 0 and 1")
+                raise UsageError(f"fault {name} is {getattr(self, name)}; a chance is between 0 and 1")
 
     @classmethod
     def of_every_kind(cls, chance: float, seed: int = 0) -> Faults:

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from warehouse.errors import SourceError
-from warehouse.night_order import natural
 from warehouse.records import UpdateRecord
-from warehouse.sources.base import RecordIds, check_night, decode_object, parse_time, read_lines
+from warehouse.sources.base import RecordIds, check_night, decode_object, line_files, night_of_lines, parse_time, read_lines
 
 
 class RequestsSource:
-    """A `.jsonl` file is one night named after it; a folder has one night for each `.jsonl` file in it.
+    """A `.jsonl` or `.ndjson` file is one night named after it; a folder has one night for each such file in it.
 
     A line needs `prompt`, `subject`, `relation` and `target_new`; the other fields of `EditRequest` may be left out.
     """
@@ -32,10 +31,10 @@ class RequestsSource:
 
     def _files(self) -> dict[str, Path]:
         if self.path.is_dir():
-            return {path.stem: path for path in sorted(self.path.glob("*.jsonl"), key=lambda p: natural(p.stem))}
+            return line_files(self.path)
         if not self.path.is_file():
             raise SourceError(f"{self.path}: no such file or folder; give a .jsonl file of edit requests")
-        return {self.path.stem: self.path}
+        return {night_of_lines(self.path) or self.path.stem: self.path}
 
     def _read(self, night: str, path: Path) -> Iterator[UpdateRecord]:
         ids = RecordIds(night)

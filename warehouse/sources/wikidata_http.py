@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from pydantic_core import from_json
 
-from warehouse.errors import SourceError
+from warehouse.errors import SourceError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def guarded_client(
     """A client that sends nothing to other hosts than `hosts` ("name" or "name:port") and nothing in clear text abroad.
 
     Raises:
-        ValueError: the User-Agent is empty or cannot be sent.
+        UsageError: the User-Agent is empty or cannot be sent.
     """
     if not agent.strip() or not agent.isascii() or not agent.isprintable():
-        raise ValueError(f"User-Agent {agent!r} cannot be sent; give a contact of plain ASCII")
+        raise UsageError(f"User-Agent {agent!r} cannot be sent; give a contact of plain ASCII")
     allowed = {host.lower() for host in hosts}
 
     def check(request: httpx.Request) -> None:

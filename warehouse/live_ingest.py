@@ -24,15 +24,14 @@ from warehouse.records import UpdateRecord
 from warehouse.sources.base import check_night
 from warehouse.sources.documents import Known, Mode, fetch_labels, mentioned, outcome_of, resolve, to_records
 from warehouse.sources.events import KEPT, Refused, StreamEvent, admits, parse_event
+from warehouse.sources.pending import SOURCE, PendingEvent
 from warehouse.sources.stream import is_usable_id
 from warehouse.sources.wikidata_http import Unavailable, WikidataClient
 from warehouse.store import Warehouse
 from warehouse.stream_store import (
     RECENT,
-    SOURCE,
     Cursor,
     Delivery,
-    PendingEvent,
     done_revisions,
     entity_states,
     known_labels,

@@ -1,4 +1,4 @@
-"""Where a fact is recalled in a model, and where edits changed it; figures and records for people."""
+"""Where a fact is recalled in a model: figures and records for people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from editors.analysis.causal_trace import SITES, CausalTrace, causal_trace
-from editors.analysis.footprint import changed_weights, footprint, slot_footprint, worn_slots
 from editors.analysis.lens import lens_ranks
 from editors.mechanics.attribution import answer_ids, current_answer, neuron_attributions
 from tasks.checkpoints import find_checkpoint
@@ -64,36 +63,6 @@ class Located(Record):
     hits: dict[str, list[float]]
     lens_facts: int
     made_at: datetime
-
-
-class ParameterFootprint(Record):
-    """See `editors.analysis.footprint.Footprint`."""
-
-    parameter: str
-    shape: tuple[int, ...]
-    norm_ratio: float
-    changed: float
-    effective_rank: float
-    spectral_ratio: float
-
-
-class SlotsFootprint(Record):
-    """See `editors.analysis.footprint.SlotFootprint`."""
-
-    site: str
-    slots: int
-    edits: int
-    added: int
-    changed: int
-    removed: int
-    median_norm: float
-
-
-class EditFootprint(Record):
-    """Where edits lie: in the weights, in slots beside them; both empty for memories and texts."""
-
-    weights: tuple[ParameterFootprint, ...]
-    slots: tuple[SlotsFootprint, ...]
 
 
 def locate(
@@ -193,19 +162,3 @@ def located_markdown(found: Located) -> str:
         "Location is no advice on where to edit: Hase et al. (2023) found that causal tracing's layer says almost nothing "
         "about which layer's edit succeeds. Choose layers by `errata benchmark` on the development split.", "",
     ])  # fmt: skip
-
-
-def edit_footprint(settings: Settings, checkpoint: str, since: str = "base") -> EditFootprint:
-    """Every parameter that a checkpoint's patches changed since another, and the slots beside the weights.
-
-    Raises:
-        NotFound: no such checkpoint.
-    """
-    store = store_of(settings)
-    earlier = at_checkpoint(settings, store, find_checkpoint(settings, since))
-    weights, slots = changed_weights(earlier), worn_slots(earlier)
-    model = at_checkpoint(settings, store, find_checkpoint(settings, checkpoint))
-    return EditFootprint(
-        weights=tuple(ParameterFootprint(**vars(found)) for found in footprint(model, weights)),
-        slots=tuple(SlotsFootprint(**vars(found)) for found in slot_footprint(model, slots)),
-    )

@@ -1,0 +1,1 @@
+"""Write an edited model where other programs read it."""
