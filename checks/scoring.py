@@ -20,7 +20,7 @@ from checks.errors import ChecksError
 from checks.suites.requests import run_request_suite
 from checks.verdicts import Suite, validate_night
 from warehouse.changes import parse_change
-from warehouse.night_order import natural
+from warehouse.night_names import natural
 from warehouse.records import UpdateRecord
 from warehouse.reference.roles import read_roles
 from warehouse.reference.world import HERE, facts

@@ -16,7 +16,8 @@ from tasks.settings import Settings
 from tasks.workspace import todays_night, warehouse
 from warehouse.errors import Conflict, NotFound, UsageError
 from warehouse.live_ingest import Filters, Limits, LiveIngest
-from warehouse.night_order import check_name, free_night, is_judged
+from warehouse.night_names import check_name
+from warehouse.night_order import free_night, is_judged
 from warehouse.sources.base import parse_time
 from warehouse.sources.documents import Mode
 from warehouse.sources.replay import STREAM_PATH

@@ -18,7 +18,8 @@ from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.errors import NotFound, SourceError
 from warehouse.intake import verdicts_of
-from warehouse.night_order import check_name, move_last, register
+from warehouse.night_names import check_name
+from warehouse.night_order import move_last, register
 from warehouse.records import EvaluationReport, Manifest, NightRun
 from warehouse.runs import RUN_STATES, RunStateName, advance_run, begin_run, run_of, save_run
 
@@ -106,7 +107,7 @@ def begin(settings: Settings, night: str, *, late: bool = False) -> Night:
     Raises:
         NightClosed: it is finished already.
         Conflict: it was begun with another editor, or is `late` and judged already.
-        ValueError: no file could have its name.
+        UsageError: no file could have its name.
     """
     check_name(night)
     with warehouse(settings) as wh:

@@ -13,7 +13,8 @@ from tasks.errors import LineageBusy
 from tasks.settings import Settings
 from warehouse.artifacts import ObjectStore
 from warehouse.artifacts_open import open_store
-from warehouse.night_order import day_name, free_night
+from warehouse.night_names import day_name
+from warehouse.night_order import free_night
 from warehouse.records import Prediction
 from warehouse.reports import cached_predictions, save_predictions
 from warehouse.store import Warehouse

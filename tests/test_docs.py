@@ -81,7 +81,7 @@ def test_every_command_that_the_code_advises_is_there() -> None:
     ("line", "why"),
     [
         ("errata refresch", "no command 'refresch'"), ("errata warehouse chek", "no command 'chek'"),
-        ("errata refresh --nights 3", "no option --nights"), ("errata status SR SRR", "2 arguments, 0 are taken"),
+        ("errata refresh --nights 3", "no option --nights"), ("errata status SR SRR", "2 arguments, 1 are taken"),
         ("errata export CHECKPOINT --out DIR [--peft [--max-rank N]]", None), ("errata ask \"What is it?\"", None),
         ("errata editors", None), ("errata editors --json", None), ("errata", None),
     ],

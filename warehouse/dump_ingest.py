@@ -23,7 +23,8 @@ from warehouse.entity_store import Aside, UnstatedProperty, labels_of, put_alias
 from warehouse.errors import Conflict, SourceError, UsageError
 from warehouse.frames import utc
 from warehouse.intake import receive
-from warehouse.night_order import check_name, free_night, is_judged, last_changed, register
+from warehouse.night_names import check_name
+from warehouse.night_order import free_night, is_judged, last_changed, register
 from warehouse.records import Record, UpdateRecord
 from warehouse.sources.dump_scratch import Scratch
 from warehouse.sources.dumps import DumpLine, read_dump

@@ -89,7 +89,7 @@ def receive(wh: Warehouse, records: Iterable[UpdateRecord]) -> int:
         held = wh.rows("SELECT source, record_id FROM updates SEMI JOIN asked USING (source, record_id)", asked=asked)
         for row in held:
             del fresh[row["source"], row["record_id"]]
-        register(wh, (record.night for record in fresh.values()))
+        register(wh, (r.night for r in records))
         start = wh.scalar("SELECT coalesce(max(received_seq), 0) FROM updates")
         rows = [record.model_dump() for record in fresh.values()]
         new = wh.append("updates", [row | {"received_seq": start + 1 + i} for i, row in enumerate(rows)], "error")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Literal, get_args
 
-from warehouse.errors import NotFound
+from warehouse.errors import NotFound, UsageError
 from warehouse.night_order import in_order
 from warehouse.records import Record, VerdictName
 from warehouse.store import Warehouse
@@ -33,11 +33,11 @@ def night_records(wh: Warehouse, night: str, verdict: str | None = None) -> list
     """The night's records in order of arrival, each with its verdict; of one verdict, or of all.
 
     Raises:
-        ValueError: no verdict has that name.
+        UsageError: no verdict has that name.
         NotFound: the warehouse has no such night; names those that it has.
     """
     if verdict is not None and verdict not in STATES:
-        raise ValueError(f"no verdict {verdict!r}; give one of {', '.join(STATES)}")
+        raise UsageError(f"no verdict {verdict!r}; give one of {', '.join(STATES)}")
     found = wh.records(
         JudgedRecord,
         f"""SELECT u.record_id, u.source, coalesce(v.verdict, '{WAITING}') AS verdict, coalesce(v.reason, '') AS reason,

@@ -6,6 +6,7 @@ from typing import Any
 
 from warehouse.audit import verdicts_payload
 from warehouse.errors import Conflict, NotFound
+from warehouse.night_order import last_changed
 from warehouse.runs import RUN_STATES
 from warehouse.store import Warehouse
 
@@ -67,13 +68,10 @@ def _refuse(wh: Warehouse, night: str) -> None:
             f"night {night} came over the live stream, which cannot be read again; reject single records by "
             "`errata quarantine reject`, or run the night and take its edits out by `errata revert`"
         )
-    later = wh.scalar(
-        "SELECT greatest(max(known_from_night) FILTER (known_from_night > $night), "
-        "max(known_to_night) FILTER (known_to_night > $night)) FROM facts", {"night": night},
-    )  # fmt: skip
+    later = last_changed(wh, night)
     if later is not None:
         raise Conflict(f"night {later} was judged on what night {night} changed; withdraw night {later} first, or put the "
-                       "corrected records into a file of a later name")  # fmt: skip
+                       "corrected records into a file of another name")  # fmt: skip
     acted = wh.rows(
         "SELECT record_id, action FROM quarantine_actions "
         "SEMI JOIN (SELECT source, record_id FROM updates WHERE night = ?) AS u USING (source, record_id) ORDER BY seq",

@@ -27,7 +27,8 @@ from warehouse.intake import (
     verdicts_of,
 )
 from warehouse.keys import text_key
-from warehouse.night_order import BASE_NIGHT, last_changed, register
+from warehouse.night_names import BASE_NIGHT
+from warehouse.night_order import last_changed, register
 from warehouse.records import EditRequest, Fact
 from warehouse.reference import world
 from warehouse.store import Warehouse

@@ -44,7 +44,7 @@ def refresh(
     A finished night does nothing when it is run again; a broken one goes on from what is done.
     """
     if late and (night is None or all_nights):
-        raise ValueError("--late moves one night behind the others: name it with --night")
+        raise UsageError("--late moves one night behind the others: name it with --night")
     settings = configure(lineage=lineage, editor=editor)
     from flows.nightly import nightly_refresh
     from tasks.ingest import nights_of

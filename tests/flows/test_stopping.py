@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app, run
 from flows.commands.trouble import trouble_of
+from warehouse.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,9 +79,8 @@ def test_a_document_that_was_written_is_the_only_one(monkeypatch: pytest.MonkeyP
         from flows.commands.shared import emit_json
 
         emit_json({"a": 1})
-        raise ValueError("too late")
+        raise UsageError("too late")
 
-    monkeypatch.setattr("flows.commands.reference.emit_json", card)
     monkeypatch.setattr("flows.commands.reference.emit_json", lambda _: card())
     found = CliRunner().invoke(app, ["reference", "card", "--json"])
     assert found.exit_code == 1 and json.loads(found.stdout) == {"a": 1} and "too late" in found.stderr

@@ -12,7 +12,8 @@ import pytest
 from tests.warehouse.world import request, update, verdict
 from warehouse.errors import Conflict
 from warehouse.migrate import SQL_FOLDER, migrate
-from warehouse.night_order import check_name, free_night, in_order, move_last, natural, register
+from warehouse.night_names import check_name, natural
+from warehouse.night_order import free_night, in_order, move_last, register
 from warehouse.records import Fact
 from warehouse.sources.recorded import RecordedSource
 from warehouse.sources.requests import RequestsSource

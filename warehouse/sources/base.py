@@ -12,6 +12,7 @@ from pydantic_core import from_json
 
 from warehouse.digests import sha256_bytes
 from warehouse.errors import SourceError
+from warehouse.night_names import natural
 from warehouse.records import UpdateRecord
 from warehouse.sources.formats import BROKEN, HEAD_BYTES, LINE_SUFFIXES, opened, refuse_no_lines
 
@@ -132,7 +133,7 @@ def night_of_lines(path: Path, suffix: str = "") -> str | None:
 
 
 def line_files(folder: Path, suffix: str = "") -> dict[str, Path]:
-    """Night -> file of newline-delimited JSON in a folder, in the order of their names; capitals in the ending do not count.
+    """Night -> file of newline-delimited JSON in a folder, in natural order; capitals in the ending do not count.
 
     Args:
         suffix: what stands before `.jsonl` or `.ndjson` and does not belong to the night's name.
@@ -141,7 +142,8 @@ def line_files(folder: Path, suffix: str = "") -> dict[str, Path]:
         SourceError: two files would be one night, or there are files and none of them is such a file.
     """
     found: dict[str, Path] = {}
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    paths.sort(key=lambda path: natural(night_of_lines(path, suffix) or path.name))
     for path in paths:
         night = night_of_lines(path, suffix)
         if night is None:

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from warehouse.digests import digest_of, sha256_bytes
 from warehouse.errors import SourceError
-from warehouse.night_order import natural
+from warehouse.night_names import natural
 from warehouse.probe_identity import make_probe
 from warehouse.records import EditKind, EditRequest, Probe, ProbeKind, Record, UpdateRecord
 from warehouse.sources.base import check_night

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from warehouse.errors import SourceError
-from warehouse.night_order import natural
 from warehouse.records import UpdateRecord
 from warehouse.reference.world import NIGHTS
 from warehouse.sources.base import RecordIds, check_night, decode_object, line_files, parse_time, read_lines
@@ -25,7 +24,7 @@ class RecordedSource:
     def nights(self) -> tuple[str, ...]:
         if not self.folder.is_dir():
             raise SourceError(f"{self.folder}: no such folder; expected one with files night-NN{SUFFIX}")
-        return tuple(sorted(self._files(), key=natural))
+        return tuple(self._files())
 
     def records(self, night: str) -> Iterator[UpdateRecord]:
         check_night(self.name, night, self.nights(), self.folder)

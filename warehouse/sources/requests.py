@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from warehouse.errors import SourceError
-from warehouse.night_order import natural
 from warehouse.records import UpdateRecord
 from warehouse.sources.base import RecordIds, check_night, decode_object, line_files, night_of_lines, parse_time, read_lines
 
@@ -32,7 +31,7 @@ class RequestsSource:
 
     def _files(self) -> dict[str, Path]:
         if self.path.is_dir():
-            return dict(sorted(line_files(self.path).items(), key=lambda item: natural(item[0])))
+            return line_files(self.path)
         if not self.path.is_file():
             raise SourceError(f"{self.path}: no such file or folder; give a .jsonl file of edit requests")
         return {night_of_lines(self.path) or self.path.stem: self.path}
