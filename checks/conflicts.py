@@ -75,7 +75,6 @@ def _fault(name: str, verdict: VerdictName) -> VerdictRule:
 #: What `checks.identity` and `checks.receipt` found: nothing may be guessed, so a person looks.
 FAULT_RULES = (
     _fault("record_id_reused", "quarantine"),
-    _fault("redelivered_event", "merge_duplicate"),
     _fault("implausible_time", "quarantine"),
     _fault("ambiguous_relation", "quarantine"),
     _fault("ambiguous_label", "quarantine"),
@@ -102,8 +101,9 @@ CHANGE_RULES = (
     VerdictRule("not_yet_valid", "quarantine", lambda r: _is_change(r) and r["starts_future"],
                 lambda r: f"{_slot(r)}: {_new(r)} begins (P580) after this night; hold it until then."),
     VerdictRule("redelivered_event", "merge_duplicate",
-                lambda r: r["redelivered_of"] is not None or r["known_revision"],
-                lambda r: f"{_slot(r)}: the same event came before ({_and(r, 'redelivered_of')}).",
+                lambda r: r["redelivered_of"] is not None or r["known_revision"] or r["fault"] == "redelivered_event",
+                lambda r: f"{_slot(r)}: "
+                + (r["fault_sentence"] or f"the same event came before ({_and(r, 'redelivered_of')})."),
                 ("redelivered_of",)),
     VerdictRule("same_triple_again", "merge_duplicate", lambda r: r["same_triple_of"] is not None,
                 lambda r: f"{_slot(r)}: {_new(r)} is already asserted by {r['same_triple_of']}.", ("same_triple_of",)),

@@ -135,12 +135,17 @@ def _is_latin(text: str) -> bool:
 
 
 def label_form(label: str) -> str | None:
-    """What the spelling of an English label says: a `class` has no capital, a `name` begins each word with one."""
+    """What the spelling of an English label says: a `class` has no capital, a `name` begins each word with one.
+
+    `classes`: a class of more than one word.
+    """
     words = [word for word in re.split(r"[\s\-/]+", label) if any(char.isalpha() for char in word)]
     if max(map(len, words), default=0) < 3 or any(char.isdigit() for char in label):
         return None
     if label == label.lower():
-        return "class" if label.isascii() and "." not in label else None
+        if not label.isascii() or "." in label:
+            return None
+        return "classes" if len(words) > 1 else "class"
     if all(word[0].isupper() and not word.isupper() for word in words) and not _AGENT.search(label):
         return "name"
     return None

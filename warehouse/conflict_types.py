@@ -27,7 +27,8 @@ TYPE_FAMILIES = {
 OPEN_TYPES = ("any", "class", "field", "object", "asset", "")
 #: Value types whose entities have proper names, so that a label without a capital is none of theirs; and those whose
 #: entities are kinds of things. Measured on 52,000 English labels: one in a thousand of the former has no capital. Religions,
-#: awards and works are in neither: `atheism`, `honorary doctorate`, `set theory`.
+#: awards, works and schools are in neither (`atheism`, `honorary doctorate`, `set theory`, `high school`), nor are places of
+#: anything at all (`intertidal zone`), nor persons of one word, who may go by a handle.
 PROPER_FAMILIES = ("human", "place", "organization", "language")
 CLASS_TYPES = ("occupation", "sports position")
 #: Distinct entities two roles must share in the store before both are believed of one entity; fewer is noise.
@@ -103,12 +104,16 @@ misfits AS (
 spelt AS (    -- properties whose values are all spelt in one way: what a label says of an entity that nothing is known of
     SELECT pid, 'name' AS form FROM kinds WHERE side = 'object' GROUP BY pid
     HAVING bool_and(family IN ({", ".join(f"'{t}'" for t in PROPER_FAMILIES)}))
+       AND pid NOT IN (SELECT pid FROM open_roles WHERE side = 'subject')
+       AND pid NOT IN (SELECT pid FROM tokens WHERE side = 'object' AND token = 'educational institution')
     UNION ALL SELECT pid, 'class' FROM tokens WHERE side = 'object' GROUP BY pid
     HAVING bool_and(token IN ({", ".join(f"'{t}'" for t in CLASS_TYPES)}))
 ),
 misspelt AS (
     SELECT DISTINCT n.new_key AS entity, n.relation AS pid
-    FROM night n JOIN spelt s ON s.pid = n.relation AND s.form <> n.new_form
+    FROM night n JOIN spelt s ON s.pid = n.relation
+        AND CASE s.form WHEN 'class' THEN n.new_form = 'name' ELSE n.new_form IN ('class', 'classes') END
+        AND (n.new_form <> 'class' OR s.pid NOT IN (SELECT pid FROM kinds WHERE side = 'object' AND family = 'human'))
     WHERE n.new_form IS NOT NULL AND n.new_is_item AND NOT n.is_request AND n.new_key NOT IN (SELECT entity FROM roles)
       AND n.new_key NOT IN (SELECT subject_id FROM facts) AND n.new_key NOT IN (SELECT object_id FROM facts)
 )

@@ -146,14 +146,37 @@ def test_the_same_record_twice_in_a_night_is_edited_once_and_both_are_kept(home:
     assert sorted(verdict for verdict, _ in verdicts(home).values()) == ["merge_duplicate", "supersede"]
 
 
-def test_a_record_under_a_known_id_with_another_text_is_refused_whole(home: Home, refresh: Refresh) -> None:
+def test_a_record_under_a_known_id_with_another_text_waits_and_holds_no_other(home: Home, refresh: Refresh) -> None:
     refresh([good()])
-    before = (verdicts(home), home.listing())
     other = json.dumps({**event(1, 2, *LATER[0]), "record_id": "t01-001"})
-    code, found = refresh([other, json.dumps(event(2, 2, *LATER[1]))], night="night-02")
-    assert (code, found["error"]) == (1, "Conflict")
-    assert "t01-001" in found["message"]
-    assert (verdicts(home), home.listing()) == before
+    code, line = refresh([other, json.dumps(event(2, 2, *LATER[1]))], night="night-02")
+    assert (code, line["records"], line["accepted"]) == (0, 2, 1)
+    (held,) = (name for name in verdicts(home) if name.startswith("t01-001~"))
+    assert verdicts(home)[held] == ("quarantine", "record_id_reused")
+    assert home.findings() == []
+
+
+def test_a_night_that_stopped_before_it_was_edited_is_withdrawn_and_its_mended_file_read_again(
+    home: Home, refresh: Refresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.cli import app
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the model is not there")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.edit.base_model", broken)
+        with pytest.raises(AssertionError, match="the model is not there"):
+            refresh([good(), changed(2, new_value=None)])
+    asked = ["night", "withdraw", "night-01", "--reason", "no value", "--json"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0 and json.loads(result.stdout)["records"]["rows"] == 2
+    assert verdicts(home) == {}
+    code, line = refresh([good(), good(2)])
+    assert (code, line["records"], line["accepted"], line["verdict"]) == (0, 2, 2, "promote")
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 1 and "errata revert" in json.loads(result.stdout)["message"]
+    assert home.findings() == []
 
 
 def test_the_same_file_again_under_another_night_is_recognised_by_its_records(home: Home, refresh: Refresh) -> None:
