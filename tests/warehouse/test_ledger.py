@@ -29,6 +29,7 @@ from warehouse.lineage import (
     move_head,
 )
 from warehouse.lineage import checkpoint as checkpoint_of
+from warehouse.night_order import register
 from warehouse.records import EditBatch
 from warehouse.runs import RunStateName, advance_run, begin_run, run_of, runs, save_run
 from warehouse.store import Warehouse
@@ -308,6 +309,7 @@ def test_the_refusal_of_another_editor_names_the_commands_that_go_on(wh: Warehou
 
 
 def test_runs_are_listed_by_lineage_and_night(wh: Warehouse) -> None:
+    register(wh, ["night-02", "night-01"])
     for lineage, night in (("memit", "night-02"), ("ft", "night-01"), ("memit", "night-01")):
         begin_run(wh, night, lineage, run_id=f"{lineage}-{night}", editor=lineage)
     assert [(r.lineage, r.night) for r in runs(wh)] == [
