@@ -20,12 +20,12 @@ from checks.requests import label_problem
 from checks.scoring import fill_properties, score_nights
 from checks.suites.requests import run_request_suite
 from checks.verdicts import NightVerdicts, Suite, validate_night
-from warehouse.changes import Change, Value
+from warehouse.database.connection import Warehouse
 from warehouse.records import Entity, Verdict
 from warehouse.reference.world import NIGHTS
-from warehouse.store import Warehouse
-from warehouse.world_queries import held_objects
-from warehouse.world_store import BASE_NIGHT, apply_fact_changes, fact_id
+from warehouse.world.changes import Change, Value
+from warehouse.world.facts import BASE_NIGHT, apply_fact_changes, fact_id
+from warehouse.world.queries import held_objects
 
 KINDS = ("reverse", "composite", "coverage", "round")
 #: Reasons by which a record waits because another one, or the store, says otherwise.
@@ -35,7 +35,7 @@ _DROPPED = frozenset({"superseded_within_night", "reverted_same_night", "net_noo
 _NOW = datetime(2026, 1, 1, 22, tzinfo=UTC)
 Case = dict[str, Any]
 #: What became of the two edits of a case, and what the slot of the second one holds in the end.
-Outcome = tuple[Verdict, Verdict, frozenset[str]]
+PairOutcome = tuple[Verdict, Verdict, frozenset[str]]
 
 
 class ConflictFileError(ChecksError):
@@ -129,7 +129,7 @@ def unusable(case: Case) -> str | None:
 # ---------------------------------------------------------------- judging
 
 
-def judge_cases(cases: Sequence[Case], mode: str, suite: Suite = run_request_suite) -> dict[str, Outcome]:
+def judge_cases(cases: Sequence[Case], mode: str, suite: Suite = run_request_suite) -> dict[str, PairOutcome]:
     """Both edits of every case in one night (`same_night`), or the second one a night later (`later_night`)."""
     groups = [[0, 1]] if mode == "same_night" else [[0], [1]]
     verdicts: dict[str, Verdict] = {}
@@ -197,9 +197,9 @@ def _change(case: Case, index: int, night: str, number: int) -> Change:
 # ---------------------------------------------------------------- counting
 
 
-def is_recognised(case: Case, mode: str, outcome: Outcome) -> bool:
+def is_recognised(case: Case, mode: str, outcome: PairOutcome) -> bool:
     """Whether the two verdicts are what the kind of conflict asks for; see the module's head for the two modes."""
-    checks: dict[tuple[str, str], Callable[[Case, Outcome], bool]] = {
+    checks: dict[tuple[str, str], Callable[[Case, PairOutcome], bool]] = {
         ("reverse", "same_night"): _both_wait, ("composite", "same_night"): _both_wait,
         ("reverse", "later_night"): _second_waits, ("composite", "later_night"): _second_waits,
         ("coverage", "same_night"): lambda c, o: _both_wait(c, o) or _only_the_last(c, o),
@@ -209,34 +209,34 @@ def is_recognised(case: Case, mode: str, outcome: Outcome) -> bool:
     return checks[case["kind"], mode](case, outcome)
 
 
-def _both_wait(_: Case, outcome: Outcome) -> bool:
+def _both_wait(_: Case, outcome: PairOutcome) -> bool:
     return all(v.verdict == "quarantine" and v.reason in CONFLICT_REASONS for v in outcome[:2])
 
 
-def _second_waits(case: Case, outcome: Outcome) -> bool:
+def _second_waits(case: Case, outcome: PairOutcome) -> bool:
     first, second, _ = outcome
     waits = second.verdict == "quarantine" and second.reason == _LOGICAL[case["kind"]]
     return first.verdict in ("accept", "supersede") and waits
 
 
-def _only_the_last(case: Case, outcome: Outcome) -> bool:
+def _only_the_last(case: Case, outcome: PairOutcome) -> bool:
     first, second, held = outcome
     return first.reason in _DROPPED and second.verdict == "supersede" and _ends_right(case, held)
 
 
-def _second_replaces(case: Case, outcome: Outcome) -> bool:
+def _second_replaces(case: Case, outcome: PairOutcome) -> bool:
     first, second, held = outcome
     replaces = second.verdict == "supersede" and second.reason in ("newer_than_earlier_night", "rollback_to_original")
     return first.verdict == "supersede" and replaces and _ends_right(case, held)
 
 
-def _both_dropped(case: Case, outcome: Outcome) -> bool:
+def _both_dropped(case: Case, outcome: PairOutcome) -> bool:
     first, second, held = outcome
     dropped = {first.verdict, second.verdict} == {"reject"} and {first.reason, second.reason} <= _DROPPED
     return dropped and _ends_right(case, held)
 
 
-def _returns(case: Case, outcome: Outcome) -> bool:
+def _returns(case: Case, outcome: PairOutcome) -> bool:
     first, second, held = outcome
     back = second.verdict == "supersede" and second.reason == "rollback_to_original"
     return first.verdict == "supersede" and back and _ends_right(case, held)
@@ -266,7 +266,7 @@ def _table(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, dict[str
     }
 
 
-def _told(outcome: Outcome) -> str:
+def _told(outcome: PairOutcome) -> str:
     return ", ".join(f"{v.verdict} ({v.reason})" for v in outcome[:2])
 
 

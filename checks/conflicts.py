@@ -1,7 +1,7 @@
 """Verdict rules: conflict columns in, one verdict out. The first rule that holds decides, so the order is the policy's.
 
 Each rule is one row of a table: its name is the reason code, its predicate reads the columns of
-`warehouse.conflicts`, its sentence says it for people. To add a rule, add a row at its place in the order.
+`warehouse.nights.conflicts`, its sentence says it for people. To add a rule, add a row at its place in the order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from warehouse.records import EditRequest, Verdict, VerdictName
 
 #: Conflict columns of one record, plus its labels, `shape_reason`, `kind`, `request_id`, `has_template`, `suspicion`
-#: (`checks.door`) and `waived`, the rules that a person has set aside for it.
+#: (`checks.text_safety`) and `waived`, the rules that a person has set aside for it.
 Row = Mapping[str, Any]
 Confidence = Literal["hard", "soft"]
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from checks.conflicts import Row
-from warehouse.conflict_sql import MAX_EVIDENCE
-from warehouse.store import Reader
-from warehouse.world_queries import known_properties
+from warehouse.database.connection import Reader
+from warehouse.nights.conflict_sql import MAX_EVIDENCE
+from warehouse.world.queries import known_properties
 
 Others = dict[str, tuple[str, ...]]
 

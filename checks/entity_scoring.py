@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from checks.errors import ChecksError
-from warehouse.sources.entities import (
-    Entity,
+from warehouse.wikidata.entities import (
+    EntityDocument,
     EntityValue,
     SetAside,
     Snak,
@@ -166,7 +166,7 @@ def _rates(expected: Iterable[Mark], found: Iterable[Mark]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _revision(folder: Path, entity_id: str, revision: str) -> Entity:
+def _revision(folder: Path, entity_id: str, revision: str) -> EntityDocument:
     path = folder / "revisions" / entity_id / f"{revision}.json"
     if not path.exists():
         raise EntityScoringError(f"{path}: no such document, but real_diffs.jsonl compares it")

@@ -20,7 +20,7 @@ from checks.metrics.generalization import generalization_rate
 from checks.metrics.locality import SLICES as LOCALITY_SLICES
 from checks.metrics.locality import locality
 from checks.metrics.obsolete import obsolete
-from checks.metrics.outcome import Outcome, of_kind
+from checks.metrics.outcome import ProbeOutcome, of_kind
 from checks.metrics.portability import SLICES as PORTABILITY_SLICES
 from checks.metrics.portability import portability
 from checks.metrics.retention import retention
@@ -110,7 +110,7 @@ def outcomes_of(
     before: Mapping[str, Prediction],
     after: Mapping[str, Prediction],
     edit: str = "",
-) -> list[Outcome]:
+) -> list[ProbeOutcome]:
     """Pair each probe with its predictions; `edit` names the one edit that was made, where probes are shared.
 
     Raises:
@@ -124,12 +124,12 @@ def outcomes_of(
             raise EvaluationError(f"probe {probe.probe_id} ({probe.kind}) was not asked of the edited model")
         if probe.kind in BEFORE_KINDS and probe.probe_id not in before:
             raise EvaluationError(f"probe {probe.probe_id} ({probe.kind}) was not asked of f_0, which its rate needs")
-        outcomes.append(Outcome(probe, after[probe.probe_id], before.get(probe.probe_id), edit))
+        outcomes.append(ProbeOutcome(probe, after[probe.probe_id], before.get(probe.probe_id), edit))
     return outcomes
 
 
 def scores_from_outcomes(
-    outcomes: Sequence[Outcome], *, retain: Sequence[Outcome] | None = None, seed: int = 0
+    outcomes: Sequence[ProbeOutcome], *, retain: Sequence[ProbeOutcome] | None = None, seed: int = 0
 ) -> tuple[Score, ...]:
     """All rates that follow from predictions alone. Outcomes of several single edits may be put one after another.
 

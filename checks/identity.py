@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from warehouse.changes import Change, Malformed
-from warehouse.conflict_sql import MAX_EVIDENCE
-from warehouse.intake import REUSED, request_content, requests_named
+from warehouse.database.connection import Reader
 from warehouse.keys import clean_text, entity_id, folded, is_property_id, relation_words
-from warehouse.names import Meanings, entities_named, objects_of, relation_names, relations_of
+from warehouse.nights.conflict_sql import MAX_EVIDENCE
+from warehouse.nights.intake import REUSED, request_content, requests_named
 from warehouse.records import EditRequest, UpdateRecord
 from warehouse.sources.base import decode_object
-from warehouse.store import Reader
+from warehouse.world.changes import Change, Malformed
+from warehouse.world.known_names import Meanings, entities_named, objects_of, relation_names, relations_of
 
 #: A relation that is a wording, not a property (KnowEdit): its subject is a text as well.
 WORDING = "text:"

@@ -6,8 +6,8 @@ import re
 import unicodedata
 from functools import cache, lru_cache
 
-from warehouse.placeholders import is_placeholder
 from warehouse.reference.world import facts
+from warehouse.world.placeholders import is_placeholder
 
 #: Wikidata's own limit for labels.
 MAX_LABEL_CHARS = 250
@@ -43,7 +43,7 @@ _KEYBOARD_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm", "1234567890", "qwertz", 
 
 
 def has_control_characters(text: str) -> bool:
-    """Control, unassigned or private characters and lone surrogates; invisible marks are `checks.door`'s."""
+    """Control, unassigned or private characters and lone surrogates; invisible marks are `checks.text_safety`'s."""
     return any(unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") for char in text)
 
 

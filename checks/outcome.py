@@ -11,10 +11,10 @@ import pandas as pd
 
 from checks.conflicts import Row, ids
 from checks.requests import earliest
-from warehouse.changes import Change, Value
-from warehouse.conflicts import slot_labels
+from warehouse.database.connection import Reader
+from warehouse.nights.conflicts import slot_labels
 from warehouse.records import EditRequest, Fact, Record, Verdict
-from warehouse.store import Reader
+from warehouse.world.changes import Change, Value
 
 ACCEPTING = ("accept", "supersede")
 

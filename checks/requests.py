@@ -1,6 +1,6 @@
 """The shape of one record, before it is compared with any other: labels, data types, times, and its row in the frame.
 
-Rules 1 and 2 of the update policy. Everything here looks at one record alone; `warehouse.conflicts` compares.
+Rules 1 and 2 of the update policy. Everything here looks at one record alone; `warehouse.nights.conflicts` compares.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from checks.labels import (
     text_problem,
 )
 from checks.trust import TrustPolicy, is_untrusted, shipped_trust, was_reverted
-from warehouse.changes import Change, Malformed
-from warehouse.conflicts import RECORD_COLUMNS
 from warehouse.keys import Slot, folded, relation_key, subject_key, text_key
-from warehouse.placeholders import is_placeholder
+from warehouse.nights.conflicts import RECORD_COLUMNS
 from warehouse.records import EditRequest
-from warehouse.sources.entity_model import date_of
+from warehouse.wikidata.entity_model import date_of
+from warehouse.world.changes import Change, Malformed
+from warehouse.world.placeholders import is_placeholder
 
 __all__ = ["MAX_LABEL_CHARS", "MAX_TEXT_CHARS", "Incoming", "Slot", "earliest", "has_control_characters", "label_problem",
            "record_rows", "shape_problem"]  # fmt: skip

@@ -19,14 +19,14 @@ import pandas as pd
 from checks.errors import ChecksError
 from checks.suites.requests import run_request_suite
 from checks.verdicts import Suite, validate_night
-from warehouse.changes import parse_change
+from warehouse.database.connection import Warehouse
 from warehouse.night_names import natural
 from warehouse.records import UpdateRecord
 from warehouse.reference.roles import read_roles
 from warehouse.reference.world import HERE, facts
-from warehouse.store import Warehouse
-from warehouse.world_queries import held_objects
-from warehouse.world_store import BASE_NIGHT, FACT_IDENTITY, apply_fact_changes, fact_id
+from warehouse.world.changes import parse_change
+from warehouse.world.facts import BASE_NIGHT, FACT_IDENTITY, apply_fact_changes, fact_id
+from warehouse.world.queries import held_objects
 
 #: Verdict of the truth, verdict given.
 Pair = tuple[str, str]

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from checks.errors import ChecksError
 from checks.gates import POLICIES
-from warehouse.changes import Change
 from warehouse.records import Record
+from warehouse.world.changes import Change
 
 TRUST_FILE = POLICIES / "trust.yaml"
 _UNKNOWN = "unknown"

@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
 from editors.anatomy import anatomy_of
-from editors.calls import Call, Generation, PromptPositions, Runner
+from editors.asking.calls import Call, Generation, PromptPositions, Runner
+from editors.asking.runner import PlainRunner
+from editors.asking.scoring import score_call, stop_tokens
+from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of
 from editors.errors import UnsupportedModel
 from editors.exact import aligned
 from editors.loading import load_checkpoint
-from editors.runner import PlainRunner
-from editors.scoring import score_call, stop_tokens
-from editors.tokens import asking_tokenizer, continuation_of, pad_id_of
 from warehouse.digests import canonical_json, digest_of_parts
 from warehouse.questions import Answer, Question
 from warehouse.records import checkpoint_id

@@ -7,20 +7,20 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.edit import edit
-from tasks.evaluate import evaluate
-from tasks.gate import gate
-from tasks.ingest import ingest
-from tasks.isolation import isolate_culprits, quarantine_culprits
-from tasks.moved import set_aside
-from tasks.night import NightClosed, begin, finish, finish_empty, next_night
-from tasks.progress import show_progress
-from tasks.promote import promote
-from tasks.publish_report import publish_report
-from tasks.reconcile import reconcile
+from tasks.isolation.isolate import isolate_culprits, quarantine_culprits
+from tasks.night.course import NightClosed, begin, finish, finish_empty, next_night
+from tasks.night.edit import edit
+from tasks.night.evaluate import evaluate
+from tasks.night.gate import gate
+from tasks.night.ingest import ingest
+from tasks.night.overtaken import set_aside
+from tasks.night.progress import show_progress
+from tasks.night.promote import promote
+from tasks.night.reconcile import reconcile
+from tasks.night.store_fit import ensure_fit_store
+from tasks.night.validate import validate
+from tasks.reporting.publish_report import publish_report
 from tasks.settings import configure
-from tasks.store_fit import ensure_fit_store
-from tasks.validate import validate
 from tasks.workspace import lineage_lock
 from warehouse.errors import LineageMoved
 from warehouse.records import NightRun

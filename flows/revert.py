@@ -6,14 +6,14 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.evaluate import evaluate
-from tasks.gate import gate
-from tasks.night import NightClosed, begin, finish
-from tasks.promote import promote
-from tasks.reconcile import published_before, reconcile
-from tasks.revert import publish_revert, take_out
-from tasks.revert_plan import plan_revert
+from tasks.night.course import NightClosed, begin, finish
+from tasks.night.evaluate import evaluate
+from tasks.night.gate import gate
+from tasks.night.promote import promote
+from tasks.night.reconcile import published_before, reconcile
 from tasks.settings import configure
+from tasks.takeback.plan import plan_revert
+from tasks.takeback.revert import publish_revert, take_out
 from tasks.workspace import lineage_lock
 from warehouse.records import NightRun
 

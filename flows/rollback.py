@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect import flow
 
-from tasks.restore import restore
 from tasks.settings import configure
+from tasks.takeback.rollback import restore
 from tasks.workspace import lineage_lock
 from warehouse.records import ChannelPointer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tasks.models import has_patch
+from tasks.serving.models import has_patch
 from tasks.settings import Settings
 from tasks.workspace import night_folder
 from warehouse.digests import canonical_json
@@ -32,7 +32,7 @@ class TakenOut(Record):
     reason: str = ""
 
 
-class EditedNight(Record):
+class Candidate(Record):
     """What the edit step of a night, or of a revert, did; kept as `edited.json`.
 
     Its JSON is flat: the fields of `revert` stand among the others, as homes of earlier releases have them.
@@ -92,21 +92,21 @@ class EditedNight(Record):
         )  # fmt: skip
 
 
-def edited_before(settings: Settings, night: str) -> EditedNight | None:
+def edited_before(settings: Settings, night: str) -> Candidate | None:
     """What an earlier run of this night's edit step left, if all of it is there and sound."""
     record = night_folder(settings, night) / "edited.json"
     if not record.exists():
         return None
-    done = EditedNight.model_validate_json(record.read_bytes())
+    done = Candidate.model_validate_json(record.read_bytes())
     return done if all(has_patch(settings, d) for d in done.new_patches) else None
 
 
-def keep_edited(settings: Settings, done: EditedNight) -> None:
+def keep_edited(settings: Settings, done: Candidate) -> None:
     """Write `edited.json` in one rename."""
     write_whole(night_folder(settings, done.night) / "edited.json", canonical_json(done))
 
 
-def describe(done: EditedNight) -> str:
+def describe(done: Candidate) -> str:
     """One line for logs and people."""
     reasons: dict[str, int] = {}
     for _, reason in done.skipped:

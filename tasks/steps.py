@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect.cache_policies import NO_CACHE
 
-from warehouse.artifacts import StoreUnavailable
-from warehouse.store import WarehouseBusy
+from warehouse.checkpoints.object_store import StoreUnavailable
+from warehouse.database.connection import WarehouseBusy
 
 
 def only_by_chance(_task: Any, _run: Any, state: Any) -> bool:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from tasks.errors import LineageBusy
 from tasks.settings import Settings
-from warehouse.artifacts import ObjectStore
-from warehouse.artifacts_open import open_store
+from warehouse.checkpoints.object_store import ObjectStore
+from warehouse.checkpoints.opening import open_store
+from warehouse.database.connection import Warehouse
+from warehouse.lineages.reports import cached_predictions, save_predictions
 from warehouse.night_names import day_name
-from warehouse.night_order import free_night
+from warehouse.nights.order import free_night
 from warehouse.records import Prediction
-from warehouse.reports import cached_predictions, save_predictions
-from warehouse.store import Warehouse
-from warehouse.templates import put_templates
-from warehouse.world_store import seed_world
+from warehouse.world.facts import seed_world
+from warehouse.world.templates import put_templates
 
 
 @contextmanager

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from editors.exact import on_grid
+from editors.export.neurons import widened
+from editors.export.slots import widened_slots
 from editors.model import EditableModel
 from editors.patches.neurons import NeuronPatch
 from editors.patches.slots import Slot, SlotPatch
 from editors.patches.weight import LowRank, WeightPatch
-from editors.patches.widen import widened
-from editors.patches.widen_slots import widened_slots
 from tests.awkward import awkward, awkward_slot, fixed
 from tests.support import tiny_model
 from warehouse.digests import digest_of_parts
@@ -107,7 +107,7 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def audited(config: Path) -> list[list[str]]:
     """What the audit finds wrong in a home: pairs of what and found."""
-    from tasks.audit import audit
+    from tasks.recheck.audit import audit
     from tasks.settings import configure
 
     report = audit(configure(json.loads(config.read_text(encoding="utf-8"))))

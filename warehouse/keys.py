@@ -2,7 +2,7 @@
 
 The validator, the ledger, `blame`, the fact table, the property list and the readers of entities and requests all ask
 here, so that two spellings of one thing never are two things. Nothing here reads a database: what needs the store's
-labels is in `warehouse.names`.
+labels is in `warehouse.world.known_names`.
 """
 
 from __future__ import annotations

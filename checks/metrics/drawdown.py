@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from checks.intervals import Interval, bootstrap_ratio, cluster_sums, generator_for, wilson
-from checks.metrics.outcome import Outcome, mean_score, measured, of_kind, unmeasured
+from checks.metrics.outcome import ProbeOutcome, mean_score, measured, of_kind, unmeasured
 from warehouse.records import Score
 
 #: exp(700) is just below the largest float64: a model gone that far is reported as a number, not as infinity.
@@ -20,7 +20,7 @@ _MAX_LOG_RATIO = 700.0
 _PROMPTS_AT_ONCE = 64
 
 
-def drawdown(outcomes: Sequence[Outcome], seed: int = 0) -> list[Score]:
+def drawdown(outcomes: Sequence[ProbeOutcome], seed: int = 0) -> list[Score]:
     """`1 - sum I(f_N(x)=y) / sum I(f_0(x)=y)` over the test set (eq. 13).
 
     Slice "" is the equation over all drawdown probes, where newly right answers pay for lost ones; slice `known`
@@ -31,7 +31,7 @@ def drawdown(outcomes: Sequence[Outcome], seed: int = 0) -> list[Score]:
     return [_drawdown("", asked, seed), _drawdown("known", [o for o in asked if o.known_before], seed)]
 
 
-def _drawdown(slice_name: str, asked: Sequence[Outcome], seed: int) -> Score:
+def _drawdown(slice_name: str, asked: Sequence[ProbeOutcome], seed: int) -> Score:
     num_known = sum(o.known_before for o in asked)
     if num_known == 0:
         return unmeasured("DD", slice_name, len(asked))

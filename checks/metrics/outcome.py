@@ -18,7 +18,7 @@ from warehouse.records import Prediction, Probe, Score
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProbeOutcome:
     """One probe, asked before and after.
 
     Attributes:
@@ -44,7 +44,7 @@ class Outcome:
         return self.before.exact
 
 
-def of_kind(outcomes: Sequence[Outcome], *kinds: str) -> list[Outcome]:
+def of_kind(outcomes: Sequence[ProbeOutcome], *kinds: str) -> list[ProbeOutcome]:
     return [outcome for outcome in outcomes if outcome.probe.kind in kinds]
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from checks.intervals import cluster_means
-from checks.metrics.outcome import Outcome, mean_score, of_kind, share_score
+from checks.metrics.outcome import ProbeOutcome, mean_score, of_kind, share_score
 from warehouse.records import Score
 
 SLICES = ("alias", "one_hop", "logical")
 
 
-def portability(outcomes: Sequence[Outcome], seed: int = 0) -> list[Score]:
+def portability(outcomes: Sequence[ProbeOutcome], seed: int = 0) -> list[Score]:
     """Rate for each slice, with base rate and gain where `f_0` was asked."""
     scores = []
     for kind in SLICES:

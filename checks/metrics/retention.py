@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from checks.metrics.generalization import generalization_rate
-from checks.metrics.outcome import Outcome
+from checks.metrics.outcome import ProbeOutcome
 from checks.metrics.success import edit_success, success_rate
 from warehouse.records import Score
 
@@ -17,7 +17,7 @@ from warehouse.records import Score
 OWN_PROMPT_KINDS = ("success", "retain")
 
 
-def retention(outcomes: Sequence[Outcome], seed: int = 0) -> list[Score]:
+def retention(outcomes: Sequence[ProbeOutcome], seed: int = 0) -> list[Score]:
     """The three rates over a retain set (probes of kind `success` or `retain`, and `rephrase`)."""
     return [
         success_rate(outcomes, "SRR", OWN_PROMPT_KINDS),

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from editors.asking.tokens import continuation_of
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import LookupRow, encode_lookups
 from editors.mechanics.trace import head_of, trace
 from editors.model import EditableModel
-from editors.tokens import continuation_of
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.

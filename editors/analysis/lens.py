@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from editors.asking.tokens import continuation_of, pad_right
 from editors.mechanics.contexts import encode_lookups
 from editors.mechanics.trace import head_of, trace
 from editors.model import EditableModel
-from editors.tokens import continuation_of, pad_right
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.

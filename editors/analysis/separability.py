@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from editors.base import Corpus
-from editors.direct.ledger import Ledger, LedgerConfig
-from editors.mechanics.subject_filter import SubjectSpace, subject_states, wordings_for
+from editors.ledger.ledger import Ledger, LedgerConfig
+from editors.ledger.subject_filter import SubjectSpace, subject_states, wordings_for
 from editors.model import EditableModel
 from editors.views import at_base
 from warehouse.errors import UsageError

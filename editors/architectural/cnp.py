@@ -10,10 +10,10 @@ from pydantic import PositiveInt
 from editors.architectural.scoped import prepare_scoped
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, TrainingEdit, Workbench
 from editors.mechanics.answers import answer_rows
-from editors.mechanics.conditioning import ConditioningConfig, ConditionNet, coded_requests, train_conditioning
-from editors.mechanics.scope import ScopeConfig
-from editors.mechanics.stages import Learnt
 from editors.model import EditableModel
+from editors.nets.conditioning import ConditioningConfig, ConditionNet, coded_requests, train_conditioning
+from editors.nets.scope import ScopeConfig
+from editors.nets.stages import Learnt
 from editors.patches.conditioning import MEMORY, ConditioningPatch
 from editors.patches.scope_index import Classifier, slot_of
 from warehouse.errors import UsageError

@@ -11,8 +11,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from editors.asking.calls import PromptPositions
+from editors.asking.tokens import pad_right
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, Workbench
-from editors.calls import PromptPositions
 from editors.errors import EditRefused
 from editors.mechanics.answers import (
     TOKENS_PER_PASS,
@@ -30,7 +31,6 @@ from editors.mechanics.trace import Trace, trace
 from editors.model import EditableModel
 from editors.patches.memory import RETIRED, Codebook, MemoryPatch, RadiusChange, codebook_name
 from editors.session import slices
-from editors.tokens import pad_right
 from warehouse.records import EditBatch, EditRequest
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from editors.base import Corpus, Prepared, TrainingEdit, Workbench
-from editors.mechanics.scope import ScopeConfig, train_scope
-from editors.mechanics.stages import Learnt, run_stages
-from editors.meta_learning.episodes import hold_out
 from editors.model import EditableModel
+from editors.nets.episodes import hold_out
+from editors.nets.scope import ScopeConfig, train_scope
+from editors.nets.stages import Learnt, run_stages
 
 #: Held-out edits whose prompts the second net is tried on.
 HELD_EDITS = 100

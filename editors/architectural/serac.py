@@ -8,11 +8,11 @@ from typing import final
 from editors.architectural.scoped import prepare_scoped
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, TrainingEdit, Workbench
 from editors.mechanics.answers import answer_labels, answer_rows, at_positions
-from editors.mechanics.counterfactual import CounterfactualConfig, Statement, end_id, train_counterfactual
-from editors.mechanics.scope import ScopeConfig
-from editors.mechanics.stages import Learnt
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
+from editors.nets.counterfactual import CounterfactualConfig, StatedEdit, end_id, train_counterfactual
+from editors.nets.scope import ScopeConfig
+from editors.nets.stages import Learnt
 from editors.patches.scope_index import Classifier, slot_of
 from editors.patches.serac import MEMORY, Entry, SeracPatch
 from warehouse.records import EditBatch, EditRequest
@@ -75,7 +75,7 @@ class Serac(Editor[SeracConfig]):
         return SeracPatch(entries, vectors, prepared.digest, (classifier.token_layer, classifier.prompt_layer), networks)
 
 
-def statements(model: EditableModel, requests: Sequence[EditRequest]) -> list[Statement]:
+def statements(model: EditableModel, requests: Sequence[EditRequest]) -> list[StatedEdit]:
     """Edits as tokens; behind each target the stop that the model as it stands prefers, and the end of text.
 
     Raises:
@@ -90,5 +90,5 @@ def statements(model: EditableModel, requests: Sequence[EditRequest]) -> list[St
     made = []
     for i, (ids, last, target) in enumerate(zip(rows.ids.tolist(), rows.last_prompt.tolist(), rows.targets, strict=True)):
         stop = [stops[i]] if i in stops else []
-        made.append(Statement(tuple(ids[: last + 1]), (*target, *(s for s in stop if s != end_id(model)), end_id(model))))
+        made.append(StatedEdit(tuple(ids[: last + 1]), (*target, *(s for s in stop if s != end_id(model)), end_id(model))))
     return made

@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from editors.asking.tokens import continuation_of, encode_rows
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, Workbench
 from editors.errors import EditRefused
 from editors.mechanics.answers import (
@@ -32,7 +33,6 @@ from editors.mechanics.locality_bank import out_of_scope
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.side_memory import SideMemory, SidePatch, SideRules, activity, side_memory_name
-from editors.tokens import continuation_of, encode_rows
 from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch

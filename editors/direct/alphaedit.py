@@ -11,12 +11,12 @@ from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
 from editors.groups import GroupEditor
-from editors.mechanics.null_space import NullSpaces, null_space_update, prepare_null_spaces, read_null_spaces
 from editors.mechanics.settings import AscendingLayers, LocateEditConfig
-from editors.mechanics.spread import spread_over_layers, write_groups
-from editors.mechanics.values import anchored, optimise_values
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.solvers.null_space import NullSpaces, null_space_update, prepare_null_spaces, read_null_spaces
+from editors.solvers.spread import spread_over_layers, write_groups
+from editors.targets.values import anchored, optimise_values
 from warehouse.records import EditRequest
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from editors.base import EditorCard, Prepared
 from editors.errors import EditRefused
 from editors.mechanics.contexts import BARE
-from editors.mechanics.keys_values import lookup_states, written_keys
 from editors.mechanics.locating import LocatingEditor
 from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.solve import check_norm, key_directions, smallest_form
-from editors.mechanics.values import Site, anchored, optimise_values
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.solvers.solve import check_norm, key_directions, smallest_form
+from editors.targets.keys_values import lookup_states, written_keys
+from editors.targets.values import Site, anchored, optimise_values
 from warehouse.records import EditRequest
 
 

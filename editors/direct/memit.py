@@ -10,15 +10,15 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from editors.base import EditorCard, Prepared
-from editors.mechanics.keys_values import written_keys
 from editors.mechanics.locating import LocatingEditor
 from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import AscendingLayers, LocateEditConfig
-from editors.mechanics.solve import ridge_update
-from editors.mechanics.spread import spread_over_layers, write_groups
-from editors.mechanics.values import anchored, optimise_values
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, Update, WeightPatch
+from editors.solvers.solve import ridge_update
+from editors.solvers.spread import spread_over_layers, write_groups
+from editors.targets.keys_values import written_keys
+from editors.targets.values import anchored, optimise_values
 from warehouse.records import EditRequest
 
 

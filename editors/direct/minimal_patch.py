@@ -15,12 +15,12 @@ from editors.base import NO_BENCH, NOTHING, Corpus, Editor, EditorCard, EditorCo
 from editors.errors import EditRefused
 from editors.mechanics.answers import TOKENS_PER_PASS, Labels, answer_labels, answer_rows, at_positions
 from editors.mechanics.last_layer import Positions, label_leads, last_block
-from editors.mechanics.quadratic import DualSolution, least_norm, solve_dual
 from editors.mechanics.second_moment import measure_moments, ridged_factor
-from editors.mechanics.solve import check_norm
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.solvers.quadratic import DualSolution, least_norm, solve_dual
+from editors.solvers.solve import check_norm
 from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest

@@ -10,9 +10,9 @@ from pydantic import PositiveInt
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workbench
 from editors.direct.hosting import Host, HostedConfig
 from editors.mechanics.contexts import BARE
-from editors.mechanics.keys_values import lookup_states
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
+from editors.targets.keys_values import lookup_states
 from editors.views import at_base
 from warehouse.records import EditBatch, EditRequest
 

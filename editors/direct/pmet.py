@@ -12,12 +12,12 @@ from torch import Tensor
 from editors.base import EditorCard, Prepared
 from editors.mechanics.locating import LocatingEditor
 from editors.mechanics.settings import AscendingLayers, LocateEditConfig
-from editors.mechanics.solve import ridge_update
-from editors.mechanics.spread import spread_over_layers, square_root_share, write_groups
-from editors.mechanics.two_latents import optimise_two_latents
-from editors.mechanics.values import anchored
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.solvers.solve import ridge_update
+from editors.solvers.spread import spread_over_layers, square_root_share, write_groups
+from editors.targets.two_latents import optimise_two_latents
+from editors.targets.values import anchored
 from warehouse.records import EditRequest
 
 

@@ -9,11 +9,11 @@ import torch
 
 from editors.base import EditorCard
 from editors.direct.rank_one import RankOneConfig, RankOneEditor, RankOneUpdates
-from editors.mechanics.keys_values import written_keys
 from editors.mechanics.second_moment import LocatePreparation
-from editors.mechanics.solve import key_directions, shared_direction
-from editors.mechanics.values import anchored, optimise_values
 from editors.model import EditableModel
+from editors.solvers.solve import key_directions, shared_direction
+from editors.targets.keys_values import written_keys
+from editors.targets.values import anchored, optimise_values
 from warehouse.records import EditRequest
 
 

@@ -16,10 +16,10 @@ from editors.errors import EditRefused, UnsupportedMode
 from editors.mechanics.locating import LocatingEditor
 from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.solve import check_norm, rank_one
-from editors.mechanics.values import ValueSolution
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
+from editors.solvers.solve import check_norm, rank_one
+from editors.targets.values import ValueSolution
 from warehouse.records import EditRequest
 
 

@@ -10,11 +10,11 @@ from pydantic import field_validator
 
 from editors.base import EditorCard
 from editors.direct.rank_one import RankOneConfig, RankOneEditor, RankOneUpdates
-from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.second_moment import LocatePreparation
-from editors.mechanics.solve import key_directions
-from editors.mechanics.values import anchored, optimise_values
 from editors.model import EditableModel
+from editors.solvers.solve import key_directions
+from editors.targets.keys_values import lookup_states
+from editors.targets.values import anchored, optimise_values
 from warehouse.records import EditRequest
 
 

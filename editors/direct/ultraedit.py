@@ -13,13 +13,13 @@ from torch import Tensor
 from editors.base import NO_BENCH, Corpus, EditorCard, EditorConfig, Prepared, Workbench
 from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
-from editors.mechanics.lifelong import LifelongMoments
-from editors.mechanics.ridge import ridge_directions
 from editors.mechanics.second_moment import measure_moments, ridged_factor
-from editors.mechanics.solve import check_norm, ridge_update
-from editors.meta_learning.lessons import Factors, Places, group_factors, joined, request_factors, slices
 from editors.model import EditableModel
+from editors.nets.lessons import Factors, Places, group_factors, joined, request_factors, slices
 from editors.patches.weight import LowRank, WeightPatch
+from editors.solvers.lifelong import LifelongMoments
+from editors.solvers.ridge import ridge_directions
+from editors.solvers.solve import check_norm, ridge_update
 from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditRequest

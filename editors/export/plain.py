@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 from editors.errors import UnsupportedModel
+from editors.export.neurons import widened
+from editors.export.slots import export_plain
 from editors.model import EditableModel
 from editors.patches.slots import SlotPatch
-from editors.patches.widen import widened
-from editors.patches.widen_slots import export_plain
 from warehouse.records import Checkpoint
 
 log = logging.getLogger(__name__)

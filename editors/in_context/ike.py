@@ -12,10 +12,10 @@ from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, TrainingEdit, Workbench
 from editors.in_context.ice import StatementConfig, stated_text
-from editors.mechanics.scope import ScopeConfig, train_scope
-from editors.mechanics.stages import Learnt, run_stages
-from editors.meta_learning.episodes import hold_out
 from editors.model import EditableModel
+from editors.nets.episodes import hold_out
+from editors.nets.scope import ScopeConfig, train_scope
+from editors.nets.stages import Learnt, run_stages
 from editors.patches.retrieved import MEMORY, RetrievedFact, RetrievedPromptPatch
 from editors.patches.scope_index import SCOPE, Classifier, slot_of
 from warehouse.records import EditBatch

@@ -1,1 +1,1 @@
-"""Mathematics and measurement shared by two editors or more: traces, keys, values, second moments, solvers."""
+"""Mathematics and measurement shared by two editors or more: rows, traces, gradients, second moments."""

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from editors.calls import PromptPositions
+from editors.asking.calls import PromptPositions
+from editors.asking.subjects import place_of
+from editors.asking.tokens import continuation_of, encode_rows, pad_right
 from editors.errors import InvalidRequest
 from editors.model import EditableModel
-from editors.subjects import place_of
-from editors.tokens import continuation_of, encode_rows, pad_right
 from warehouse.records import EditRequest
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from editors.calls import PromptPositions
+from editors.asking.calls import PromptPositions
+from editors.asking.tokens import continuation_of, encode_rows, pad_right
 from editors.errors import InvalidRequest
 from editors.mechanics.answers import at_positions
 from editors.mechanics.suffix import suffix_of
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
-from editors.tokens import continuation_of, encode_rows, pad_right
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from editors.asking.subjects import place_of
+from editors.asking.tokens import encode_rows
 from editors.errors import InvalidRequest
 from editors.model import EditableModel
-from editors.subjects import place_of
-from editors.tokens import encode_rows
 
 #: First words of the sampled prefixes, as in MEMIT's public code.
 SEED_WORDS = ("The", "Therefore", "Because", "I", "You")

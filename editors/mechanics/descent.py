@@ -16,8 +16,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from editors.anatomy import Anatomy
+from editors.asking.calls import PromptPositions
 from editors.base import EditorConfig
-from editors.calls import PromptPositions
 from editors.errors import EditRefused
 from editors.mechanics.answers import (
     TOKENS_PER_PASS,

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from editors.asking.tokens import pad_right
 from editors.base import NO_BENCH, Corpus, Workbench
 from editors.mechanics.answers import AnswerRows, Labels, answer_labels, answer_rows, at_positions, row_leads
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
-from editors.tokens import pad_right
 from editors.views import at_base
 from warehouse.records import EditRequest
 

@@ -12,11 +12,11 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
+from editors.asking.tokens import pad_right
 from editors.base import NO_BENCH, Corpus, Editor, EditorConfig, Prepared, Workbench
 from editors.mechanics.descent import UpperBlocks, as_stored, upper_blocks
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
-from editors.tokens import pad_right
 from editors.views import at_base
 
 #: Texts in one pass of the preparation.

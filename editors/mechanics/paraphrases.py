@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from editors.asking.subjects import SLOT, subject_places
 from editors.base import TrainingEdit
-from editors.subjects import SLOT, subject_places
 from warehouse.digests import digest_of
 from warehouse.records import EditRequest
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from editors.asking.tokens import pad_right
 from editors.mechanics.contexts import LookupRow
 from editors.mechanics.trace import Trace, trace
 from editors.model import EditableModel
-from editors.tokens import pad_right
 
 
 def length_groups(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editors.asking.tokens import pad_right
 from editors.base import Corpus, Prepared
 from editors.mechanics.contexts import Contexts, sample_contexts
 from editors.mechanics.passes import length_groups
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
-from editors.tokens import pad_right
 from editors.views import at_base
 from warehouse.errors import UsageError
 

@@ -12,14 +12,16 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from editors.asking.tokens import pad_right
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, TrainingEdit, Workbench
 from editors.errors import EditRefused
 from editors.mechanics.answers import check_request, row_leads, row_losses
 from editors.mechanics.descent import Sites, as_stored, layer_of, site_parameters, upper_blocks
-from editors.meta_learning.episodes import (
+from editors.model import EditableModel
+from editors.nets.episodes import (
+    EpisodeRows,
     Pair,
     Parameters,
-    Reading,
     divergences,
     draw_episode,
     episode_loss,
@@ -28,10 +30,8 @@ from editors.meta_learning.episodes import (
     read,
     success_on,
 )
-from editors.meta_learning.outer import Outer, train
-from editors.model import EditableModel
+from editors.nets.outer import Outer, train
 from editors.patches.weight import Dense, LowRank, Update, WeightPatch
-from editors.tokens import pad_right
 from editors.views import at_base
 from warehouse.records import EditBatch
 
@@ -94,7 +94,9 @@ class Stepped:
     lead: float
 
 
-def plain_steps(reading: Reading, start: Parameters, rates: Parameters, most: int, margin: float, order: int = 0) -> Stepped:
+def plain_steps(
+    reading: EpisodeRows, start: Parameters, rates: Parameters, most: int, margin: float, order: int = 0
+) -> Stepped:
     """theta <- theta - rate * grad NLL(theta), until every answer leads by the margin or `most` steps are done.
 
     Several rows add their losses up: to each its own steps, taken at once.

@@ -16,16 +16,16 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from editors.asking.tokens import continuation_of, encode_rows
 from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Prepared, TrainingEdit, Workbench
 from editors.mechanics.answers import row_leads
 from editors.mechanics.gradients import Projections
-from editors.meta_learning.episodes import Episode, draw_episode, hold_out
-from editors.meta_learning.lessons import Factors, Places, Questions, Terms, ask, low_rank_patch, request_factors, success_of
-from editors.meta_learning.outer import Outer, train
-from editors.meta_learning.shift_net import Condition, Gates, ShiftNet, Units, units_of
 from editors.model import EditableModel
+from editors.nets.episodes import Episode, draw_episode, hold_out
+from editors.nets.lessons import Factors, LessonQuestions, Places, Terms, ask, low_rank_patch, request_factors, success_of
+from editors.nets.outer import Outer, train
+from editors.nets.shift_net import Condition, ShiftGates, ShiftNet, Units, units_of
 from editors.patches.weight import LowRank, WeightPatch
-from editors.tokens import continuation_of, encode_rows
 from editors.views import at_base
 from warehouse.records import EditBatch, EditRequest
 
@@ -201,7 +201,7 @@ def conditions(model: EditableModel, requests: Sequence[EditRequest]) -> list[Co
     return out
 
 
-def _terms(gates: Mapping[str, Gates], factors: Factors) -> Terms:
+def _terms(gates: Mapping[str, ShiftGates], factors: Factors) -> Terms:
     return {path: gates[path].shift(found) for path, found in factors.items()}
 
 
@@ -238,7 +238,7 @@ def _trained(config: KnowledgeEditorConfig, model: EditableModel, places: Places
     return net.requires_grad_(False)
 
 
-def _ask(model: EditableModel, episodes: Sequence[Episode], places: Places) -> Questions:
+def _ask(model: EditableModel, episodes: Sequence[Episode], places: Places) -> LessonQuestions:
     """Each episode's edit stands alone."""
     return ask(model, [[episode] for episode in episodes], places)
 
@@ -312,7 +312,7 @@ class _Training:
     # ------------------------------------------------------------ measures
 
     @cached_property
-    def _watched(self) -> tuple[Questions, list[EditRequest], list[Factors]]:
+    def _watched(self) -> tuple[LessonQuestions, list[EditRequest], list[Factors]]:
         """The validation edits with some of their prompts; read once, for the model does not change."""
         config = self.config
         episodes = [

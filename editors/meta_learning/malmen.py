@@ -17,16 +17,16 @@ from torch import Tensor
 from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
 from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
-from editors.mechanics.held_keys import HeldKeys
-from editors.mechanics.hypernetwork import EditorNets
-from editors.mechanics.ridge import ridge_directions, ridge_gradient
-from editors.mechanics.solve import check_norm
-from editors.meta_learning.earlier_edits import EarlierEdits, released_keys
-from editors.meta_learning.episodes import Episode
-from editors.meta_learning.lessons import Factors, Places, ask, batch_factors, group_factors, joined, passes
-from editors.meta_learning.net_training import NetConfig, scaled_step, train_nets
 from editors.model import EditableModel
+from editors.nets.earlier_edits import EarlierEdits, released_keys
+from editors.nets.episodes import Episode
+from editors.nets.hypernetwork import EditorNets
+from editors.nets.lessons import Factors, Places, ask, batch_factors, group_factors, joined, passes
+from editors.nets.net_training import NetConfig, scaled_step, train_nets
 from editors.patches.weight import LowRank, WeightPatch
+from editors.solvers.held_keys import HeldKeys
+from editors.solvers.ridge import ridge_directions, ridge_gradient
+from editors.solvers.solve import check_norm
 from warehouse.digests import digest_of
 from warehouse.records import EditRequest
 

@@ -15,11 +15,11 @@ from pydantic import NonNegativeFloat
 from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
 from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections
-from editors.mechanics.hypernetwork import EditorNets
-from editors.meta_learning.episodes import Episode
-from editors.meta_learning.lessons import Factors, Places, ask, batch_factors, group_factors, low_rank_patch
-from editors.meta_learning.net_training import NetConfig, scaled_step, train_nets
 from editors.model import EditableModel
+from editors.nets.episodes import Episode
+from editors.nets.hypernetwork import EditorNets
+from editors.nets.lessons import Factors, Places, ask, batch_factors, group_factors, low_rank_patch
+from editors.nets.net_training import NetConfig, scaled_step, train_nets
 from editors.patches.weight import LowRank, WeightPatch
 from warehouse.digests import digest_of
 from warehouse.records import EditRequest

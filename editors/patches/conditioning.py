@@ -13,11 +13,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from editors.asking.calls import PromptPositions
 from editors.base import Patch, PatchKind
-from editors.calls import PromptPositions
-from editors.mechanics.conditioning import PREFIX, CodedEdit, ConditionNet, Points
-from editors.mechanics.scope import Features
 from editors.model import EditableModel, Undo
+from editors.nets.conditioning import PREFIX, CodedEdit, ConditionNet, Points
+from editors.nets.scope import Features
 from editors.patches.scope_index import SCOPE, Classifier, ScopeIndex, check_network
 
 MEMORY = "codes"

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from editors.calls import Call, Generation, LogitBatch, PromptPositions, Runner
+from editors.asking.calls import Call, Generation, LogitBatch, PromptPositions, Runner
+from editors.asking.tokens import encode_prompts, said_text
 from editors.model import EditableModel
-from editors.tokens import encode_prompts, said_text
 
 #: Rows of a contrasted call held at once: each keeps its plain logits until the stated ones are there.
 ROWS_PER_PASS = 64

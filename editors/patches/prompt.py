@@ -8,10 +8,10 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from editors.asking.subjects import subject_places
 from editors.base import Patch, PatchKind
 from editors.model import EditableModel, Undo
 from editors.patches.in_context import InContextRunner
-from editors.subjects import subject_places
 
 MEMORY = "prompt-facts"
 

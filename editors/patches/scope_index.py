@@ -11,8 +11,8 @@ from torch import Tensor
 
 from editors.base import Patch
 from editors.errors import PatchError
-from editors.mechanics.scope import Features, ScopeNet, features_of
 from editors.model import EditableModel
+from editors.nets.scope import Features, ScopeNet, features_of
 from warehouse.records import EditRequest
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from editors.asking.calls import Call, Generation, LogitBatch, Runner
+from editors.asking.tokens import encode_prompts, encode_rows, said_text
 from editors.base import Patch, PatchKind
-from editors.calls import Call, Generation, LogitBatch, Runner
-from editors.mechanics.counterfactual import ANSWERING, PREFIX, CounterfactualModel, Statement, reading_of
 from editors.model import EditableModel, Undo
+from editors.nets.counterfactual import ANSWERING, PREFIX, CounterfactualModel, StatedEdit, reading_of
 from editors.patches.scope_index import SCOPE, Classifier, ScopeIndex, check_network
-from editors.tokens import encode_prompts, encode_rows, said_text
 
 MEMORY = "serac"
 ROWS_PER_PASS = 64
@@ -30,7 +30,7 @@ class Entry:
 
     request_id: str
     slot: str
-    statement: Statement
+    statement: StatedEdit
 
 
 class SeracMemory:
@@ -143,7 +143,7 @@ class SeracPatch(Patch):
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SeracPatch:
         entries = [
-            Entry(e["request_id"], e["slot"], Statement(tuple(e["prompt"]), tuple(e["answer"]))) for e in meta["entries"]
+            Entry(e["request_id"], e["slot"], StatedEdit(tuple(e["prompt"]), tuple(e["answer"]))) for e in meta["entries"]
         ]
         networks = {name: t for name, t in tensors.items() if name.startswith((SCOPE, PREFIX))}
         layers = (meta["token_layer"], meta["prompt_layer"])

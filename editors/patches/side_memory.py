@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from editors.asking.calls import PromptPositions
 from editors.base import Patch, PatchKind
-from editors.calls import PromptPositions
 from editors.errors import PatchError
 from editors.model import EditableModel, Undo
 

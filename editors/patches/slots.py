@@ -57,7 +57,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Gates:
+class SlotGates:
     """The slots as matrices, sorted by subject. `low`, `high`: (slots,) ends of each ramp."""
 
     filters: Float[Tensor, "slots d_model"]
@@ -72,7 +72,7 @@ class Gates:
         return ((scores - self.low) / (self.high - self.low)).clamp(0, 1)
 
 
-def gates_of(slots: Sequence[Slot], mean: Tensor, gap_share: float, ramp_share: float) -> Gates:
+def gates_of(slots: Sequence[Slot], mean: Tensor, gap_share: float, ramp_share: float) -> SlotGates:
     """Thresholds between each slot's smallest own answer and its largest answer to anything else known.
 
     Anything else: the bank, and the states of every other slot. The ramp begins at `gap_share` of the way from foreign
@@ -94,7 +94,7 @@ def gates_of(slots: Sequence[Slot], mean: Tensor, gap_share: float, ramp_share: 
     foreign = torch.minimum(foreign, MOST_FOREIGN * own)
     low = foreign + gap_share * (own - foreign)
     filters = grid.float()
-    return Gates(filters, exact_dense(filters, mean[None])[:, 0], low, low + ramp_share * (own - low), values)
+    return SlotGates(filters, exact_dense(filters, mean[None])[:, 0], low, low + ramp_share * (own - low), values)
 
 
 class SlotBook:
@@ -105,7 +105,7 @@ class SlotBook:
         self.mean, self.gap_share, self.ramp_share, self.device = mean, gap_share, ramp_share, device
         #: Off while an edit looks at the base model.
         self.silent = False
-        self._gates: Gates | None = None
+        self._gates: SlotGates | None = None
 
     def put(self, subject: str, slot: Slot | None) -> None:
         """Set or remove a subject's slot."""
@@ -116,10 +116,10 @@ class SlotBook:
         self._gates = None
 
     @property
-    def gates(self) -> Gates:
+    def gates(self) -> SlotGates:
         if self._gates is None:
             made = gates_of(list(self.slots.values()), self.mean, self.gap_share, self.ramp_share)
-            self._gates = Gates(**{name: t.to(self.device) for name, t in vars(made).items()})
+            self._gates = SlotGates(**{name: t.to(self.device) for name, t in vars(made).items()})
         return self._gates
 
     def hook(self, _module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editors.asking.tokens import pad_id_of
 from editors.model import fuse_activations
-from editors.tokens import pad_id_of
 from warehouse.reference.world import facts, templates
 
 #: Rows of one pass; few, so that the activations stay in the processor's cache.

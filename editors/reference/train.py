@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from editors.asking.tokens import pad_id_of
 from editors.reference.evaluate import exact_match
 from editors.reference.masked import hidden_states
 from editors.reference.rows import Rows, encode_documents, pack, stack
-from editors.tokens import pad_id_of
 from warehouse.errors import UsageError
 from warehouse.reference.documents import epoch_documents
 from warehouse.whole_files import whole_file

@@ -32,8 +32,8 @@ def demo(
     os.environ["ERRATA_HOME"] = str(home)
     settings = configure(editor=editor)
     from flows.nightly import nightly_refresh
-    from tasks.ingest import source_of
-    from tasks.publish_report import report_folder
+    from tasks.night.ingest import source_of
+    from tasks.reporting.publish_report import report_folder
 
     names = source_of(settings).nights()[:nights]
     plan = [(n, settings.lineage, settings.editor.name) for n in names]
@@ -66,10 +66,10 @@ def demo(
 
 def _taken_out(line: dict[str, Any]) -> list[dict[str, str]]:
     """The edits that culprit isolation held back from a night that was then promoted, each with its evidence."""
-    from tasks.isolation import HELD_BACK
+    from tasks.isolation.isolate import HELD_BACK
     from tasks.workspace import warehouse
-    from warehouse.intake import requests_by_id
-    from warehouse.ledger import edits_of
+    from warehouse.lineages.edits import edits_of
+    from warehouse.nights.intake import requests_by_id
 
     if line["verdict"] != "promote":
         return []
@@ -82,7 +82,7 @@ def _taken_out(line: dict[str, Any]) -> list[dict[str, str]]:
 
 def _why(line: dict[str, Any]) -> str:
     from tasks.workspace import warehouse
-    from warehouse.ledger import edits_of
+    from warehouse.lineages.edits import edits_of
 
     with warehouse(configure()) as wh:
         edits = edits_of(wh, line["lineage"], line["night"])
@@ -93,9 +93,9 @@ def _why(line: dict[str, Any]) -> str:
 
 def _example(settings: Any) -> dict[str, str] | None:
     """One fact that production learnt, asked in wording that the edit did not use, of base and production."""
-    from tasks.models import at_checkpoint, base_model, head_manifest
+    from tasks.serving.models import at_checkpoint, base_model, head_manifest
     from tasks.workspace import store_of, warehouse
-    from warehouse.ledger import active_edits
+    from warehouse.lineages.edits import active_edits
 
     store = store_of(settings)
     manifest = head_manifest(settings, store)
@@ -109,7 +109,7 @@ def _example(settings: Any) -> dict[str, str] | None:
     with tempfile.TemporaryDirectory() as scratch:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from warehouse.pulling import pull
+        from warehouse.checkpoints.pull import pull
 
         # Through the door that a server uses: pull, from_pretrained, generate.
         folder = Path(scratch) / "model"

@@ -29,8 +29,8 @@ def dump(
     """Fill the warehouse from a dump, or turn the differences of two dumps into the update records of a night."""
     settings = configure()
     from tasks.workspace import todays_night, warehouse
-    from warehouse.dump_ingest import catch_up, fill
-    from warehouse.templates import templates_of
+    from warehouse.ingest.dump_ingest import catch_up, fill
+    from warehouse.world.templates import templates_of
 
     now = datetime.now(UTC)
     night = night or todays_night(settings)

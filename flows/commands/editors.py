@@ -52,7 +52,7 @@ def prepare(editor: Annotated[str, typer.Argument(help="An editor's name.")], as
     Safe to kill: training goes on from its last saved state. The card says what was learnt: losses, held-out success.
     """
     settings = configure(editor=editor)
-    from tasks.prepare import make_preparation
+    from tasks.serving.prepare import make_preparation
 
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=errors, transient=True,

@@ -47,7 +47,7 @@ def unstated(
 ) -> None:
     """Properties that came in dumps or over the stream and that no template states, the most frequent first."""
     from tasks.workspace import warehouse
-    from warehouse.entity_store import unstated as listed
+    from warehouse.ingest.entity_tables import unstated as listed
 
     with warehouse(configure()) as wh:
         found = listed(wh, night)

@@ -22,7 +22,7 @@ def export(
 ) -> None:
     """Write any checkpoint, promoted or not, as a Hugging Face folder, or its weight updates as a LoRA adapter."""
     settings = configure(lineage=lineage)
-    from tasks.export import export
+    from tasks.serving.export import export
 
     found = export(settings, checkpoint, out, peft=peft, max_rank=max_rank)
     if as_json:

@@ -18,7 +18,7 @@ Name = Annotated[str, typer.Argument(help="base, production, a channel, or the s
 def log(lineage: Lineage = None, as_json: Json = False) -> None:
     """The lineage as a graph, one line a checkpoint, newest first; `x` stands beside the chain that is served."""
     from tasks.workspace import warehouse
-    from warehouse.history import log_lines
+    from warehouse.lineages.history import log_lines
 
     settings = configure(lineage=lineage)
     with warehouse(settings) as wh:
@@ -38,10 +38,10 @@ def log(lineage: Lineage = None, as_json: Json = False) -> None:
 
 def _id(settings: Settings, name: str) -> str:
     """The id that the warehouse keeps for a name; the base has one of its own."""
-    from tasks.checkpoints import find_checkpoint
+    from tasks.serving.checkpoints import find_checkpoint
     from tasks.workspace import warehouse
     from warehouse.errors import NotFound
-    from warehouse.lineage import checkpoints
+    from warehouse.lineages.chain import checkpoints
 
     found = find_checkpoint(settings, name)
     if found is not None:
@@ -57,9 +57,9 @@ def _id(settings: Settings, name: str) -> str:
 def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json = False) -> None:
     """One checkpoint: its facts in force, its scores, the rules that it met or failed."""
     from tasks.workspace import warehouse
-    from warehouse.history import facts_in_force, scores_of
-    from warehouse.lineage import checkpoints
-    from warehouse.reports import decision_of, reports_after
+    from warehouse.lineages.chain import checkpoints
+    from warehouse.lineages.history import facts_in_force, scores_of
+    from warehouse.lineages.reports import decision_of, reports_after
 
     settings = configure(lineage=lineage)
     name = _id(settings, checkpoint)
@@ -87,9 +87,9 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
 @reported
 def diff(before: Name, after: Name = "production", lineage: Lineage = None, as_json: Json = False) -> None:
     """What changed between two checkpoints: facts, scores, and where the weights or slots did."""
-    from tasks.footprint import edit_footprint
+    from tasks.inspecting.footprint import edit_footprint
     from tasks.workspace import warehouse
-    from warehouse.history import difference
+    from warehouse.lineages.history import difference
 
     settings = configure(lineage=lineage)
     ids = _id(settings, before), _id(settings, after)
@@ -118,7 +118,7 @@ def blame(
 ) -> None:
     """Which update, night, edit and decision gave the model its answer; earlier ones of the same slot below."""
     from tasks.workspace import warehouse
-    from warehouse.history import blame
+    from warehouse.lineages.history import blame
 
     settings = configure(lineage=lineage)
     with warehouse(settings) as wh:

@@ -34,7 +34,7 @@ def wikidata(
     Goes on from where the last run ended. Stop it as you like: what was read is kept, and nothing twice.
     """
     settings = configure()
-    from tasks.live import IngestOptions, ingest_wikidata
+    from tasks.night.live_ingest import IngestOptions, ingest_wikidata
 
     options = IngestOptions(
         night=night, replay=replay, since=since, until=until, max_events=max_events, idle_s=idle,
@@ -79,8 +79,8 @@ def replay(
     """Serve a recorded stream with its entity documents on this machine, with faults on demand; Ctrl-C ends it."""
     configure()
     from warehouse.reference import HERE
-    from warehouse.sources.recording import load_recording
-    from warehouse.sources.replay import KINDS, Faults, ReplayServer
+    from warehouse.stream.recording import load_recording
+    from warehouse.stream.replay import KINDS, Faults, ReplayServer
 
     recording = load_recording(folder or HERE / "stream", entities)
     own = {"drop": drop, "delay": delay, "duplicate": duplicate, "garbage": garbage, "too_many": too_many,

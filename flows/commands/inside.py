@@ -15,7 +15,7 @@ from warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     # torch is loaded by the commands that need it.
-    from tasks.footprint import EditFootprint
+    from tasks.inspecting.footprint import EditFootprint
 
 Checkpoint = Annotated[str, typer.Argument(help="base, production, a channel, or the start of a checkpoint id.")]
 
@@ -46,7 +46,7 @@ def locate(
         return
     if subject is None or relation is None:
         raise UsageError("locate needs SUBJECT and RELATION, or --separability")
-    from tasks.locate import locate, write_located
+    from tasks.inspecting.locate import locate, write_located
 
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         job = bar.add_task("tracing", total=1)
@@ -69,7 +69,7 @@ def locate(
 
 
 def _separability(settings: Settings, subjects: int, layers: list[int], as_json: bool) -> None:
-    from tasks.separability import measure_separability
+    from tasks.inspecting.separability import measure_separability
 
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         job = bar.add_task("layers", total=1)
@@ -96,7 +96,7 @@ def _separability(settings: Settings, subjects: int, layers: list[int], as_json:
 def footprint(checkpoint: Checkpoint = "production", as_json: Json = False) -> None:
     """Where the edits of a checkpoint lie: changed weights (size, share, effective rank), or slots beside the weights."""
     settings = configure()
-    from tasks.footprint import edit_footprint
+    from tasks.inspecting.footprint import edit_footprint
 
     found = edit_footprint(settings, checkpoint)
     if as_json:

@@ -18,7 +18,7 @@ from warehouse.errors import UsageError, problems
 
 if TYPE_CHECKING:
     # Seconds of import that only the command itself needs.
-    from tasks.benchmark_rows import BenchmarkRow
+    from tasks.quality.rows import BenchmarkRow
 
 ALL_MODES = "single,batch,sequential,sequential-batch"
 SHOWN = ("SR", "GR", "locality/neighbourhood", "locality/relation_specificity", "SRR", "GRR", "DD/known",
@@ -59,8 +59,8 @@ def benchmark(
     """Measure editors in the survey's modes on facts that the model knows; rows go to the warehouse."""
     settings = configure()
     from editors.catalogue import names as all_editors
-    from tasks.benchmark import run_benchmark
-    from tasks.benchmark_requests import Split, Task
+    from tasks.quality.benchmark import run_benchmark
+    from tasks.quality.requests import Split, Task
 
     overrides = _overrides(set_ or ())
     points = numbers_of("--checkpoints", checkpoints) if checkpoints else []
@@ -80,7 +80,7 @@ def benchmark(
 
         command = "errata " + " ".join(sys.argv[1:])
         if suite is not None:
-            from tasks.benchmark_suite import cells_named, run_suite
+            from tasks.quality.suite import cells_named, run_suite
 
             cells = cells_named(suite.split(","))
             rows = run_suite(settings, names, cells, known=_read(rows_in or []), command=command, progress=advance)
@@ -102,7 +102,7 @@ def benchmark(
 
 
 def _read(paths: Sequence[Path]) -> list[BenchmarkRow]:
-    from tasks.benchmark_rows import BenchmarkRow
+    from tasks.quality.rows import BenchmarkRow
 
     rows = []
     for path in paths:
@@ -135,8 +135,8 @@ def _overrides(given: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _write(out: Path, rows: Sequence[BenchmarkRow]) -> None:
-    from tasks.leaderboard import leaderboard_markdown
-    from tasks.leaderboard_figures import curves_svg, scores_svg
+    from tasks.quality.leaderboard import leaderboard_markdown
+    from tasks.quality.leaderboard_figures import curves_svg, scores_svg
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "leaderboard.md").write_text(leaderboard_markdown(rows), encoding="utf-8")
@@ -151,8 +151,8 @@ def leaderboard(
     as_json: Json = False,
 ) -> None:
     """The newest measurement of every editor and setting as Markdown and figures; `rows.jsonl` keeps the numbers."""
-    from tasks.benchmark_rows import load_rows, newest
-    from tasks.leaderboard import leaderboard_markdown
+    from tasks.quality.leaderboard import leaderboard_markdown
+    from tasks.quality.rows import load_rows, newest
     from tasks.workspace import warehouse
 
     settings = configure()
@@ -188,7 +188,7 @@ def bench(
 ) -> None:
     """Speed of one case, with the slow, obvious form beside it in the same run where there is one."""
     settings = configure({"model": {"name": model}} if model else None)
-    from tasks.bench import CASES, result_lines, run_case
+    from tasks.speed.bench import CASES, result_lines, run_case
 
     results = [run_case(name, settings, threads, repeat) for name in (CASES if case == "all" else (case,))]
     if as_json:

@@ -16,7 +16,7 @@ from warehouse.errors import UsageError
 
 if TYPE_CHECKING:
     from tasks.settings import Settings
-    from warehouse.night_records import JudgedRecord
+    from warehouse.nights.record_list import JudgedRecord
 
 Lineage = Annotated[str | None, typer.Option(help="Lineage; default from the settings.")]
 STATUS_COLUMNS = ("night", "lineage", "editor", "records", "accepted", "edited", "SR", "GR", "locality", "SRR", "DD",
@@ -47,7 +47,7 @@ def refresh(
         raise UsageError("--late moves one night behind the others: name it with --night")
     settings = configure(lineage=lineage, editor=editor)
     from flows.nightly import nightly_refresh
-    from tasks.ingest import nights_of
+    from tasks.night.ingest import nights_of
 
     wanted = list(nights_of(settings)) if all_nights else [night]
     with at_once():
@@ -64,9 +64,9 @@ def refresh(
 def _why_not(settings: Settings, line: dict[str, Any]) -> list[str]:
     """Why a night does not serve, rule by rule, what no removal of edits could have cured, and where to look."""
     from checks.hopeless import hopeless
-    from tasks.promote import reasons
+    from tasks.night.gate import reasons
     from tasks.workspace import warehouse
-    from warehouse.reports import load_decision
+    from warehouse.lineages.reports import load_decision
 
     found = line["details"].get("decision_id")
     if line["verdict"] not in ("reject", "hold") or found is None:
@@ -87,8 +87,8 @@ def status(
 ) -> None:
     """Every night of every lineage, in order: what came, what was done, what was measured, what was decided."""
     from tasks.workspace import warehouse
-    from warehouse.night_records import night_records
-    from warehouse.runs import runs
+    from warehouse.nights.record_list import night_records
+    from warehouse.nights.runs import runs
 
     with warehouse(configure()) as wh:
         lines = [r.model_dump(mode="json") for r in runs(wh, lineage) if night in (None, r.night)]
@@ -109,7 +109,7 @@ def records(
 ) -> None:
     """What became of each record of a night, and why: verdict, reason and a sentence."""
     from tasks.workspace import warehouse
-    from warehouse.night_records import night_records
+    from warehouse.nights.record_list import night_records
 
     with warehouse(configure()) as wh:
         found = night_records(wh, night, verdict)
@@ -137,7 +137,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask the model that a lineage's production channel serves."""
-    from tasks.models import at_checkpoint, head_manifest
+    from tasks.serving.models import at_checkpoint, head_manifest
     from tasks.workspace import store_of
 
     if tokens < 1:
@@ -162,9 +162,9 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Download a promoted checkpoint as a Hugging Face folder, every digest verified."""
-    from tasks.signing import check_signature
+    from tasks.serving.signing import check_signature
     from tasks.workspace import store_of
-    from warehouse.pulling import pull
+    from warehouse.checkpoints.pull import pull
 
     settings = configure(lineage=lineage)
     store = store_of(settings)

@@ -21,7 +21,7 @@ def audit(
 ) -> None:
     """Recheck the audit chain, every object, decision and signature, and production's weights; exit code 1 on a break."""
     settings = configure(lineage=lineage)
-    from tasks.audit import audit
+    from tasks.recheck.audit import audit
 
     with errors.status("auditing", spinner="dots") as shown:
         if not sys.stderr.isatty():
@@ -51,7 +51,7 @@ def key(
     as_json: Json = False,
 ) -> None:
     """Make a key pair that signs promoted checkpoints; give its private half as `signing.private_key`."""
-    from warehouse.signing import generate_key
+    from warehouse.checkpoints.signing import generate_key
 
     configure()
     made = generate_key(private, public)

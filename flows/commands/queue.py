@@ -31,7 +31,7 @@ def list_(
 ) -> None:
     """The queue, oldest first: what waits, and which rule holds it; then edits that isolation took out of a night."""
     from tasks.workspace import warehouse
-    from warehouse.quarantine import entries
+    from warehouse.nights.quarantine import entries
 
     one_of("--state", state, (*STATES, "all"))
     with warehouse(configure()) as wh:
@@ -48,9 +48,9 @@ def list_(
 def show(record_id: RecordId, source: Source = None, as_json: Json = False) -> None:
     """One record as it came, its verdict and its later one; of an edit the probes that it broke; and what was done with it."""
     from tasks.workspace import warehouse
-    from warehouse.held import held_edit
-    from warehouse.intake import requests_by_id, verdicts_of
-    from warehouse.quarantine import actions, entry_of, update_of
+    from warehouse.nights.held_edits import held_edit
+    from warehouse.nights.intake import requests_by_id, verdicts_of
+    from warehouse.nights.quarantine import actions, entry_of, update_of
 
     with warehouse(configure()) as wh:
         entry = entry_of(wh, record_id, source)
@@ -95,9 +95,9 @@ def reject(record_id: RecordId, reason: Reason, actor: Actor = None, source: Sou
 
 
 def _act(verb: str, record_id: str, reason: str, actor: str | None, source: str | None, as_json: bool) -> None:
-    from tasks.notes import actor_of, note_action
+    from tasks.trail import actor_of, note_action
     from tasks.workspace import warehouse
-    from warehouse import quarantine
+    from warehouse.nights import quarantine
 
     act = quarantine.release if verb == "release" else quarantine.reject
     settings = configure()

@@ -38,7 +38,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write every table as JSON lines; the audit trail keeps the digest of the whole (`errata audit --export`)."""
-    from tasks.notes import export_warehouse
+    from tasks.trail import export_warehouse
 
     digests = export_warehouse(configure(), out)
     if as_json:
@@ -52,7 +52,7 @@ def export(
 def check(as_json: Json = False) -> None:
     """Verify references, digests and orphans; exit code 1 where anything is wrong."""
     from tasks.workspace import warehouse
-    from warehouse.integrity import check
+    from warehouse.upkeep.integrity import check
 
     with warehouse(configure()) as wh:
         findings = check(wh)
@@ -74,7 +74,7 @@ store_app = typer.Typer(help="The checkpoint store: a folder or a bucket.", no_a
 def check_store(as_json: Json = False) -> None:
     """Ask the store whether it keeps conditional writes and checksums; exit code 1 where it does not."""
     from tasks.workspace import store_of
-    from warehouse.store_check import REQUIREMENT, check_store
+    from warehouse.checkpoints.store_check import REQUIREMENT, check_store
 
     store = store_of(configure())
     findings = check_store(store)

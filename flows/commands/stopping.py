@@ -90,7 +90,7 @@ def stop_server(patience_s: float = 5.0) -> bool:
 
 def how_far() -> tuple[str, str]:
     """How far a night under way has come, in words, and the command that goes on with it; empty where there is none."""
-    module = sys.modules.get("tasks.night")
+    module = sys.modules.get("tasks.night.course")
     night = module.under_way() if module is not None else None
     if night is None:
         return "", ""

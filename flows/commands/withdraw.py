@@ -25,7 +25,7 @@ def withdraw(
     as_json: Json = False,
 ) -> None:
     """Take back a night that no model was edited with, so that its corrected file is read again."""
-    from tasks.withdraw import withdraw as take_back
+    from tasks.takeback.withdraw import withdraw as take_back
 
     was = take_back(configure(), night, reason)
     if as_json:

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from checks.verdicts import NightVerdicts, validate_night
-from warehouse.changes import Change, Value
+from warehouse.database.connection import Warehouse
 from warehouse.records import EditRequest, Entity
-from warehouse.store import Warehouse
-from warehouse.world_store import fact_id
+from warehouse.world.changes import Change, Value
+from warehouse.world.facts import fact_id
 
 NOW = datetime(2026, 10, 3, 22, tzinfo=UTC)
 LABELS = {

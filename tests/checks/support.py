@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.metrics.outcome import Outcome
+from checks.metrics.outcome import ProbeOutcome
 from checks.predictor import Answer, Question
 from warehouse.digests import digest_of
 from warehouse.records import EvaluationReport, Prediction, Probe, ProbeKind, ProbeSet, Score
@@ -70,16 +70,16 @@ def prediction(probe_id: str, exact: bool, token_accuracy: float | None = None, 
 
 def outcome(
     kind: ProbeKind, edit: str | None, after: bool, before: bool | None = None, token_accuracy: float | None = None
-) -> Outcome:
+) -> ProbeOutcome:
     """One probe of `edit` (None: of a standing set) with both answers scripted."""
     asked = probe(kind, "a prompt", "an answer", request_id=edit)
     first = None if before is None else prediction(asked.probe_id, before)
-    return Outcome(asked, prediction(asked.probe_id, after, token_accuracy), first)
+    return ProbeOutcome(asked, prediction(asked.probe_id, after, token_accuracy), first)
 
 
-def standing(kind: ProbeKind, number: int, after: bool, before: bool) -> Outcome:
+def standing(kind: ProbeKind, number: int, after: bool, before: bool) -> ProbeOutcome:
     asked = probe(kind, f"prompt {number}", "an answer")
-    return Outcome(asked, prediction(asked.probe_id, after), prediction(asked.probe_id, before))
+    return ProbeOutcome(asked, prediction(asked.probe_id, after), prediction(asked.probe_id, before))
 
 
 def score(

@@ -13,9 +13,9 @@ from checks.conflict_scoring import ConflictFileError, is_recognised, judge_case
 from checks.scoring import fill_properties
 from checks.verdicts import validate_night
 from tests.checks.nights import NOW, no_suite
+from warehouse.database.connection import Warehouse
 from warehouse.records import EditRequest
-from warehouse.store import Warehouse
-from warehouse.world_store import apply_fact_changes, record_verdicts
+from warehouse.world.facts import apply_fact_changes, record_verdicts
 
 Triple = tuple[str, str, str]
 LABELS = {"P22": "father", "P25": "mother", "P26": "spouse", "P40": "child", "P69": "educated at", "P184": "advisor",

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from checks.conflicts import RULES, noop_verdict
 from tests.checks.nights import add_fact, change, item, judged, outcomes, request, small_store
-from warehouse.changes import Malformed
-from warehouse.conflicts import MIN_SHARED_ENTITIES
-from warehouse.store import Warehouse
+from warehouse.database.connection import Warehouse
+from warehouse.nights.conflicts import MIN_SHARED_ENTITIES
+from warehouse.world.changes import Malformed
 
 
 @pytest.fixture

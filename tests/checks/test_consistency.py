@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from checks.consistency import mutual_denials, read_logic, rival_targets
 from tests.checks.nights import PROPERTIES, change, judged, outcomes, request, small_store
-from warehouse.changes import Change
-from warehouse.conflict_sql import MAX_EVIDENCE
+from warehouse.database.connection import Warehouse
+from warehouse.nights.conflict_sql import MAX_EVIDENCE
 from warehouse.records import EditRequest
-from warehouse.store import Warehouse
+from warehouse.world.changes import Change
 
 ENTITIES = ("Q1", "Q3", "Q5", "Q6", "Q7", "Q9")
 RELATIONS = ("P19", "P22", "P25", "P40", "P26", "P155", "P156")

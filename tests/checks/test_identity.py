@@ -9,8 +9,8 @@ import pytest
 
 from checks.identity import reused_records
 from tests.checks.nights import LABELS, change, item, judged, outcomes, request, small_store
+from warehouse.database.connection import Warehouse
 from warehouse.records import EditRequest, UpdateRecord
-from warehouse.store import Warehouse
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from checks.metrics.fluency import fluency, n_gram_entropy
 from checks.metrics.generalization import generalization_rate
 from checks.metrics.locality import SLICES, locality
 from checks.metrics.obsolete import obsolete
-from checks.metrics.outcome import Outcome, mean_score
+from checks.metrics.outcome import ProbeOutcome, mean_score
 from checks.metrics.portability import portability
 from checks.metrics.retention import retention
 from checks.metrics.success import edit_success, success_rate, token_accuracy
@@ -303,5 +303,5 @@ def test_a_mean_over_numbers_with_one_nan_is_not_measured() -> None:
 
 def test_outcomes_of_one_shared_probe_under_two_single_edits_are_two_clusters() -> None:
     shared = probe("drawdown", "a standing question", "yes")
-    asked = [Outcome(shared, prediction(shared.probe_id, True), edit=edit) for edit in ("a", "b")]
+    asked = [ProbeOutcome(shared, prediction(shared.probe_id, True), edit=edit) for edit in ("a", "b")]
     assert [outcome.cluster for outcome in asked] == ["a", "b"]

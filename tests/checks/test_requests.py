@@ -11,9 +11,9 @@ from checks.errors import ValidatorBroke
 from checks.requests import earliest, label_problem, record_rows, shape_problem
 from checks.suites.requests import SUITE_COLUMNS, run_request_suite
 from tests.checks.nights import NOW, change, item, judged, outcomes, request, small_store
-from warehouse.changes import Value
-from warehouse.conflicts import RECORD_COLUMNS
+from warehouse.nights.conflicts import RECORD_COLUMNS
 from warehouse.reference.world import facts
+from warehouse.world.changes import Value
 
 PLACEHOLDERS = (
     "nan", "NaN", "N/A", "n/a", "n.a.", "#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#WERT!", "NULL", "null", "(null)",

@@ -11,8 +11,8 @@ import yaml
 
 from checks.trust import TRUST_FILE, TrustPolicyError, is_untrusted, load_trust, shipped_trust, trust_of
 from tests.checks.nights import change, judged, outcomes, small_store
-from warehouse.changes import Change
-from warehouse.store import Warehouse
+from warehouse.database.connection import Warehouse
+from warehouse.world.changes import Change
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from checks.conflicts import RULES, VerdictRule
-from checks.door import LIKENESS_RULE, RATE_RULES, TEXT_RULES
-from warehouse.quarantine import UNWAIVABLE
+from checks.text_safety import LIKENESS_RULE, RATE_RULES, TEXT_RULES
+from warehouse.nights.quarantine import UNWAIVABLE
 
 #: Sorted: test processes must collect the same tests, and sets have no order.
 NAMES = sorted({rule.name for rule in RULES} | {*TEXT_RULES, LIKENESS_RULE, *RATE_RULES, *UNWAIVABLE})

@@ -11,7 +11,7 @@ import pytest
 from checks.errors import ValidatorBroke
 from checks.suites.requests import _result, run_request_suite
 from tests.checks.nights import change, judged, small_store
-from warehouse.store import Warehouse
+from warehouse.database.connection import Warehouse
 
 
 @pytest.fixture

@@ -150,8 +150,8 @@ def test_nobody_plans_a_rollback(server: Server) -> None:
 
 @pytest.mark.integration
 def test_the_worker_runs_a_night(server: Server, tmp_path: Path) -> None:
-    from warehouse.runs import runs
-    from warehouse.store import Warehouse
+    from warehouse.database.connection import Warehouse
+    from warehouse.nights.runs import runs
 
     config = config_of(write_world(tmp_path / "world"), tmp_path / "home")
     deployment = server.get("/deployments/name/nightly-refresh/nightly")

@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 
 from editors.errors import UnsupportedModel
+from editors.export.adapter import AdaptedModule, write_adapter
 from editors.model import EditableModel
-from editors.patches.adapter import AdaptedModule, write_adapter
 from editors.patches.memory import MemoryPatch
 from editors.patches.weight import Dense, LowRank, Sparse, Update, WeightPatch
 from tests.support import tiny_model

@@ -12,12 +12,12 @@ import torch
 from editors.base import Prepared
 from editors.direct.alphaedit import AlphaEdit, AlphaEditConfig, earlier_keys
 from editors.errors import EditRefused
-from editors.mechanics.keys_values import lookup_states
-from editors.mechanics.null_space import null_dimension, null_space_update, read_null_spaces
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor
 from editors.session import batch_of
+from editors.solvers.null_space import null_dimension, null_space_update, read_null_spaces
+from editors.targets.keys_values import lookup_states
 from tests.support import ONE_KEY_REQUESTS, SIX_REQUESTS, prepared_once, request
 
 DRAW = {"dtype": torch.float64}

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from editors.calls import Call, Generation, LogitBatch
+from editors.asking.calls import Call, Generation, LogitBatch
+from editors.asking.scoring import score_call, stop_tokens
+from editors.asking.tokens import continuation_of, encode_prompts, encode_rows, said_text
 from editors.model import EditableModel
-from editors.scoring import score_call, stop_tokens
-from editors.tokens import continuation_of, encode_prompts, encode_rows, said_text
 from tests.tokenizers import KINDS, START, family
 from warehouse.questions import Question
 

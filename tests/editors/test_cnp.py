@@ -8,19 +8,12 @@ import pytest
 import torch
 
 from editors.architectural.cnp import Cnp, CnpConfig
+from editors.asking.calls import Call
 from editors.base import Prepared, Workbench
-from editors.calls import Call
 from editors.errors import PatchError
 from editors.mechanics.answers import answer_rows
-from editors.mechanics.conditioning import (
-    ConditioningConfig,
-    ConditionNet,
-    Points,
-    coded_requests,
-    train_conditioning,
-    waves,
-)
 from editors.model import EditableModel
+from editors.nets.conditioning import ConditioningConfig, ConditionNet, Points, coded_requests, train_conditioning, waves
 from editors.patches.conditioning import MEMORY, ConditioningPatch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from editors import catalogue, presets
+from editors.asking.calls import Generation
+from editors.asking.tokens import continuation_of, encode_rows
 from editors.base import MODES, Editor, Patch, Prepared, Workbench
-from editors.calls import Generation
 from editors.errors import InvalidRequest, UnsupportedMode, UnsupportedModel
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
-from editors.tokens import continuation_of, encode_rows
 from tests.stand_ins import Ask, Killed
 from tests.support import CORPUS, SIX_REQUESTS, request, tiny_model
 from warehouse.records import EditRequest

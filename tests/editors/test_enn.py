@@ -12,8 +12,8 @@ from torch import Tensor
 from editors.base import Corpus, Prepared
 from editors.mechanics.answers import row_losses
 from editors.meta_learning.enn import Enn, EnnConfig, Stepped, matrices, plain_steps, thin
-from editors.meta_learning.episodes import Reading, hold_out, oriented, read
 from editors.model import EditableModel
+from editors.nets.episodes import EpisodeRows, hold_out, oriented, read
 from editors.patches.weight import Dense, WeightPatch
 from editors.session import batch_of
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, tiny_model
@@ -57,7 +57,9 @@ def test_one_inner_step_is_plain_gradient_descent_on_the_answer(tiny: EditableMo
         assert gradient.abs().max() > 1e-4
 
 
-def after_edit(reading: Reading, asked: Reading, start: Mapping[str, Tensor], rate: Mapping[str, Tensor], order: int) -> Tensor:
+def after_edit(
+    reading: EpisodeRows, asked: EpisodeRows, start: Mapping[str, Tensor], rate: Mapping[str, Tensor], order: int
+) -> Tensor:
     stepped = plain_steps(reading, start, rate, 2, 99.0, order)
     return row_losses(asked.logits(stepped.parameters), asked.labels).sum()
 

@@ -7,17 +7,8 @@ import torch
 
 from editors.base import TrainingEdit
 from editors.meta_learning.enn import plain_steps
-from editors.meta_learning.episodes import (
-    divergences,
-    draw_episode,
-    episode_loss,
-    hold_out,
-    oriented,
-    read,
-    row_divergences,
-    success_on,
-)
 from editors.model import EditableModel
+from editors.nets.episodes import divergences, draw_episode, episode_loss, hold_out, oriented, read, row_divergences, success_on
 from editors.patches.weight import Dense, WeightPatch
 from tests.support import TRAINING_EDITS, request
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.mechanics.held_keys import HeldKeys
-from editors.mechanics.ridge import ridge_directions
+from editors.solvers.held_keys import HeldKeys
+from editors.solvers.ridge import ridge_directions
 from tests.awkward import awkward
 
 pytestmark = pytest.mark.law

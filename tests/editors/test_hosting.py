@@ -14,11 +14,11 @@ from editors.direct.prune import restraint
 from editors.direct.rect import rectified
 from editors.errors import UnsupportedModel
 from editors.mechanics.contexts import BARE
-from editors.mechanics.keys_values import lookup_states
 from editors.model import EditableModel
 from editors.patches.weight import Dense, Sparse, WeightPatch
 from editors.presets import load_editor
 from editors.session import batch_of, run_edits
+from editors.targets.keys_values import lookup_states
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, prepared_once, tiny_model
 
 WRAPPERS = ("rect", "prune", "nas")

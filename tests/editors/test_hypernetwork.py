@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from editors.mechanics.gradients import TokenFactors
-from editors.mechanics.hypernetwork import SMALLEST_STD, EditorNets, FactorMoments, fresh_nets, scale_of
-from editors.mechanics.lifelong import LifelongMoments
+from editors.nets.hypernetwork import SMALLEST_STD, EditorNets, FactorMoments, fresh_nets, scale_of
+from editors.solvers.lifelong import LifelongMoments
 
 SHAPES = {"one": (3, 5), "two": (3, 5), "other": (4, 2)}
 

@@ -7,12 +7,12 @@ from functools import cache
 import pytest
 import torch
 
+from editors.asking.calls import Call, Generation
 from editors.base import Prepared
-from editors.calls import Call, Generation
 from editors.errors import InvalidRequest, PatchError
 from editors.in_context.ike import Ike, IkeConfig, demonstrations_of, kinds_of
-from editors.mechanics.scope import ScopeConfig
 from editors.model import EditableModel
+from editors.nets.scope import ScopeConfig
 from editors.patches.in_context import InContextRunner, contrasted
 from editors.patches.retrieved import MEMORY, RetrievedPromptPatch
 from editors.presets import load_editor

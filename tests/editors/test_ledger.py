@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from editors.asking.calls import Generation
 from editors.base import Prepared
-from editors.calls import Generation
-from editors.direct.ledger import Ledger
+from editors.ledger.ledger import Ledger
+from editors.ledger.subject_filter import SubjectSpace
+from editors.ledger.subject_values import group_by_subject, kept_prompts, solve_subject, without
 from editors.mechanics.contexts import LookupRow, encode_lookups
-from editors.mechanics.subject_filter import SubjectSpace
-from editors.mechanics.subject_values import group_by_subject, kept_prompts, solve_subject, without
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.slots import Slot, SlotBook, SlotPatch, gates_of, slots_name
@@ -360,7 +360,7 @@ def test_values_never_see_the_requests_own_rephrases(monkeypatch: pytest.MonkeyP
         seen.extend(prompts)
         return encode_lookups(model, prompts, *more, **named)
 
-    monkeypatch.setattr("editors.mechanics.subject_values.encode_lookups", watch)
+    monkeypatch.setattr("editors.ledger.subject_values.encode_lookups", watch)
     solve_subject(model, [asked], templates, 1, model.anatomy.mlp_out, world("gpt2")[0].config)
     assert "Ada Lovelace hails from" in seen and asked.prompt in seen
     assert not set(seen) & set(asked.rephrases)

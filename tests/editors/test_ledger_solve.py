@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editors.base import Prepared
-from editors.direct.ledger_solve import LedgerSolve
 from editors.errors import PatchError
+from editors.ledger.growing_solve import GrowingSolve
+from editors.ledger.ledger_solve import LedgerSolve
 from editors.mechanics.contexts import BARE
-from editors.mechanics.growing_solve import GrowingSolve
-from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.second_moment import read_preparation
-from editors.mechanics.solve import ridge_update
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.total import TotalPatch, active_total
 from editors.patches.weight import LowRank, WeightPatch
 from editors.presets import load_editor
 from editors.session import batch_of
+from editors.solvers.solve import ridge_update
+from editors.targets.keys_values import lookup_states
 from tests.editors.test_ledger import EVERY, KINDS, batchings
 from tests.support import CORPUS, request, tiny_model
 from warehouse.records import EditRequest
@@ -145,7 +145,7 @@ def test_what_a_total_solved_is_not_solved_again_by_an_editor_that_remembers_it(
     total, expected = wearing("gpt2", EVERY[:4]).patches[0], wearing("gpt2", EVERY[:2])
     fresh, model = LedgerSolve(known.config), tiny_model()
     fresh.remember(model, total, prepared)
-    monkeypatch.setattr("editors.direct.ledger_solve.solve_subject", lambda *_: pytest.fail("solved again"))
+    monkeypatch.setattr("editors.ledger.ledger_solve.solve_subject", lambda *_: pytest.fail("solved again"))
     model.push(fresh.edit(model, batch_of(EVERY[:2]), prepared))
     assert same(model, expected)
 

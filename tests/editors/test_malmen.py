@@ -13,16 +13,16 @@ from editors.base import Prepared
 from editors.errors import EditRefused
 from editors.mechanics.answers import row_losses
 from editors.mechanics.gradients import weight_shape
-from editors.mechanics.held_keys import HeldKeys
-from editors.mechanics.hypernetwork import EditorNets, fresh_nets
-from editors.meta_learning.earlier_edits import EarlierEdits, keys_of, malmen_patches, released_keys
-from editors.meta_learning.episodes import hold_out, row_divergences
-from editors.meta_learning.lessons import ask, batch_factors, compatible, request_factors, take_moments, whole_episode
 from editors.meta_learning.malmen import Malmen, MalmenConfig, ridge_of
 from editors.model import EditableModel
+from editors.nets.earlier_edits import EarlierEdits, keys_of, malmen_patches, released_keys
+from editors.nets.episodes import hold_out, row_divergences
+from editors.nets.hypernetwork import EditorNets, fresh_nets
+from editors.nets.lessons import ask, batch_factors, compatible, request_factors, take_moments, whole_episode
 from editors.patches.files import load_patch, save_patch
 from editors.patches.weight import LowRank
 from editors.session import batch_of, run_edits
+from editors.solvers.held_keys import HeldKeys
 from tests.support import CORPUS, SIX_REQUESTS, TRAINING_EDITS, tiny_model
 
 TINY = MalmenConfig(

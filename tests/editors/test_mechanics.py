@@ -8,14 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from editors.asking.tokens import pad_right
 from editors.base import Corpus
 from editors.errors import EditRefused, InvalidRequest
 from editors.mechanics.contexts import BARE, Contexts, encode_lookups, sample_contexts
-from editors.mechanics.keys_values import lookup_states, written_keys
-from editors.mechanics.objective import build_objective, encode_edits
 from editors.mechanics.second_moment import measure_moments, prepare_locate, read_preparation, ridged_factor
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.solve import (
+from editors.mechanics.trace import trace
+from editors.model import EditableModel
+from editors.patches.weight import Dense, LowRank, WeightPatch
+from editors.presets import load_editor
+from editors.solvers.solve import (
     check_norm,
     key_directions,
     rank_one,
@@ -24,12 +27,9 @@ from editors.mechanics.solve import (
     smallest_form,
     update_norm,
 )
-from editors.mechanics.trace import trace
-from editors.mechanics.values import optimise_values
-from editors.model import EditableModel
-from editors.patches.weight import Dense, LowRank, WeightPatch
-from editors.presets import load_editor
-from editors.tokens import pad_right
+from editors.targets.keys_values import lookup_states, written_keys
+from editors.targets.objective import build_objective, encode_edits
+from editors.targets.values import optimise_values
 from editors.views import at_base
 from tests.stand_ins import Ask
 from tests.support import CORPUS, ONE_KEY_REQUESTS, SIX_REQUESTS, request, tiny_model

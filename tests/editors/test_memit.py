@@ -12,12 +12,12 @@ from editors.base import Prepared
 from editors.direct.memit import Memit, MemitConfig
 from editors.errors import EditRefused
 from editors.mechanics.contexts import BARE
-from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.second_moment import read_preparation
-from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.presets import load_editor, sections
 from editors.session import batch_of
+from editors.targets.keys_values import lookup_states
+from editors.targets.values import optimise_values
 from tests.support import ONE_KEY_REQUESTS, SIX_REQUESTS, prepared_once, request
 
 

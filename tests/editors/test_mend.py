@@ -11,9 +11,11 @@ import torch
 from editors.base import Corpus, Prepared
 from editors.errors import EditRefused
 from editors.mechanics.answers import row_losses
-from editors.mechanics.hypernetwork import EditorNets
-from editors.meta_learning.episodes import draw_episode
-from editors.meta_learning.lessons import (
+from editors.meta_learning.mend import Mend, MendConfig, terms
+from editors.model import EditableModel
+from editors.nets.episodes import draw_episode
+from editors.nets.hypernetwork import EditorNets
+from editors.nets.lessons import (
     Places,
     ask,
     batch_factors,
@@ -25,9 +27,7 @@ from editors.meta_learning.lessons import (
     success_of,
     whole_episode,
 )
-from editors.meta_learning.mend import Mend, MendConfig, terms
-from editors.meta_learning.net_training import draw_batches
-from editors.model import EditableModel
+from editors.nets.net_training import draw_batches
 from editors.patches.weight import LowRank
 from editors.session import batch_of
 from tests.support import CORPUS, SIX_REQUESTS, TEXTS, TRAINING_EDITS, request, tiny_model

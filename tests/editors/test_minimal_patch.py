@@ -9,13 +9,13 @@ from torch import Tensor
 from editors.direct.minimal_patch import MinimalPatch
 from editors.errors import EditRefused
 from editors.mechanics.answers import answer_labels, answer_rows, row_leads
-from editors.mechanics.quadratic import least_norm, solve_dual
-from editors.mechanics.solve import update_norm
 from editors.mechanics.trace import head_of, trace
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from editors.presets import load_editor
 from editors.session import batch_of
+from editors.solvers.quadratic import least_norm, solve_dual
+from editors.solvers.solve import update_norm
 from tests.support import CORPUS, SIX_REQUESTS, prepared_once, request
 
 DRAW = {"dtype": torch.float64}

@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from editors.anatomy import anatomy_of
+from editors.asking.calls import Call, Generation, LogitBatch, Runner
+from editors.asking.runner import PlainRunner
 from editors.base import Patch, PatchKind
-from editors.calls import Call, Generation, LogitBatch, Runner
 from editors.errors import UnsupportedModel
 from editors.model import EditableModel, Undo
 from editors.patches.weight import Dense, WeightPatch
-from editors.runner import PlainRunner
 from tests.stand_ins import Ask
 from tests.support import tiny_model, tiny_tokenizer
 

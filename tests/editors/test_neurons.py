@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from editors.errors import PatchError, UnsupportedModel
+from editors.export.neurons import widened
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.memory import MemoryPatch
@@ -23,7 +24,6 @@ from editors.patches.neurons import (
     neurons_name,
 )
 from editors.patches.weight import LowRank, WeightPatch
-from editors.patches.widen import widened
 from tests.support import tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[5, 9, 40, 77, 3], [8, 8, 100, 200, 31]])

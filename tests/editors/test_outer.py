@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from editors.base import NO_BENCH, Workbench
-from editors.meta_learning.outer import POINTS, Outer, train
+from editors.nets.outer import POINTS, Outer, train
 from tests.stand_ins import Killed
 
 

@@ -12,13 +12,13 @@ from editors.base import Prepared
 from editors.direct.pmet import Pmet, PmetConfig
 from editors.errors import EditRefused
 from editors.mechanics.contexts import BARE
-from editors.mechanics.keys_values import lookup_states
-from editors.mechanics.objective import encode_edits
 from editors.mechanics.second_moment import read_preparation
-from editors.mechanics.two_latents import optimise_two_latents, two_latent_objective
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
+from editors.targets.keys_values import lookup_states
+from editors.targets.objective import encode_edits
+from editors.targets.two_latents import optimise_two_latents, two_latent_objective
 from tests.support import ONE_KEY_REQUESTS, SIX_REQUESTS, prepared_once
 
 

@@ -11,13 +11,13 @@ import torch
 from editors.base import Prepared
 from editors.direct.r_rome import RRome
 from editors.errors import EditRefused, InvalidRequest, UnsupportedMode
-from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.second_moment import read_preparation
-from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor, sections
 from editors.session import batch_of
+from editors.targets.keys_values import lookup_states
+from editors.targets.values import optimise_values
 from tests.stand_ins import Ask
 from tests.support import ONE_KEY_REQUESTS, SIX_REQUESTS, prepared_once, request
 

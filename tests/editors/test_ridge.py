@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.mechanics.ridge import ridge_directions, ridge_gradient
+from editors.solvers.ridge import ridge_directions, ridge_gradient
 
 
 def matrices(d_in: int, tokens: int, d_out: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,12 @@ from editors.base import Prepared
 from editors.direct import rome as module
 from editors.direct.rome import Rome
 from editors.errors import EditRefused, UnsupportedMode
-from editors.mechanics.keys_values import LookupStates, lookup_states
 from editors.mechanics.second_moment import read_preparation
-from editors.mechanics.values import optimise_values
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
+from editors.targets.keys_values import LookupStates, lookup_states
+from editors.targets.values import optimise_values
 from tests.support import SIX_REQUESTS, prepared_once
 
 STEPS = {"value_steps": 8}

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from editors.calls import Call, Generation, LogitBatch
-from editors.scoring import ends_answer, score_call, stop_tokens
+from editors.asking.calls import Call, Generation, LogitBatch
+from editors.asking.scoring import ends_answer, score_call, stop_tokens
 from tests.support import tiny_tokenizer
 
 VOCAB = len(tiny_tokenizer())

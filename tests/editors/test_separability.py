@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from editors.analysis.separability import separability
-from editors.direct.ledger import LedgerConfig
 from editors.errors import UnsupportedModel
+from editors.ledger.ledger import LedgerConfig
+from editors.ledger.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
 from editors.mechanics.paraphrases import relation_templates
-from editors.mechanics.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
 from editors.model import EditableModel
 from tests.support import CORPUS, tiny_model
 

@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from editors.architectural.serac import statements
+from editors.asking.calls import Call, Generation
 from editors.base import Prepared, Workbench
-from editors.calls import Call, Generation
 from editors.errors import PatchError
-from editors.mechanics.counterfactual import (
+from editors.model import EditableModel
+from editors.nets.counterfactual import (
     ANSWERING,
     EDIT_ANSWER,
     CounterfactualConfig,
     CounterfactualModel,
-    Statement,
+    StatedEdit,
     end_id,
     reading_of,
     train_counterfactual,
 )
-from editors.mechanics.scope import Features, ScopeConfig, ScopeNet, _Prompts, features_of
-from editors.mechanics.stages import run_stages
-from editors.model import EditableModel
+from editors.nets.scope import Features, ScopeConfig, ScopeNet, _Prompts, features_of
+from editors.nets.stages import run_stages
 from editors.patches.scope_index import Classifier, ScopeIndex
 from editors.patches.serac import MEMORY, SeracPatch
 from editors.presets import load_editor
@@ -110,7 +110,7 @@ def test_training_parts_one_subjects_facts_from_each_other() -> None:
 
 
 def test_the_edit_and_its_answer_stand_at_the_same_places() -> None:
-    reading = reading_of([Statement((5, 6), (7, 8, 9))], [(1, 2, 3)], [(7, 8)], 0)
+    reading = reading_of([StatedEdit((5, 6), (7, 8, 9))], [(1, 2, 3)], [(7, 8)], 0)
     assert reading.ids.tolist() == [[5, 6, 7, 8, 9, 1, 2, 3, 7, 8]]
     stated, answering = reading.part[0] == EDIT_ANSWER, reading.part[0] == ANSWERING
     assert reading.place[0][stated].tolist() == reading.place[0][answering].tolist() == [0, 1, 2]
@@ -118,7 +118,7 @@ def test_the_edit_and_its_answer_stand_at_the_same_places() -> None:
 
 def test_probabilities_mix_the_pointer_and_the_head(tiny: EditableModel) -> None:
     net = CounterfactualModel.fresh(32, CounterfactualConfig(answer_width=16, answer_layers=1))
-    reading = reading_of([Statement((5,), (7, 9, 7))], [(1, 2)], [()], tiny.pad_id)
+    reading = reading_of([StatedEdit((5,), (7, 9, 7))], [(1, 2)], [()], tiny.pad_id)
     wanted = reading.part == ANSWERING
 
     def said(gate: float) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_probabilities_mix_the_pointer_and_the_head(tiny: EditableModel) -> None
 
 def test_a_row_does_not_depend_on_longer_ones_beside_it(tiny: EditableModel) -> None:
     net = CounterfactualModel.fresh(32, CounterfactualConfig(answer_width=16, answer_layers=2))
-    short, long = Statement((5,), (7, 0)), Statement((5, 6, 7, 8), (9, 10, 11, 0))
+    short, long = StatedEdit((5,), (7, 0)), StatedEdit((5, 6, 7, 8), (9, 10, 11, 0))
     alone = reading_of([short], [(1, 2)], [(7,)], tiny.pad_id)
     both = reading_of([short, long], [(1, 2), (1, 2, 3)], [(7,), (9, 10)], tiny.pad_id)
     one = net.log_probs(tiny, alone, alone.part == ANSWERING)
@@ -151,7 +151,7 @@ def test_it_learns_to_say_answers_that_it_never_saw() -> None:
     model = tiny_model()
     config = CounterfactualConfig(answer_width=32, answer_layers=1, answer_updates=300, answer_batch=16)
     net, card = train_counterfactual(model, TRAINING_EDITS[:3], TRAINING_EDITS[3:], config, Workbench())
-    unseen = Statement((5, 6), (211, 57, 300, 42, end_id(model)))
+    unseen = StatedEdit((5, 6), (211, 57, 300, 42, end_id(model)))
     assert net.write(model, [unseen], [(5, 6)], 10) == [list(unseen.answer)]
     assert card["curve"][-1]["loss"] < 0.5 * card["curve"][0]["loss"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from editors.mechanics.gradients import TokenFactors
-from editors.meta_learning.shift_net import Condition, ShiftNet, Units, units_of
+from editors.nets.shift_net import Condition, ShiftNet, Units, units_of
 
 SHAPES = {"in": (12, 5), "out": (5, 12)}
 UNITS = {"in": Units(3.0, 0.5), "out": Units(7.0, 0.2)}

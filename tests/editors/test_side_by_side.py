@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from editors.direct.ledger import Ledger
-from editors.mechanics import side_by_side as module
-from editors.mechanics.side_by_side import side_by_side
+from editors.ledger import side_by_side as module
+from editors.ledger.ledger import Ledger
+from editors.ledger.side_by_side import side_by_side
 from editors.model import EditableModel
 from editors.patches.slots import SlotPatch
 from editors.presets import load_editor

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from editors.errors import PatchError
-from editors.patches.slots import Gates, SlotPatch, gates_of
+from editors.patches.slots import SlotGates, SlotPatch, gates_of
 from editors.patches.weight import LowRank, WeightPatch
 from tests.awkward import OFFSETS, awkward, awkward_slot, fixed
 from tests.machines import fixed_model, fixed_slot
@@ -16,11 +16,11 @@ MEAN = fixed(32, seed=7)
 SLOTS = [fixed_slot(i) for i in range(40)]
 
 
-def made(slots: list, mean: torch.Tensor = MEAN) -> Gates:
+def made(slots: list, mean: torch.Tensor = MEAN) -> SlotGates:
     return gates_of(slots, mean, gap_share=0.5, ramp_share=0.5)
 
 
-def equal(one: Gates, other: Gates) -> bool:
+def equal(one: SlotGates, other: SlotGates) -> bool:
     return all(torch.equal(t, vars(other)[name]) for name, t in vars(one).items())
 
 

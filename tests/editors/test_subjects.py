@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from editors.asking.subjects import place_of, subject_places
 from editors.base import TrainingEdit
 from editors.errors import InvalidRequest
 from editors.mechanics.answers import check_request
 from editors.mechanics.contexts import Contexts, encode_lookups
-from editors.mechanics.keys_values import lookup_states
 from editors.mechanics.paraphrases import relation_templates
 from editors.model import EditableModel
-from editors.subjects import place_of, subject_places
+from editors.targets.keys_values import lookup_states
 from tests.support import request
 from tests.tokenizers import family
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from editors.tokens import continuation_of, encode_rows, pad_id_of, pad_right
+from editors.asking.tokens import continuation_of, encode_rows, pad_id_of, pad_right
 from tests.support import tiny_tokenizer
 
 

@@ -12,12 +12,12 @@ import torch
 from editors.base import Corpus, Prepared
 from editors.direct.ultraedit import UltraEdit, carried, compact, value_changes
 from editors.mechanics.gradients import TokenFactors
-from editors.mechanics.lifelong import LifelongMoments
-from editors.mechanics.ridge import ridge_directions
-from editors.meta_learning.lessons import joined, request_factors
 from editors.model import EditableModel
+from editors.nets.lessons import joined, request_factors
 from editors.presets import load_editor
 from editors.session import batch_of
+from editors.solvers.lifelong import LifelongMoments
+from editors.solvers.ridge import ridge_directions
 from tests.support import SIX_REQUESTS, TEXTS, prepared_once
 
 DRAW = {"dtype": torch.float64}

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from editors.errors import PatchError, UnsupportedModel
+from editors.export.slots import export_plain, read_columns, silence, widened_slots
 from editors.model import EditableModel
 from editors.patches.slots import Slot, SlotPatch
 from editors.patches.weight import LowRank, WeightPatch
-from editors.patches.widen_slots import export_plain, read_columns, silence, widened_slots
 from tests.editors.test_ledger import EVERY, KINDS, SIX_REQUESTS, book_of, wearing
 from tests.support import tiny_model, tiny_tokenizer
 

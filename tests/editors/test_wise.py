@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from editors.architectural.wise import Wise, WiseConfig, activation_loss
+from editors.asking.calls import Generation
 from editors.base import NOTHING, Corpus
-from editors.calls import Generation
 from editors.errors import EditRefused, PatchError
 from editors.mechanics.answers import answer_rows
 from editors.mechanics.locality_bank import out_of_scope

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.flows.nights import config_of, write_world
-from warehouse.artifacts import ObjectStore
-from warehouse.artifacts_open import open_store
-from warehouse.promotion import read_manifest, read_pointer
+from warehouse.checkpoints.object_store import ObjectStore
+from warehouse.checkpoints.opening import open_store
+from warehouse.checkpoints.promotion import read_manifest, read_pointer
 from warehouse.records import Manifest, NightRun
 
 
@@ -63,14 +63,14 @@ class Home:
         return [f"{key} {self.store.digest(key)}" for key in sorted(self.store.list()) if not key.startswith("audit/")]
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
-        from warehouse.store import Warehouse
+        from warehouse.database.connection import Warehouse
 
         with Warehouse.open(self.path / "warehouse.duckdb") as wh:
             return wh.rows(sql)
 
     def findings(self) -> list[Any]:
-        from warehouse.integrity import check
-        from warehouse.store import Warehouse
+        from warehouse.database.connection import Warehouse
+        from warehouse.upkeep.integrity import check
 
         with Warehouse.open(self.path / "warehouse.duckdb") as wh:
             return check(wh)
@@ -90,7 +90,7 @@ def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / "evidently.html"
 
-    monkeypatch.setattr("tasks.publish_report.write_evidently", write)
+    monkeypatch.setattr("tasks.reporting.publish_report.write_evidently", write)
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ import torch
 from prefect import Task
 
 import flows.nightly as nightly
-import tasks.publish_report
-from tasks.audit import audit
+import tasks.reporting.publish_report
+from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tests.flows.conftest import Home
 from tests.flows.kill_steps import FLOW, STEPS, Step, around, at_step
 from tests.flows.nights import config_of, write_world
-from warehouse.promotion import manifest_at, pointer_of, verify
+from warehouse.checkpoints.promotion import manifest_at, pointer_of, verify
 
 #: One of so many reruns is killed as well.
 AGAIN = 4
@@ -97,7 +97,7 @@ def without_prefect() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    tasks.publish_report.write_evidently = no_page
+    tasks.reporting.publish_report.write_evidently = no_page
 
 
 def state_of(home: Home) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def _child(writer: int, log: Path, answer: Path, work: Callable[[], dict[str, An
         os.dup2(out, 2)
         for name in FLOW:
             around(f"flows.nightly:{name}", before=lambda _args, name=name: _tell(writer, name))
-        around("tasks.night:Night.reach", after=lambda args: _tell(writer, f"={args[1]}"))
-        around("tasks.night:save_run", after=lambda _args: _tell(writer, "=published"))
+        around("tasks.night.course:Night.reach", after=lambda args: _tell(writer, f"={args[1]}"))
+        around("tasks.night.course:save_run", after=lambda _args: _tell(writer, "=published"))
         if step is not None:
             at_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
         result = work()

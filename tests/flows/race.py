@@ -12,8 +12,8 @@ from typing import Any
 from tests.flows.conftest import Home
 from tests.flows.kill import Fork, Scene, Wrong, fork, own_folder, prepare, run_night, state_of
 from tests.flows.nights import config_of
+from warehouse.checkpoints.promotion import manifest_at, pointer_of, verify
 from warehouse.errors import LineageMoved
-from warehouse.promotion import manifest_at, pointer_of, verify
 
 
 def attempt(home: Home) -> dict[str, Any]:

@@ -23,17 +23,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.audit import audit
-from tasks.notes import export_warehouse
+from tasks.recheck.audit import audit
+from tasks.serving.signing import check_signature
 from tasks.settings import Settings, configure
-from tasks.signing import check_signature
+from tasks.trail import export_warehouse
 from tasks.workspace import store_of
 from tests.flows.nights import PERMISSIVE, STRICT, config_of, write_policy, write_world
-from warehouse.artifacts import RESERVED
+from warehouse.checkpoints.object_store import RESERVED
+from warehouse.checkpoints.pull import pull
+from warehouse.checkpoints.signing import generate_key
 from warehouse.digests import sha256_file
 from warehouse.errors import WarehouseError
-from warehouse.pulling import pull
-from warehouse.signing import generate_key
 
 Before = list[tuple[Path, bytes | None]]
 

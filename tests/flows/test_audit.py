@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from editors.patches.weight import LowRank, WeightPatch
-from tasks.audit import AuditReport, audit
-from tasks.audit_deep import _differing
-from tasks.notes import export_warehouse
+from tasks.recheck.answers import _differing
+from tasks.recheck.audit import AuditReport, audit
 from tasks.settings import configure
+from tasks.trail import export_warehouse
 from tasks.workspace import warehouse
 from tests.flows.conftest import FinishedNight, Home
 from tests.flows.nights import config_of
@@ -98,7 +98,7 @@ def test_a_damaged_object_of_the_store_is_found(copied: Home, damage: Callable[[
     ],
 )
 def test_a_changed_row_of_the_warehouse_is_found(copied: Home, sql: str) -> None:
-    from warehouse.store import Warehouse
+    from warehouse.database.connection import Warehouse
 
     with Warehouse.open(copied.path / "warehouse.duckdb") as wh:
         assert wh.execute(sql) > 0

@@ -165,7 +165,7 @@ def test_a_night_that_stopped_before_it_was_edited_is_withdrawn_and_its_mended_f
         raise RuntimeError("the model is not there")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.edit.base_model", broken)
+        patched.setattr("tasks.night.edit.base_model", broken)
         with pytest.raises(AssertionError, match="the model is not there"):
             refresh([good(), changed(2, new_value=None)])
     asked = ["night", "withdraw", "night-01", "--reason", "no value", "--json"]

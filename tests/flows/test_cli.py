@@ -15,11 +15,11 @@ from flows.commands.nights import _why_not
 from tasks.settings import configure
 from tests.checks.support import report, score
 from tests.warehouse.world import request, update, verdict
-from warehouse.intake import receive, record_verdicts
+from warehouse.database.connection import Warehouse
+from warehouse.lineages.reports import save_decision, save_report
+from warehouse.nights.intake import receive, record_verdicts
+from warehouse.nights.runs import begin_run
 from warehouse.records import GatePolicy, GateRule
-from warehouse.reports import save_decision, save_report
-from warehouse.runs import begin_run
-from warehouse.store import Warehouse
 
 
 def test_json_output_is_the_document_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks.ingest import ingest, nights_of
+from tasks.night.ingest import ingest, nights_of
+from tasks.night.validate import validate
 from tasks.settings import configure
-from tasks.validate import validate
 from tests.warehouse.documents import document, item, statement, write_dump
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from editors.errors import NotWritten, PatchError
-from tasks.audit import audit
+from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tasks.workspace import LineageBusy, lineage_lock
 from tests.flows.conftest import FinishedNight, Home
 from tests.flows.test_audit import flip
 from tests.flows.test_nightly import Broken, identity
-from warehouse.artifacts import StoreUnavailable
+from warehouse.checkpoints.object_store import StoreUnavailable
 from warehouse.errors import WarehouseError
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
@@ -168,8 +168,15 @@ class Earlier(datetime):
 
 def test_a_clock_set_back_changes_no_order(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     first = home.run("night-01")
-    for module in ("tasks.gate", "tasks.promote", "tasks.edit", "warehouse.audit", "warehouse.ledger", "warehouse.lineage",
-                   "warehouse.runs"):  # fmt: skip
+    for module in (
+        "tasks.night.gate",
+        "tasks.night.promote",
+        "tasks.night.edit",
+        "warehouse.lineages.audit",
+        "warehouse.lineages.edits",
+        "warehouse.lineages.chain",
+        "warehouse.nights.runs",
+    ):
         monkeypatch.setattr(f"{module}.datetime", Earlier)
     second = home.run("night-02")
     assert home.head().decision.decided_at.year == 2001

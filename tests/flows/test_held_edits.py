@@ -11,13 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks.audit import audit
+from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tests.flows.conftest import Home
 from tests.flows.culprit import CULPRIT, RULE, plant
 from tests.flows.nights import LATER, TEACHER, UPDATES, config_of, event, first_night, write_night
-from warehouse.history import blame
-from warehouse.store import Warehouse
+from warehouse.database.connection import Warehouse
+from warehouse.lineages.history import blame
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
 VALUE = UPDATES[1][3][1]
@@ -35,7 +35,9 @@ def original(prefect_server: None, world: dict[str, Any], tmp_path_factory: pyte
     source = {"kind": "recorded", "path": str(folder / "nights")}
     home = Home(config_of(world, folder / "home", policy=str(policy), editor=TEACHER, source=source))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tasks.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True))
+        patched.setattr(
+            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
+        )
         plant(patched)
         assert home.run("night-01").verdict == "promote"
     return home
@@ -98,7 +100,7 @@ def test_a_released_culprit_is_edited_in_the_next_night_and_only_in_that_one(hom
 def test_a_night_killed_after_the_join_takes_the_same_edit_up_again(home: Home) -> None:
     asked("release", waiting(), "--reason", "the editor was broken")
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("tasks.edit.make_edits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("tasks.night.edit.make_edits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         home.run("night-02")
     assert home.run("night-02").edited == 3
     assert len(home.rows("SELECT * FROM quarantine_actions WHERE action = 'join'")) == 1

@@ -24,8 +24,8 @@ from tests.warehouse.live import moving_items
 from tests.warehouse.soak import soak
 from warehouse.errors import Conflict
 from warehouse.reference import HERE
-from warehouse.sources.recording import load_recording
-from warehouse.sources.replay import ReplayServer, serving
+from warehouse.stream.recording import load_recording
+from warehouse.stream.replay import ReplayServer, serving
 
 ROOT = Path(__file__).parent.parent.parent
 Errata = Callable[..., tuple[int, Any]]
@@ -136,7 +136,7 @@ def test_todays_night_gets_a_number_when_it_is_judged(home: Home, monkeypatch: p
     from tasks.workspace import todays_night
 
     judged: set[str] = set()
-    monkeypatch.setattr("warehouse.night_order.is_judged", lambda wh, night: night in judged)
+    monkeypatch.setattr("warehouse.nights.order.is_judged", lambda wh, night: night in judged)
     settings = configure(home.config)
     first = todays_night(settings)
     assert first == f"night-{datetime.now(UTC):%Y-%m-%d}" > "night-06"
@@ -148,7 +148,7 @@ def test_todays_night_gets_a_number_when_it_is_judged(home: Home, monkeypatch: p
 
 
 def test_the_clock_of_until_is_the_next_one() -> None:
-    from tasks.live import _moment
+    from tasks.night.live_ingest import _moment
 
     now = datetime.now(UTC)
     found = datetime.fromtimestamp(_moment(f"{now:%H:%M}") or 0, UTC)

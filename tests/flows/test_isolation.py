@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from editors.direct.ledger import Ledger
-from editors.mechanics.subject_values import solve_subject
+from editors.ledger.ledger import Ledger
+from editors.ledger.subject_values import solve_subject
 from editors.model import EditableModel
 from editors.patches.slots import Slot
-from tasks.audit import audit
-from tasks.isolation import Culprit
+from tasks.isolation.isolate import Culprit
+from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tests.flows.conftest import Home
 from tests.flows.culprit import CULPRIT, RULE, plant
@@ -85,9 +85,9 @@ def test_no_culprit_is_looked_for_where_a_rule_lacks_probes(
     def asked(*_: Any) -> bool:
         raise AssertionError("a subset was evaluated")
 
-    monkeypatch.setattr("tasks.isolation._Trial.passes", asked)
+    monkeypatch.setattr("tasks.isolation.isolate._Trial.passes", asked)
     home = home_with(world, tmp_path, 20, rule=RULE.replace("min_n: 2", "min_n: 1000"))
-    with caplog.at_level("WARNING", "tasks.isolation"):
+    with caplog.at_level("WARNING", "tasks.isolation.isolate"):
         assert home.run().verdict == "reject"
     assert "SR counts 3 and the rule asks for 1000" in caplog.text
 
@@ -117,7 +117,7 @@ def test_a_slot_that_opens_in_plain_text_is_taken_out_and_no_slot_is_solved_twic
         return solve_subject(model, requests, *rest)
 
     monkeypatch.setattr(Ledger, "_slot", slot)
-    monkeypatch.setattr("editors.direct.ledger.solve_subject", solve)
+    monkeypatch.setattr("editors.ledger.ledger.solve_subject", solve)
     rule = "{metric: perplexity_ratio, op: '<=', threshold: 1.02, on_fail: reject, judge: point, min_n: 1}"
     home = home_with(world, tmp_path, 20, {"name": "ledger"}, rule)
     line = home.run()

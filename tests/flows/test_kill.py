@@ -48,7 +48,7 @@ def test_the_harness_refuses_production_of_which_an_object_is_missing(copied: Ho
 
 @pytest.mark.parametrize("table", ["updates", "edits", "verdicts"])
 def test_the_harness_sees_a_lost_row(copied: Home, table: str) -> None:
-    from warehouse.store import Warehouse
+    from warehouse.database.connection import Warehouse
 
     state_of(copied)
     with Warehouse.open(copied.path / "warehouse.duckdb") as wh:

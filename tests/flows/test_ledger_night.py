@@ -13,18 +13,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editors.errors import UnsupportedModel
 from flows.revert import revert_edits
-from tasks.audit import audit
-from tasks.checkpoints import find_checkpoint
-from tasks.export import export
-from tasks.models import at_checkpoint, base_model
-from tasks.restore import restore
+from tasks.recheck.audit import audit
+from tasks.serving.checkpoints import find_checkpoint
+from tasks.serving.export import export
+from tasks.serving.models import at_checkpoint, base_model
 from tasks.settings import configure
+from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
 from tests.flows.conftest import Home
 from tests.flows.nights import config_of
-from warehouse.ledger import active_edits
-from warehouse.promotion import read_manifest
-from warehouse.pulling import pull
+from warehouse.checkpoints.promotion import read_manifest
+from warehouse.checkpoints.pull import pull
+from warehouse.lineages.edits import active_edits
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
 TOKENS = 6
@@ -35,7 +35,9 @@ def two(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.Te
     """Two nights by `ledger`, both promoted."""
     home = Home(config_of(world, tmp_path_factory.mktemp("ledger") / "home", editor={"name": "ledger"}))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tasks.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True))
+        patched.setattr(
+            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
+        )
         assert [home.run(night).verdict for night in ("night-01", "night-02")] == ["promote", "promote"]
     return home
 

@@ -13,18 +13,18 @@ from editors.model import EditableModel
 from editors.patches.slots import SlotBook
 from editors.session import batch_of
 from flows.revert import revert_edits
-from tasks.audit import audit
-from tasks.footprint import edit_footprint
-from tasks.models import at_checkpoint, base_model
-from tasks.prepare import editor_of, preparation_of
-from tasks.restore import restore
+from tasks.inspecting.footprint import edit_footprint
+from tasks.recheck.audit import audit
+from tasks.serving.models import at_checkpoint, base_model
+from tasks.serving.prepare import editor_of, preparation_of
 from tasks.settings import configure
+from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
 from tests.flows.conftest import Home
 from tests.flows.nights import LATER, UPDATES, config_of, event, write_night
 from tests.machines import OTHERS, run
-from warehouse.ledger import active_edits
-from warehouse.quarantine import release
+from warehouse.lineages.edits import active_edits
+from warehouse.nights.quarantine import release
 
 pytestmark = [pytest.mark.usefixtures("prefect_server", "without_page"), pytest.mark.law]
 FIRST, SECOND, THIRD = (u[0][1] for u in UPDATES)
@@ -65,7 +65,9 @@ def four(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.T
     source = {"kind": "recorded", "path": str(folder)}
     home = Home(config_of(world, folder / "home", source=source, editor={"name": "ledger"}))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tasks.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True))
+        patched.setattr(
+            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
+        )
         for night in NIGHTS:
             if night == "night-03":
                 let_go(home, "t02-002")

@@ -18,7 +18,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[int, list[int
         seen.update(edits=edits, **more)
         return []
 
-    monkeypatch.setattr("tasks.benchmark.run_benchmark", measure)
+    monkeypatch.setattr("tasks.quality.benchmark.run_benchmark", measure)
     result = CliRunner().invoke(app, ["benchmark", "--mode", "sequential-batch", "--json", *options])
     assert result.exit_code == 0, result.output
     return seen["edits"], seen["checkpoints"]

@@ -81,8 +81,8 @@ def test_without_a_name_the_next_unfinished_night_is_run(home: Home) -> None:
         "flows.nightly.evaluate",
         "flows.nightly.gate",
         "flows.nightly.promote",
-        "warehouse.promotion.move_channel",
-        "tasks.settle.settle_edits",
+        "warehouse.checkpoints.promotion.move_channel",
+        "tasks.night.settle.settle_edits",
         "flows.nightly.publish_report",
     ],
 )
@@ -107,7 +107,7 @@ def test_before_the_channel_moves_a_broken_publish_serves_nothing(home: Home, mo
     def power_cut(*_: Any, **__: Any) -> None:
         raise Broken
 
-    monkeypatch.setattr("warehouse.promotion.move_channel", power_cut)
+    monkeypatch.setattr("warehouse.checkpoints.promotion.move_channel", power_cut)
     with pytest.raises(Broken):
         home.run()
     assert not [key for key in home.store.list() if key.startswith("channels/")]

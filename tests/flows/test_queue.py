@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from flows.cli import app
 from tasks.settings import Settings
 from tasks.workspace import warehouse
-from warehouse.intake import receive, record_verdicts
+from warehouse.nights.intake import receive, record_verdicts
 from warehouse.records import UpdateRecord, Verdict
 
 Run = Callable[..., Result]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tasks.audit import audit
-from tasks.reconcile import reconcile, sweep
+from tasks.night.reconcile import reconcile, sweep
+from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tests.flows.conftest import FinishedNight, Home
 from tests.flows.test_nightly import Broken, identity
@@ -39,7 +39,7 @@ def sound(home: Home) -> None:
 
 def test_a_night_killed_after_the_move_ends_without_its_folder(home: Home, undisturbed: FinishedNight) -> None:
     """The folder is scratch: without it the night edited its own checkpoint again, and nothing could settle it."""
-    broken_at(home, "tasks.settle.settle_edits")
+    broken_at(home, "tasks.night.settle.settle_edits")
     shutil.rmtree(home.path / "work")
     line = home.run()
     assert (line.verdict, line.edited) == ("promote", undisturbed.line.edited)
@@ -49,7 +49,7 @@ def test_a_night_killed_after_the_move_ends_without_its_folder(home: Home, undis
 
 def test_the_next_night_settles_one_that_was_killed_after_the_move(home: Home) -> None:
     """It used to edit what it found, move the channel, and then fail for good: its parent was in no lineage."""
-    broken_at(home, "tasks.settle.settle_edits")
+    broken_at(home, "tasks.night.settle.settle_edits")
     assert home.run("night-02").verdict == "promote"
     assert home.run("night-01").verdict == "promote"
     assert home.head().night == "night-02"
@@ -61,11 +61,11 @@ def test_the_next_night_settles_one_that_was_killed_after_the_move(home: Home) -
 def test_a_rollback_killed_after_the_move_is_followed(home: Home) -> None:
     first = home.run("night-01").checkpoint_id
     home.run("night-02")
-    from tasks.restore import restore
+    from tasks.takeback.rollback import restore
 
     assert first is not None
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Broken):
-        patch.setattr("tasks.restore.move_head", power_cut)
+        patch.setattr("tasks.takeback.rollback.move_head", power_cut)
         restore(configure(home.config), first, "to test")
     reconcile.fn(configure(home.config))
     assert home.rows("SELECT checkpoint_id FROM heads ORDER BY seq DESC LIMIT 1") == [{"checkpoint_id": first}]
@@ -104,7 +104,7 @@ def test_a_file_that_a_living_process_writes_into_the_store_is_not_swept(home: H
     source = tmp_path / "slow.bin"
     source.write_bytes(b"x" * 1000)
     with pytest.MonkeyPatch.context() as patch:
-        from warehouse import artifacts_directory
+        from warehouse.checkpoints import directory as artifacts_directory
 
         plain = artifacts_directory.sha256_file
         swept: list[int] = []

@@ -16,22 +16,22 @@ from editors.patches.files import load_patch
 from editors.patches.total import active_total
 from editors.session import run_edits
 from flows.revert import revert_edits
-from tasks.audit import audit
 from tasks.candidate import edited_before
-from tasks.export import export
-from tasks.models import at_checkpoint, base_model, patch_folder
-from tasks.prepare import editor_of, preparation_of
-from tasks.restore import restore
-from tasks.revert_plan import plan_revert
+from tasks.recheck.audit import audit
+from tasks.serving.export import export
+from tasks.serving.models import at_checkpoint, base_model, patch_folder
+from tasks.serving.prepare import editor_of, preparation_of
 from tasks.settings import configure
+from tasks.takeback.plan import plan_revert
+from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
 from tests.flows.conftest import Home
 from tests.flows.nights import LATER, UPDATES, config_of, event, first_night, write_night
+from warehouse.database.connection import Warehouse
 from warehouse.errors import Conflict, NotFound
-from warehouse.history import blame, facts_in_force
-from warehouse.ledger import active_edits
+from warehouse.lineages.edits import active_edits
+from warehouse.lineages.history import blame, facts_in_force
 from warehouse.records import NightRun
-from warehouse.store import Warehouse
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
 #: Subject and answer of the first night's edits; the second night changes the first of them to NEW.
@@ -66,7 +66,9 @@ def original(
     prefect_server: None, nights: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Home:  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tasks.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True))
+        patched.setattr(
+            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
+        )
         return made(nights, tmp_path_factory.mktemp("two-nights") / "home")
 
 

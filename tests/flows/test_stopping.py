@@ -58,7 +58,7 @@ def test_an_error_that_nobody_foresaw_has_its_document_and_its_reason_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    monkeypatch.setattr("warehouse.runs.runs", lambda *_: 1 / 0)
+    monkeypatch.setattr("warehouse.nights.runs.runs", lambda *_: 1 / 0)
     assert called(monkeypatch, "status", "--json") == 1
     out, err = capfd.readouterr()
     assert json.loads(out)["error"] == "ZeroDivisionError"

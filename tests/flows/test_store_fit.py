@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows import nightly
-from warehouse.store_check import StoreUnfit
+from warehouse.checkpoints.store_check import StoreUnfit
 
 
 def test_nothing_is_received_or_edited_for_a_store_that_is_unfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from tasks.audit import audit
+from tasks.recheck.audit import audit
 from tests.flows.tamper import Target, small_homes, tamper
-from warehouse.artifacts_open import open_store
-from warehouse.audit import chain_id, read_mirrored
+from warehouse.checkpoints.opening import open_store
+from warehouse.checkpoints.promotion import pointer_of
 from warehouse.digests import canonical_json
-from warehouse.promotion import pointer_of
+from warehouse.lineages.audit import chain_id, read_mirrored
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -25,7 +25,9 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 @pytest.fixture(scope="module")
 def homes(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tasks.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True))
+        patched.setattr(
+            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
+        )
         return {target.name: target for target in small_homes(world, tmp_path_factory.mktemp("tamper"))}
 
 

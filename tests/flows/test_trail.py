@@ -10,15 +10,15 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.revert import revert_edits
-from tasks.audit import audit
-from tasks.notes import export_warehouse
-from tasks.restore import restore
+from tasks.recheck.audit import audit
 from tasks.settings import configure
+from tasks.takeback.rollback import restore
+from tasks.trail import export_warehouse
 from tests.flows.conftest import Home
 from tests.flows.nights import LATER, PERMISSIVE, STRICT, UPDATES, config_of, event, write_night, write_policy
-from warehouse.audit import AuditEntry, chain_id, entries, read_mirrored
-from warehouse.signing import generate_key
-from warehouse.store import Warehouse
+from warehouse.checkpoints.signing import generate_key
+from warehouse.database.connection import Warehouse
+from warehouse.lineages.audit import AuditEntry, chain_id, entries, read_mirrored
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 WHO = "ada"
@@ -48,7 +48,9 @@ def home(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.T
     strict = Home({**found.config, "policy": str(write_policy(folder / "strict.yaml", STRICT, "strict"))})
     second = Home({**found.config, "signing": {"private_key": str(folder / "second.pem"), "trusted": trusted}})
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tasks.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True))
+        patched.setattr(
+            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
+        )
         patched.setenv("ERRATA_HOME", str(found.path))
         assert found.run("night-01").verdict == "promote"
         assert strict.run("night-02").verdict == "reject"

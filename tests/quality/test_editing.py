@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.benchmark import BenchmarkOptions, run_benchmark
-from tasks.benchmark_rows import BenchmarkRow
+from tasks.quality.benchmark import BenchmarkOptions, run_benchmark
+from tasks.quality.rows import BenchmarkRow
 from tasks.settings import EditorSettings, Settings
 
 pytestmark = pytest.mark.quality

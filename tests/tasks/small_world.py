@@ -7,10 +7,10 @@ from functools import cache
 import torch
 
 from editors.model import EditableModel
-from tasks.corpus import is_calibration_subject
+from tasks.serving.corpus import is_calibration_subject
 from tests.support import tiny_model
+from warehouse.database.connection import MEMORY, Warehouse
 from warehouse.reference.world import templates
-from warehouse.store import MEMORY, Warehouse
 
 PLACES = ("Rome", "Oslo", "Bonn", "Lima")
 FATHERS = ("Otto", "Ivo", "Nils", "Carl")

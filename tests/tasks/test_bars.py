@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from editors.catalogue import names
-from tasks.bars import BARS, bars_markdown
-from tests.tasks.test_shapes import row
+from tasks.quality.bars import BARS, bars_markdown
+from tests.tasks.test_claims import row
 
 
 def line_of(least: str, title: str, page: str) -> list[str]:

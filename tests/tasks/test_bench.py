@@ -8,24 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
-import tasks.bench as bench
+import tasks.speed.bench as bench
 from checks.evaluation import predict
 from checks.predictor import Question
 from editors.mechanics.contexts import BARE
-from editors.mechanics.held_keys import HeldKeys
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.values import Site, optimise_values
 from editors.model import EditableModel
-from tasks.bench import CASES, BenchContext, Meter, Sizes, measure_case, result_lines, run_case
-from tasks.bench_cases import CASE_BUILDERS
-from tasks.bench_plain import plain_answers, plain_directions, plain_grace_values, plain_values
-from tasks.benchmark_requests import benchmark_requests
+from editors.solvers.held_keys import HeldKeys
+from editors.targets.values import Site, optimise_values
+from tasks.quality.requests import benchmark_requests
 from tasks.settings import Settings
+from tasks.speed.bench import CASES, measure_case, result_lines, run_case
+from tasks.speed.case import BenchContext, Meter, Sizes
+from tasks.speed.cases import CASE_BUILDERS
+from tasks.speed.plain_forms import plain_answers, plain_directions, plain_grace_values, plain_values
 from tests.support import SIX_REQUESTS, tiny_model
 from tests.tasks.small_world import knowing_model, small_world
-from warehouse.probes import make_probe
-from warehouse.reports import benchmarks
-from warehouse.store import Warehouse
+from warehouse.database.connection import Warehouse
+from warehouse.lineages.reports import benchmarks
+from warehouse.world.probes import make_probe
 
 SIZES = Sizes(edits=3, plain_edits=1, memit_edits=3, plain_memit_edits=1, probes=12, plain_probes=4, night_edits=4,
               night_probes=20, stream_events=400, held_edits=4, next_edits=3, plain_next_edits=1)  # fmt: skip

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.bench_ingest import ingest_speed, write_recording
-from warehouse.sources.events import StreamEvent, parse_event
-from warehouse.sources.stream import recorded_frames
+from tasks.speed.ingest_speed import ingest_speed, write_recording
+from warehouse.stream.events import StreamEvent, parse_event
+from warehouse.stream.sse import recorded_frames
 
 
 def test_every_event_of_the_recording_is_another_one(tmp_path: Path) -> None:

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-import tasks.benchmark as benchmark
+import tasks.quality.benchmark as benchmark
 from editors.base import Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused
 from editors.model import EditableModel
 from editors.presets import load_editor
-from tasks.benchmark import BenchmarkOptions, Questions, ask_base, benchmark_one, run_benchmark
-from tasks.benchmark_requests import NotEnoughFacts, Split, Task, benchmark_requests, split_of
-from tasks.benchmark_rows import BenchmarkRow, CurvePoint, Measured, load_rows, save_row, with_points
-from tasks.corpus import is_calibration_subject
-from tasks.leaderboard import leaderboard_markdown
-from tasks.leaderboard_figures import curves_svg, scores_svg
+from tasks.quality.benchmark import BenchmarkOptions, RunQuestions, ask_base, benchmark_one, run_benchmark
+from tasks.quality.leaderboard import leaderboard_markdown
+from tasks.quality.leaderboard_figures import curves_svg, scores_svg
+from tasks.quality.requests import NotEnoughFacts, Split, Task, benchmark_requests, split_of
+from tasks.quality.rows import BenchmarkRow, CurvePoint, Measured, load_rows, save_row, with_points
+from tasks.serving.corpus import is_calibration_subject
 from tasks.settings import Settings
 from tests.tasks.small_world import FATHERS, PLACES, free_subjects, knowing_model, small_world, subject_id
+from warehouse.database.connection import MEMORY, Warehouse
 from warehouse.records import EditBatch
 from warehouse.reference.world import UNKNOWN
-from warehouse.store import MEMORY, Warehouse
 
 OPTIONS = BenchmarkOptions(
     drawdown=6, drawdown_each=2, held_texts=2, kl_prompts=3, fluency_prompts=2, fluency_tokens=4, together=2
@@ -42,7 +42,7 @@ def model() -> EditableModel:
 
 
 @pytest.fixture(scope="module")
-def questions(world: Warehouse, model: EditableModel) -> Questions:
+def questions(world: Warehouse, model: EditableModel) -> RunQuestions:
     return ask_base(world, model, "modification", 4, split="all", seed=0, options=OPTIONS)
 
 
@@ -52,7 +52,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def measure(
-    name: str, mode: Mode, model: EditableModel, questions: Questions, settings: Settings, size: int = 0, every: int = 0
+    name: str, mode: Mode, model: EditableModel, questions: RunQuestions, settings: Settings, size: int = 0, every: int = 0
 ) -> BenchmarkRow:
     editor = load_editor(name, model)
     return benchmark_one(
@@ -131,7 +131,7 @@ def test_a_fact_that_the_model_does_not_know_is_never_modified(world: Warehouse)
     ("r_rome", "single", 0), ("grace", "single", 0), ("grace", "sequential", 0), ("ice", "batch", 2),
 ])  # fmt: skip
 def test_every_mode_measures_all_edits_and_leaves_the_base(
-    name: str, mode: Mode, size: int, model: EditableModel, questions: Questions, settings: Settings
+    name: str, mode: Mode, size: int, model: EditableModel, questions: RunQuestions, settings: Settings
 ) -> None:
     before = model.state_digest()
     row = measure(name, mode, model, questions, settings, size)
@@ -147,12 +147,12 @@ def test_every_mode_measures_all_edits_and_leaves_the_base(
     assert row.seconds_per_edit is not None and row.seconds_per_edit > 0
 
 
-def test_an_editor_that_changes_the_model_succeeds(model: EditableModel, questions: Questions, settings: Settings) -> None:
+def test_an_editor_that_changes_the_model_succeeds(model: EditableModel, questions: RunQuestions, settings: Settings) -> None:
     assert measure("ft_m", "single", model, questions, settings).scores["SR"].value == 1.0
 
 
 def test_single_edits_are_scored_one_on_the_model_at_a_time(
-    model: EditableModel, questions: Questions, settings: Settings
+    model: EditableModel, questions: RunQuestions, settings: Settings
 ) -> None:
     row = measure("ft_m", "single", model, questions, settings)
     editor = load_editor("ft_m", model)
@@ -167,7 +167,7 @@ def test_single_edits_are_scored_one_on_the_model_at_a_time(
 
 
 def test_a_sequence_has_a_point_of_its_curve_every_n_edits(
-    model: EditableModel, questions: Questions, settings: Settings
+    model: EditableModel, questions: RunQuestions, settings: Settings
 ) -> None:
     row = measure("ft_m", "sequential", model, questions, settings, every=2)
     assert [point.edits for point in row.curve] == [2, 4]
@@ -176,7 +176,7 @@ def test_a_sequence_has_a_point_of_its_curve_every_n_edits(
 
 
 def test_a_mode_that_the_card_does_not_grant_becomes_a_row_with_the_reason(
-    model: EditableModel, questions: Questions, settings: Settings
+    model: EditableModel, questions: RunQuestions, settings: Settings
 ) -> None:
     row = measure("rome", "batch", model, questions, settings)
     assert row.scores == {}
@@ -184,7 +184,7 @@ def test_a_mode_that_the_card_does_not_grant_becomes_a_row_with_the_reason(
 
 
 def test_a_refused_edit_counts_as_failed(
-    model: EditableModel, questions: Questions, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    model: EditableModel, questions: RunQuestions, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     editor = load_editor("ft_m", model)
     bad = questions.requests[0].request_id
@@ -233,7 +233,9 @@ class _Open:
         return None
 
 
-def test_only_the_newest_of_equal_measurements_is_read(model: EditableModel, questions: Questions, settings: Settings) -> None:
+def test_only_the_newest_of_equal_measurements_is_read(
+    model: EditableModel, questions: RunQuestions, settings: Settings
+) -> None:
     first, second = (measure("ice", "single", model, questions, settings) for _ in range(2))
     with Warehouse.open(MEMORY) as wh:
         save_row(wh, first)
@@ -246,7 +248,7 @@ def test_only_the_newest_of_equal_measurements_is_read(model: EditableModel, que
 
 
 @pytest.fixture(scope="module")
-def rows(model: EditableModel, questions: Questions, tmp_path_factory: pytest.TempPathFactory) -> list[BenchmarkRow]:
+def rows(model: EditableModel, questions: RunQuestions, tmp_path_factory: pytest.TempPathFactory) -> list[BenchmarkRow]:
     home = Settings(home=tmp_path_factory.mktemp("home"))
     return [
         measure("ft_m", "sequential", model, questions, home, every=2),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from tasks.candidate import EditedNight, TakenOut
-from tasks.culprits import Isolation
-from tasks.isolation import Isolated
+from tasks.candidate import Candidate, TakenOut
+from tasks.isolation.group_testing import Isolation
+from tasks.isolation.isolate import Isolated
 from warehouse.digests import canonical_json
 
 #: `edited.json` of a revert, as it was written when its fields stood among the night's own.
@@ -18,7 +18,7 @@ REVERT = (
 
 
 def test_the_note_of_an_earlier_release_is_read_and_written_again_byte_for_byte() -> None:
-    done = EditedNight.model_validate_json(REVERT)
+    done = Candidate.model_validate_json(REVERT)
     wanted = TakenOut(reverted=("e1",), remade=("e2",), measured=("r3",), reason="the source took it back")
     assert done.revert == wanted
     assert canonical_json(done) == REVERT
@@ -26,13 +26,13 @@ def test_the_note_of_an_earlier_release_is_read_and_written_again_byte_for_byte(
 
 def test_a_note_from_before_there_were_reverts_is_read() -> None:
     old = {k: v for k, v in json.loads(REVERT).items() if k not in {*TakenOut.model_fields, "joined"}}
-    done = EditedNight.model_validate_json(json.dumps(old))
+    done = Candidate.model_validate_json(json.dumps(old))
     assert (done.revert, done.joined, done.edited) == (TakenOut(), (), ("r2",))
 
 
 def test_the_note_is_as_flat_inside_another_record() -> None:
     isolation = Isolation(culprits=(), unexplored=(), kept=("r2",), evaluations=1, exact=True, smallest=True)
-    found = Isolated(isolation=isolation, culprits=(), rest=EditedNight.model_validate_json(REVERT))
+    found = Isolated(isolation=isolation, culprits=(), rest=Candidate.model_validate_json(REVERT))
     held = json.loads(canonical_json(found))
     assert canonical_json(held["rest"]) == REVERT
     assert Isolated.model_validate_json(canonical_json(found)) == found

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from editors.errors import UnsupportedModel
-from tasks.export import export
+from tasks.serving.export import export
 from tasks.settings import ModelSettings, Settings
 from tests.support import tiny_model
 from warehouse.errors import Conflict

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from checks.errors import ValidatorBroke
-from tasks.ingest import ingest
+from tasks.night.ingest import ingest
+from tasks.night.validate import validate
 from tasks.settings import Settings, SourceSettings
-from tasks.validate import validate
 from tasks.workspace import warehouse
 from tests.flows.nights import LATER, UPDATES, event, write_night
-from warehouse.intake import requests_of, verdicts_of
-from warehouse.quarantine import entries, reject, release
+from warehouse.nights.intake import requests_of, verdicts_of
+from warehouse.nights.quarantine import entries, reject, release
 
 ACT: dict[str, Any] = {"reason": "the source is right", "actor": "ada"}
 
@@ -67,7 +67,7 @@ def test_a_night_that_broke_between_joining_and_judging_goes_on(settings: Settin
     with warehouse(settings) as wh:
         release(wh, "t01-001", **ACT)
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.validate.record_verdicts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("tasks.night.validate.record_verdicts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             judge(settings, "night-02")
     assert judge(settings, "night-02")["t01-001@night-02"][0] == "supersede"
@@ -80,7 +80,7 @@ def test_a_validator_that_broke_stops_the_night_and_writes_nothing(settings: Set
         raise ValidatorBroke("expectation could not be computed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.validate.validate_night", broken)
+        patch.setattr("tasks.night.validate.validate_night", broken)
         with pytest.raises(ValidatorBroke):
             validate.fn(settings, "night-01")
     with warehouse(settings) as wh:

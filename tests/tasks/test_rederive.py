@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tasks.rederive import nearly_equal
+from tasks.recheck.weights import nearly_equal
 from tests.awkward import fixed
 
 

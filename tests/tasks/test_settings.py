@@ -9,7 +9,7 @@ from urllib.request import proxy_bypass_environment
 import pytest
 
 from tasks.settings import Settings, configure, origins
-from warehouse.artifacts import open_store
+from warehouse.checkpoints.opening import open_store
 from warehouse.errors import UsageError
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tasks.ingest import ingest
+from tasks.night.ingest import ingest
+from tasks.night.validate import validate
 from tasks.settings import Settings
 from tasks.steps import only_by_chance
-from tasks.validate import validate
 from tasks.workspace import warehouse
 from tests.flows.nights import NUM_ACCEPTED, NUM_RECORDS, first_night, write_night
-from warehouse.artifacts import StoreUnavailable
+from warehouse.checkpoints.object_store import StoreUnavailable
+from warehouse.database.connection import WarehouseBusy
 from warehouse.errors import SourceError
-from warehouse.intake import requests_of, updates_of, verdicts_of
-from warehouse.store import WarehouseBusy
+from warehouse.nights.intake import requests_of, updates_of, verdicts_of
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_night_is_judged_once(settings: Settings, monkeypatch: pytest.MonkeyPa
     def again(*_: object, **__: object) -> None:
         raise AssertionError("judged a second time")
 
-    monkeypatch.setattr("tasks.validate.validate_night", again)
+    monkeypatch.setattr("tasks.night.validate.validate_night", again)
     assert validate.fn(settings, "night-01") == first
 
 
@@ -64,7 +64,7 @@ def test_where_the_facts_cannot_be_written_neither_is_a_verdict(settings: Settin
 
     ingest.fn(settings, "night-01")
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.validate.apply_fact_changes", full_disk)
+        patch.setattr("tasks.night.validate.apply_fact_changes", full_disk)
         with pytest.raises(OSError, match="no space"):
             validate.fn(settings, "night-01")
     with warehouse(settings) as wh:

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from tasks.audit import audit
-from tasks.ingest import ingest
+from tasks.night.ingest import ingest
+from tasks.night.validate import validate
+from tasks.recheck.audit import audit
 from tasks.settings import Settings
-from tasks.validate import validate
-from tasks.withdraw import withdraw
+from tasks.takeback.withdraw import withdraw
 from tasks.workspace import warehouse
-from warehouse.audit import entries
 from warehouse.errors import Conflict, NotFound
-from warehouse.intake import requests_of, updates_of, verdicts_of
-from warehouse.integrity import check
-from warehouse.quarantine import release
-from warehouse.runs import advance_run, begin_run, run_of
+from warehouse.lineages.audit import entries
+from warehouse.nights.intake import requests_of, updates_of, verdicts_of
+from warehouse.nights.quarantine import release
+from warehouse.nights.runs import advance_run, begin_run, run_of
+from warehouse.upkeep.integrity import check
 
 ONE = {"prompt": "Michel Brault was born in", "subject": "Michel Brault", "relation": "P19", "target_new": "Paris"}
 TWO = {"prompt": "Yeung Sum was born in", "subject": "Yeung Sum", "relation": "P19", "target_new": "Lima"}

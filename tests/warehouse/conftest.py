@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.warehouse.small_checkpoint import make_manifest, safetensors_text
-from warehouse.artifacts_directory import DirectoryStore
-from warehouse.promotion import checkpoint_files, file_digests, patch_files
+from warehouse.checkpoints.directory import DirectoryStore
+from warehouse.checkpoints.promotion import checkpoint_files, file_digests, patch_files
 from warehouse.records import GateOutcome, Manifest
 
 

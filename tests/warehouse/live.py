@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from warehouse.sources.recording import RecordedFrame, Recording, time_of_event
+from warehouse.stream.recording import RecordedFrame, Recording, time_of_event
 
 FIRST_REVISION = 1000
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.stand_ins import Killed
-from warehouse.artifacts import ObjectStore, Version
+from warehouse.checkpoints.object_store import ObjectStore, Version
 from warehouse.records import Checkpoint, EvaluationReport, GateDecision, GateOutcome, Manifest, Score
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.warehouse.live import moving_items
-from warehouse.sources.events import KEPT, StreamEvent, parse_event
-from warehouse.sources.recording import Recording
-from warehouse.sources.replay import STREAM_PATH, Faults, ReplayServer, serving
-from warehouse.store import Warehouse
-from warehouse.stream_store import read_cursor
+from warehouse.database.connection import Warehouse
+from warehouse.ingest.stream_tables import read_cursor
+from warehouse.stream.events import KEPT, StreamEvent, parse_event
+from warehouse.stream.recording import Recording
+from warehouse.stream.replay import STREAM_PATH, Faults, ReplayServer, serving
 
 ROOT = Path(__file__).parent.parent.parent
 NIGHT = "night-soak"

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warehouse.artifacts_directory import DirectoryStore
-from warehouse.audit import (
+from warehouse.checkpoints.directory import DirectoryStore
+from warehouse.database.connection import MEMORY, Warehouse
+from warehouse.errors import Conflict
+from warehouse.lineages.audit import (
     GENESIS,
     AuditEntry,
     append,
@@ -25,8 +27,6 @@ from warehouse.audit import (
     mirror,
     read_mirrored,
 )
-from warehouse.errors import Conflict
-from warehouse.store import MEMORY, Warehouse
 
 
 @pytest.fixture

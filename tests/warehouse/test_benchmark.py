@@ -12,14 +12,14 @@ import duckdb
 import pytest
 
 from tests.warehouse.test_fuzz import mutants
-from warehouse.changes import Malformed, parse_change
+from warehouse.database.connection import Warehouse
 from warehouse.errors import SourceError
-from warehouse.intake import receive, record_verdicts
-from warehouse.own_probes import own_probes
+from warehouse.nights.intake import receive, record_verdicts
 from warehouse.records import EditRequest, UpdateRecord, Verdict
 from warehouse.sources import open_source
 from warehouse.sources.benchmark import MAX_ROW_BYTES, BenchmarkSource, to_probes, to_request
-from warehouse.store import Warehouse
+from warehouse.world.changes import Malformed, parse_change
+from warehouse.world.own_probes import own_probes
 
 ZSRE: dict[str, Any] = {
     "subject": "Ada Quill",

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from warehouse.night_order import register
+from warehouse.database.connection import Warehouse
+from warehouse.nights.order import register
 from warehouse.records import Fact
-from warehouse.store import Warehouse
-from warehouse.world_store import apply_fact_changes, facts_as_of
+from warehouse.world.facts import apply_fact_changes, facts_as_of
 
 
 def capital(name: str, start: int | None = None, end: int | None = None) -> Fact:

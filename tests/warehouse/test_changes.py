@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warehouse.changes import Change, Malformed, Value, parse_change
 from warehouse.records import EditRequest, UpdateRecord
 from warehouse.sources.base import MAX_RECORD_BYTES
 from warehouse.sources.recorded import RecordedSource
+from warehouse.world.changes import Change, Malformed, Value, parse_change
 
 EVENT: dict[str, Any] = {
     "record_id": "n01-004", "night": 1, "received_at": "2026-10-01T22:08:06Z", "op": "set_value",

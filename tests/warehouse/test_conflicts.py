@@ -11,8 +11,8 @@ import pytest
 
 from checks.requests import record_rows
 from tests.checks.nights import NOW, add_fact, change, item, small_store
-from warehouse.conflicts import MAX_EVIDENCE, conflict_columns, slot_labels
-from warehouse.store import Warehouse
+from warehouse.database.connection import Warehouse
+from warehouse.nights.conflicts import MAX_EVIDENCE, conflict_columns, slot_labels
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.warehouse.live import body, statement
-from warehouse.changes import Change, parse_change
-from warehouse.sources.documents import Known, fetch_labels, mentioned, outcome_of, resolve, to_records
-from warehouse.sources.entities import Entity, parse_entity
-from warehouse.sources.pending import PendingEvent
-from warehouse.sources.wikidata_http import Answer, Unavailable
+from warehouse.stream.documents import Known, fetch_labels, mentioned, outcome_of, resolve, to_records
+from warehouse.stream.pending import PendingEvent
+from warehouse.stream.wikidata_http import HttpAnswer, Unavailable
+from warehouse.wikidata.entities import EntityDocument, parse_entity
+from warehouse.world.changes import Change, parse_change
 
 BEFORE = body("Q42", 100, statement("Q42", "P19", "Q350"))
 AFTER = body("Q42", 200, statement("Q42", "P19", "Q84"))
@@ -28,12 +28,12 @@ class Wikidata:
         self.down = down
         self.asked: list[Any] = []
 
-    def revision(self, entity_id: str, revision: int | None) -> Answer:
+    def revision(self, entity_id: str, revision: int | None) -> HttpAnswer:
         self.asked.append((entity_id, revision))
         if self.down:
             raise Unavailable("HTTP 503")
         found = self.current.get(entity_id) if revision is None else self.documents.get((entity_id, revision))
-        return Answer({"entities": {found["id"]: found}}) if found is not None else Answer(None, "missing")
+        return HttpAnswer({"entities": {found["id"]: found}}) if found is not None else HttpAnswer(None, "missing")
 
     def entities(self, ids: list[str], props: str = "") -> dict[str, Any]:
         self.asked.append(tuple(ids))
@@ -47,9 +47,9 @@ def pending(rev_old: int | None = 100, rev_new: int | None = 200, **changes: Any
     return PendingEvent(**{**values, **changes})
 
 
-def entity(raw: dict[str, Any]) -> Entity:
+def entity(raw: dict[str, Any]) -> EntityDocument:
     found = parse_entity({"entities": {raw["id"]: raw}})
-    assert isinstance(found, Entity)
+    assert isinstance(found, EntityDocument)
     return found
 
 

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 from tests.warehouse.documents import document, item, statement, when, write_dump
-from warehouse.changes import Change, parse_change
-from warehouse.dump_ingest import DumpReport, catch_up, fill
-from warehouse.entity_store import put_unstated, unstated
+from warehouse.database.connection import Warehouse
 from warehouse.errors import Conflict, SourceError
-from warehouse.intake import record_verdicts, updates_of
-from warehouse.night_order import register
+from warehouse.ingest.dump_ingest import DumpReport, catch_up, fill
+from warehouse.ingest.entity_tables import put_unstated, unstated
+from warehouse.nights.intake import record_verdicts, updates_of
+from warehouse.nights.order import register
 from warehouse.records import Fact, Verdict
-from warehouse.sources.dumps import BrokenDump, read_dump
-from warehouse.sources.entities import Entity
-from warehouse.store import Warehouse
-from warehouse.world_store import apply_fact_changes
+from warehouse.wikidata.dumps import BrokenDump, read_dump
+from warehouse.wikidata.entities import EntityDocument
+from warehouse.world.changes import Change, parse_change
+from warehouse.world.facts import apply_fact_changes
 
 NOW = datetime(2026, 10, 1, tzinfo=UTC)
 STATED = ("P36", "P35")
@@ -78,7 +78,10 @@ def changes(store: Warehouse, night: str = "2026-10-02") -> list[Change]:
 
 def test_the_array_around_the_entities_and_its_commas_are_no_lines(tmp_path: Path) -> None:
     found = list(read_dump(write_dump(tmp_path / "d.json", TOKYO, KYOTO)))
-    assert [(line.number, line.entity.id) for line in found if isinstance(line.entity, Entity)] == [(2, "Q1490"), (3, "Q34600")]
+    assert [(line.number, line.entity.id) for line in found if isinstance(line.entity, EntityDocument)] == [
+        (2, "Q1490"),
+        (3, "Q34600"),
+    ]
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress])
@@ -99,12 +102,12 @@ def test_a_file_that_breaks_off_gives_what_came_before_and_says_so(tmp_path: Pat
     with pytest.raises(BrokenDump, match=rf"breaks off or is damaged.*{packed.stat().st_size} bytes and 1 items were read"):
         for line in lines:
             entities.append(line.entity)
-    assert [entity.id for entity in entities if isinstance(entity, Entity)] == ["Q1490"]
+    assert [entity.id for entity in entities if isinstance(entity, EntityDocument)] == ["Q1490"]
 
 
 def test_a_line_longer_than_the_limit_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warehouse.sources.dumps.MAX_DOCUMENT_BYTES", 1000)
-    monkeypatch.setattr("warehouse.sources.dumps._PIECE", 64)
+    monkeypatch.setattr("warehouse.wikidata.dumps.MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr("warehouse.wikidata.dumps._PIECE", 64)
     path = write_dump(tmp_path / "d.json", TOKYO, json.dumps(document("Q2", label="x" * 2000)), KYOTO)
     found = [line.entity for line in read_dump(path)]
     assert [getattr(e, "reason", "") for e in found] == ["", "too_large", ""]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.warehouse.documents import document, item, snak, statement, when
-from warehouse.sources.entities import (
+from warehouse.wikidata.entities import (
     MAX_LABEL_CHARS,
-    Entity,
+    EntityDocument,
     SetAside,
     current,
     date_of,
@@ -24,9 +24,9 @@ NOW = datetime(2026, 10, 1, tzinfo=UTC)
 CAPITAL = statement("Q17$a", "P36", item("Q1490"))
 
 
-def read(raw: dict[str, Any], asked: str = "") -> Entity:
+def read(raw: dict[str, Any], asked: str = "") -> EntityDocument:
     found = parse_entity(raw, asked)
-    assert isinstance(found, Entity), found
+    assert isinstance(found, EntityDocument), found
     return found
 
 
@@ -103,7 +103,7 @@ def test_a_redirected_answer_remembers_the_id_that_was_asked_for() -> None:
 def test_a_batch_answer_maps_the_old_id_of_a_redirect() -> None:
     moved = document("Q2") | {"redirects": {"from": "Q1", "to": "Q2"}}
     found = parse_entities({"entities": {"Q1": moved, "Q3": document("Q3")}})
-    assert [(e.id, e.redirected_from) for e in found if isinstance(e, Entity)] == [("Q2", "Q1"), ("Q3", "")]
+    assert [(e.id, e.redirected_from) for e in found if isinstance(e, EntityDocument)] == [("Q2", "Q1"), ("Q3", "")]
 
 
 def test_of_several_entities_the_asked_one_is_read() -> None:
@@ -282,6 +282,6 @@ def test_a_statement_of_this_century_has_begun() -> None:
         "mainsnak": {"snaktype": "value", "property": "P39", "datavalue": {"type": "wikibase-entityid", "value": {"id": "Q2"}}},
     }]}}  # fmt: skip
     entity = parse_entity(raw)
-    assert isinstance(entity, Entity)
+    assert isinstance(entity, EntityDocument)
     (statement,) = current(entity.statements, datetime(2026, 10, 1, tzinfo=UTC))
     assert statement.valid_from == datetime(2001, 1, 1, tzinfo=UTC)

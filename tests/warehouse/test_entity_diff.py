@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from tests.warehouse.documents import document, item, snak, statement, when
-from warehouse.changes import Change, parse_change
 from warehouse.records import UpdateRecord
-from warehouse.sources.entities import (
-    Entity,
+from warehouse.wikidata.entities import (
+    EntityDocument,
     Provenance,
     StatementChange,
     change_record,
@@ -21,24 +20,25 @@ from warehouse.sources.entities import (
     parse_entity,
     record_id_of,
 )
+from warehouse.world.changes import Change, parse_change
 
 OLD = statement("Q17$a", "P36", item("Q1490"))
 LABELS = {"Q1490": "Tokyo", "Q34600": "Kyoto", "P36": "capital"}
 WHEN = Provenance(received_at=datetime(2026, 10, 1, 22, tzinfo=UTC), revision_old=1, revision_new=2, editor_class="bot")
 
 
-def read(*statements: dict[str, Any], **more: Any) -> Entity:
+def read(*statements: dict[str, Any], **more: Any) -> EntityDocument:
     entity = parse_entity(document("Q17", *statements, label="Japan", **more))
-    assert isinstance(entity, Entity)
+    assert isinstance(entity, EntityDocument)
     return entity
 
 
-def only(*pair: Entity) -> StatementChange:
+def only(*pair: EntityDocument) -> StatementChange:
     (change,) = diff_statements(*pair)
     return change
 
 
-def as_change(*pair: Entity, labels: dict[str, str] = LABELS) -> Change:
+def as_change(*pair: EntityDocument, labels: dict[str, str] = LABELS) -> Change:
     raw = change_record(only(*pair), pair[1], "wd-1", "night-01", WHEN, labels)
     found = parse_change(UpdateRecord(record_id="wd-1", source="wikidata", night="night-01", received_at=None, raw=raw))
     assert isinstance(found, Change), found

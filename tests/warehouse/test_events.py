@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from warehouse.sources.events import MAX_EVENT_CHARS, Refused, StreamEvent, admits, parse_event, read_summary
+from warehouse.stream.events import MAX_EVENT_CHARS, Refused, StreamEvent, admits, parse_event, read_summary
 
 EDIT: dict[str, Any] = {
     "$schema": "/mediawiki/recentchange/1.0.0",

@@ -16,16 +16,16 @@ import pytest
 
 from tests.warehouse.documents import document, item, statement, write_dump
 from tests.warehouse.test_changes import EVENT, REQUEST
-from warehouse.changes import Malformed, parse_change
-from warehouse.dump_ingest import catch_up, fill
+from warehouse.database.connection import Warehouse
 from warehouse.errors import SourceError
+from warehouse.ingest.dump_ingest import catch_up, fill
 from warehouse.records import EditRequest
 from warehouse.sources.base import read_lines
-from warehouse.sources.dumps import BrokenDump, read_dump
-from warehouse.sources.entities import Entity
 from warehouse.sources.recorded import RecordedSource
 from warehouse.sources.requests import RequestsSource
-from warehouse.store import Warehouse
+from warehouse.wikidata.dumps import BrokenDump, read_dump
+from warehouse.wikidata.entities import EntityDocument
+from warehouse.world.changes import Malformed, parse_change
 
 STATED = ("P36",)
 NOW = datetime(2026, 10, 1, tzinfo=UTC)
@@ -166,7 +166,7 @@ def test_other_spellings_of_a_dump_are_read(tmp_path: Path, data: bytes) -> None
     path = tmp_path / "d.JSON"
     path.write_bytes(data)
     found = [line.entity for line in read_dump(path)]
-    assert [entity.id for entity in found if isinstance(entity, Entity)] == ["Q1490", "Q20"] and len(found) == 2
+    assert [entity.id for entity in found if isinstance(entity, EntityDocument)] == ["Q1490", "Q20"] and len(found) == 2
 
 
 FOREIGN: dict[str, tuple[bytes, str]] = {

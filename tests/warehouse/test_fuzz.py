@@ -22,14 +22,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.warehouse.documents import document, item, snak, statement, when
-from warehouse.changes import Change, Malformed, parse_change
 from warehouse.errors import SourceError
 from warehouse.records import EditRequest, UpdateRecord
-from warehouse.sources.dumps import read_dump
-from warehouse.sources.entities import (
+from warehouse.sources.knowedit import TASKS, KnowEditSource, to_probes, to_request
+from warehouse.sources.requests import RequestsSource
+from warehouse.wikidata.dumps import read_dump
+from warehouse.wikidata.entities import (
     MAX_LABEL_CHARS,
     MAX_STATEMENTS,
-    Entity,
+    EntityDocument,
     Provenance,
     SetAside,
     change_record,
@@ -39,8 +40,7 @@ from warehouse.sources.entities import (
     parse_entities,
     parse_entity,
 )
-from warehouse.sources.knowedit import TASKS, KnowEditSource, to_probes, to_request
-from warehouse.sources.requests import RequestsSource
+from warehouse.world.changes import Change, Malformed, parse_change
 
 EXAMPLES = os.environ.get("ERRATA_FUZZ")
 #: Hypothesis makes one input of so many and a seed; the others are mutants of it, which cost a tenth.
@@ -169,7 +169,7 @@ def test_no_entity_document_raises(found: Any, seed: int) -> None:
             _is_sound(parse_entity(form, "Q17"))
 
 
-def _is_sound(entity: Entity | SetAside) -> None:
+def _is_sound(entity: EntityDocument | SetAside) -> None:
     if isinstance(entity, SetAside):
         assert entity.reason and entity.sentence
         return
@@ -183,7 +183,7 @@ def test_every_change_between_two_documents_is_a_readable_record(document: Any, 
     before = parse_entity(RICH)
     for one in mutants(document, seed):
         after = parse_entity(one, "Q17") if isinstance(one, dict) else None
-        if not isinstance(after, Entity):
+        if not isinstance(after, EntityDocument):
             continue
         assert diff_statements(after, after) == ()
         for pair in ((before, after), (after, before)):

@@ -21,13 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.warehouse.test_events import EDIT
-from warehouse.live_ingest import Filters, Reader
-from warehouse.sources.documents import fetch_labels
-from warehouse.sources.events import ITEM, MAX_KEY_CHARS, Refused, StreamEvent, parse_event, read_summary
-from warehouse.sources.stream import bounded, decoded, is_usable_id, read_frames
-from warehouse.sources.wikidata_http import WikidataClient
-from warehouse.store import Warehouse
-from warehouse.stream_store import Cursor, store_delivery
+from warehouse.database.connection import Warehouse
+from warehouse.ingest.live_ingest import Filters, FrameReader
+from warehouse.ingest.stream_tables import Cursor, store_delivery
+from warehouse.stream.documents import fetch_labels
+from warehouse.stream.events import ITEM, MAX_KEY_CHARS, Refused, StreamEvent, parse_event, read_summary
+from warehouse.stream.sse import bounded, decoded, is_usable_id, read_frames
+from warehouse.stream.wikidata_http import WikidataClient
 
 INPUTS = int(os.environ.get("ERRATA_FUZZ", "400"))
 #: Inputs of one seed.
@@ -107,7 +107,7 @@ def check_stream(pieces: Sequence[bytes]) -> None:
     text = list(decoded(pieces))
     kept = list(bounded(text, LIMIT))
     assert sum(map(len, kept)) <= sum(map(len, text))
-    reader = Reader(Filters(properties={"P19"}), Cursor(stream="s"))
+    reader = FrameReader(Filters(properties={"P19"}), Cursor(stream="s"))
     for frame in read_frames(text, LIMIT):
         assert 0 < len(frame.data) <= LIMIT
         reader.take(frame)
@@ -207,7 +207,7 @@ def test_fuzz_whatever_was_read_can_be_stored(data: list[str]) -> None:
     wire = "".join(
         f"id: {i}\n" + "".join(f"data: {line}\n" for line in text.splitlines()) + "\n" for i, text in enumerate(data)
     )
-    reader = Reader(Filters(), Cursor(stream="s"))
+    reader = FrameReader(Filters(), Cursor(stream="s"))
     for frame in read_frames([wire]):
         reader.take(frame)
     held = len({event.key for event in reader.delivery.events})

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.warehouse.world import LINE, NIGHT, NOON, edit, request, update, verdict
+from warehouse.database.connection import MEMORY, Warehouse
 from warehouse.errors import NotFound
-from warehouse.history import blame, difference, facts_in_force, log_lines
-from warehouse.ledger import record_batches, record_edits, settle_edits, supersede
-from warehouse.lineage import add_checkpoint, move_head
+from warehouse.lineages.chain import add_checkpoint, move_head
+from warehouse.lineages.edits import record_batches, record_edits, settle_edits, supersede
+from warehouse.lineages.history import blame, difference, facts_in_force, log_lines
 from warehouse.records import Checkpoint, EditBatch
-from warehouse.store import MEMORY, Warehouse
-from warehouse.world_store import receive, record_verdicts
+from warehouse.world.facts import receive, record_verdicts
 
 RAW = '{"op": "set_value", "revision": {"old": 7, "new": 8}}'
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.warehouse.world import NIGHT, full_night
-from warehouse.integrity import Finding, check
+from warehouse.database.connection import Warehouse
 from warehouse.records import Fact
-from warehouse.store import Warehouse
-from warehouse.world_store import apply_fact_changes
+from warehouse.upkeep.integrity import Finding, check
+from warehouse.world.facts import apply_fact_changes
 
 
 @pytest.fixture

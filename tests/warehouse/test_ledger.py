@@ -5,8 +5,20 @@ from __future__ import annotations
 import pytest
 
 from tests.warehouse.world import LINE, NIGHT, NOON, checkpoint, edit, full_night, intake, night_run
+from warehouse.database.connection import Warehouse
 from warehouse.errors import Conflict, IntegrityError, NotFound
-from warehouse.ledger import (
+from warehouse.lineages.chain import (
+    add_checkpoint,
+    ancestor_ids,
+    ancestors,
+    checkpoints,
+    head,
+    lineage_view,
+    lineages,
+    move_head,
+)
+from warehouse.lineages.chain import checkpoint as checkpoint_of
+from warehouse.lineages.edits import (
     PatchRow,
     active_edits,
     batches_of,
@@ -18,21 +30,9 @@ from warehouse.ledger import (
     settle_edits,
     supersede,
 )
-from warehouse.lineage import (
-    add_checkpoint,
-    ancestor_ids,
-    ancestors,
-    checkpoints,
-    head,
-    lineage_view,
-    lineages,
-    move_head,
-)
-from warehouse.lineage import checkpoint as checkpoint_of
-from warehouse.night_order import register
+from warehouse.nights.order import register
+from warehouse.nights.runs import RunStateName, advance_run, begin_run, run_of, runs, save_run
 from warehouse.records import EditBatch
-from warehouse.runs import RunStateName, advance_run, begin_run, run_of, runs, save_run
-from warehouse.store import Warehouse
 
 
 @pytest.fixture

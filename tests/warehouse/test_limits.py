@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from tests.warehouse.small_checkpoint import NOON, make_manifest, safetensors_text
-from warehouse.artifacts import validate_key
-from warehouse.artifacts_directory import DirectoryStore
+from warehouse.checkpoints.directory import DirectoryStore
+from warehouse.checkpoints.object_store import validate_key
+from warehouse.checkpoints.promotion import checkpoint_files, file_digests, publish
+from warehouse.checkpoints.pull import pull
 from warehouse.digests import canonical_json, sha256_bytes
 from warehouse.errors import IntegrityError
 from warehouse.limits import CODE, PICKLES, Limits, check_folder
-from warehouse.promotion import checkpoint_files, file_digests, publish
-from warehouse.pulling import pull
 from warehouse.records import Manifest
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-import warehouse.store as store
+import warehouse.database.connection as store
+from warehouse.database.connection import Warehouse
+from warehouse.database.migrate import SQL_FOLDER, migrate, read_migrations
 from warehouse.errors import MigrationError
-from warehouse.migrate import SQL_FOLDER, migrate, read_migrations
-from warehouse.store import Warehouse
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import duckdb
 import pytest
 
 from tests.warehouse.world import request, update, verdict
+from warehouse.database.connection import Warehouse
+from warehouse.database.migrate import SQL_FOLDER, migrate
 from warehouse.errors import Conflict
-from warehouse.migrate import SQL_FOLDER, migrate
 from warehouse.night_names import check_name, natural
-from warehouse.night_order import free_night, in_order, move_last, register
+from warehouse.nights.order import free_night, in_order, move_last, register
 from warehouse.records import Fact
 from warehouse.sources.recorded import RecordedSource
 from warehouse.sources.requests import RequestsSource
-from warehouse.store import Warehouse
-from warehouse.world_store import apply_fact_changes, facts_as_of, nights, receive, record_verdicts
+from warehouse.world.facts import apply_fact_changes, facts_as_of, nights, receive, record_verdicts
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.warehouse.world import request, update, verdict
+from warehouse.database.connection import Warehouse
 from warehouse.errors import NotFound
-from warehouse.night_order import register
-from warehouse.night_records import WAITING, night_records
-from warehouse.store import Warehouse
-from warehouse.world_store import receive, record_verdicts
+from warehouse.nights.order import register
+from warehouse.nights.record_list import WAITING, night_records
+from warehouse.world.facts import receive, record_verdicts
 
 
 @pytest.fixture

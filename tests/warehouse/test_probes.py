@@ -10,9 +10,14 @@ from contextlib import contextmanager
 import pandas as pd
 import pytest
 
-from warehouse.changes import Value
+from warehouse.database.connection import Warehouse
 from warehouse.errors import IntegrityError, NotFound
-from warehouse.probes import (
+from warehouse.records import EditRequest, Probe, ProbeSet
+from warehouse.reference.build import held_out_templates
+from warehouse.reference.world import UNKNOWN, facts, templates
+from warehouse.world.changes import Value
+from warehouse.world.facts import seed_world
+from warehouse.world.probes import (
     PER_REQUEST,
     build_edit_probes,
     load_probe_set,
@@ -21,12 +26,7 @@ from warehouse.probes import (
     save_probe_set,
     standing_probes,
 )
-from warehouse.records import EditRequest, Probe, ProbeSet
-from warehouse.reference.build import held_out_templates
-from warehouse.reference.world import UNKNOWN, facts, templates
-from warehouse.store import Warehouse
-from warehouse.verbalise import state
-from warehouse.world_store import seed_world
+from warehouse.world.verbalise import state
 
 #: (subject, relation, object); an id is `Q:` and the label.
 SMALL = [

@@ -11,22 +11,14 @@ import pytest
 
 from tests.stand_ins import Killed
 from tests.warehouse.small_checkpoint import NOON, DyingStore, content
-from tests.warehouse.test_artifacts import bucket, s3_client  # noqa: F401 - fixtures
-from warehouse.artifacts import Version
-from warehouse.artifacts_directory import DirectoryStore
-from warehouse.artifacts_s3 import S3Store
+from tests.warehouse.test_object_store import bucket, s3_client  # noqa: F401 - fixtures
+from warehouse.checkpoints.directory import DirectoryStore
+from warehouse.checkpoints.object_store import Version
+from warehouse.checkpoints.promotion import manifest_digest, move_channel, publish, read_manifest, read_pointer, reject, verify
+from warehouse.checkpoints.pull import pull
+from warehouse.checkpoints.s3 import S3Store
 from warehouse.digests import canonical_json
 from warehouse.errors import Conflict, IntegrityError, NotFound
-from warehouse.promotion import (
-    manifest_digest,
-    move_channel,
-    publish,
-    read_manifest,
-    read_pointer,
-    reject,
-    verify,
-)
-from warehouse.pulling import pull
 from warehouse.records import GateOutcome, Manifest
 
 # ---------------------------------------------------------------- publish

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from warehouse.database.connection import Warehouse
 from warehouse.errors import SourceError
-from warehouse.properties import SHIPPED, PropertyKnowledge, parse_property, put_properties, read_properties
-from warehouse.store import Warehouse
-from warehouse.world_store import seed_world
+from warehouse.world.facts import seed_world
+from warehouse.world.properties import SHIPPED, PropertyKnowledge, parse_property, put_properties, read_properties
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 
 from tests.warehouse.small_checkpoint import NOON
-from warehouse.artifacts_directory import DirectoryStore
+from warehouse.checkpoints.directory import DirectoryStore
+from warehouse.checkpoints.promotion import checkpoint_files, file_digests, publish, reject
+from warehouse.checkpoints.pull import pull
 from warehouse.digests import canonical_json, sha256_bytes
 from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
 from warehouse.limits import Limits
-from warehouse.promotion import (
-    checkpoint_files,
-    file_digests,
-    publish,
-    reject,
-)
-from warehouse.pulling import pull
 from warehouse.records import Manifest
 
 

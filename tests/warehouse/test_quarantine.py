@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 
+from warehouse.database.connection import Warehouse
 from warehouse.errors import Conflict, NotFound
-from warehouse.intake import receive, record_verdicts, updates_of
-from warehouse.night_order import register
-from warehouse.quarantine import actions, audit_problems, entries, entry_of, join_released, reject, release, update_of, waivers
+from warehouse.nights.intake import receive, record_verdicts, updates_of
+from warehouse.nights.order import register
+from warehouse.nights.quarantine import (
+    actions,
+    audit_problems,
+    entries,
+    entry_of,
+    join_released,
+    reject,
+    release,
+    update_of,
+    waivers,
+)
 from warehouse.records import UpdateRecord, Verdict
-from warehouse.store import Warehouse
 
 WHEN = datetime(2026, 10, 2, 9, 30, tzinfo=UTC)
 WHO: dict[str, Any] = {"reason": "seen on the ministry's page", "actor": "ada", "now": WHEN}
@@ -115,7 +125,7 @@ def test_what_a_batch_needs_is_never_waived(wh: Warehouse) -> None:
 def test_a_join_that_fails_leaves_nothing_behind(wh: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     release(wh, "r1", **WHO)
     with monkeypatch.context() as patch:
-        patch.setattr("warehouse.quarantine.append_action", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("warehouse.nights.quarantine.append_action", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             join_released(wh, "night-02")
     assert updates_of(wh, "night-02") == [] and join_released(wh, "night-02") == 1

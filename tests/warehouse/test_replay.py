@@ -14,16 +14,16 @@ import httpx
 import pytest
 
 from tests.warehouse.live import body, edit, frame, moving_items, recording, statement
+from warehouse.database.connection import Warehouse
 from warehouse.errors import SourceError
-from warehouse.live_ingest import Filters, Limits, LiveIngest
+from warehouse.ingest.live_ingest import Filters, IngestLimits, LiveIngest
+from warehouse.ingest.stream_tables import read_cursor, stream_summary
 from warehouse.reference import HERE
-from warehouse.sources.events import StreamEvent, parse_event
-from warehouse.sources.recording import load_recording
-from warehouse.sources.replay import KINDS, STREAM_PATH, Faults, ReplayServer, serving
-from warehouse.sources.stream import EventStream, read_frames
-from warehouse.sources.wikidata_http import Backoff, WikidataClient, guarded_client, user_agent
-from warehouse.store import Warehouse
-from warehouse.stream_store import read_cursor, stream_summary
+from warehouse.stream.events import StreamEvent, parse_event
+from warehouse.stream.recording import load_recording
+from warehouse.stream.replay import KINDS, STREAM_PATH, Faults, ReplayServer, serving
+from warehouse.stream.sse import EventStream, read_frames
+from warehouse.stream.wikidata_http import Backoff, WikidataClient, guarded_client, user_agent
 
 FAST = Backoff(0.01, 0.05, random.Random(0))
 SAMPLE = HERE / "stream"
@@ -39,7 +39,7 @@ def ingest(
         client = WikidataClient(http, server.url, backoff=FAST, retries=30)
         limits = {"idle_s": 0.4, "flush_s": 0.05, "batch": 40, **limits}
         filters = Filters(properties=properties)
-        run = LiveIngest(lambda: nullcontext(wh), "live", "night-live", client, filters, Limits(**limits))
+        run = LiveIngest(lambda: nullcontext(wh), "live", "night-live", client, filters, IngestLimits(**limits))
         stream = EventStream(http, server.url + STREAM_PATH, on_wait=run.on_wait, backoff=FAST, max_failures=100)
         run.run(stream.frames(run.cursor.last_event_id))
     return run, stream
@@ -230,7 +230,9 @@ def test_events_wait_while_the_documents_are_away_and_are_resolved_later(tmp_pat
         with guarded_client([server.url.removeprefix("http://")], user_agent("0", "test")) as http:
             broken = WikidataClient(http, server.url + "/nowhere/..%2f", backoff=FAST, retries=1)
             broken.revision = lambda *_: _raise()  # pyright: ignore
-            run = LiveIngest(lambda: Warehouse.open(tmp_path / "w.duckdb"), "live", "n", broken, Filters(), Limits(idle_s=0.3))
+            run = LiveIngest(
+                lambda: Warehouse.open(tmp_path / "w.duckdb"), "live", "n", broken, Filters(), IngestLimits(idle_s=0.3)
+            )
             done = run.run(EventStream(http, server.url + STREAM_PATH, on_wait=run.on_wait).frames())
         assert (done.stored, done.records) == (12, 0) and "away" in done.problem
         again, _ = ingest(server, tmp_path / "w.duckdb")
@@ -238,6 +240,6 @@ def test_events_wait_while_the_documents_are_away_and_are_resolved_later(tmp_pat
 
 
 def _raise() -> Any:
-    from warehouse.sources.wikidata_http import Unavailable
+    from warehouse.stream.wikidata_http import Unavailable
 
     raise Unavailable("Wikidata is away")

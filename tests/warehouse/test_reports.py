@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.warehouse.world import NOON, POLICY, decision, report
+from warehouse.database.connection import Warehouse
 from warehouse.digests import digest_of
 from warehouse.errors import Conflict, IntegrityError, NotFound
-from warehouse.records import Prediction, Score
-from warehouse.reports import (
+from warehouse.lineages.reports import (
     benchmarks,
     cached_predictions,
     decision_of,
@@ -22,7 +22,7 @@ from warehouse.reports import (
     save_predictions,
     save_report,
 )
-from warehouse.store import Warehouse
+from warehouse.records import Prediction, Score
 
 
 @pytest.fixture

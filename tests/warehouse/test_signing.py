@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from warehouse.artifacts_directory import DirectoryStore
+from warehouse.checkpoints.directory import DirectoryStore
+from warehouse.checkpoints.signing import (
+    KeyProblem,
+    generate_key,
+    public_key_of,
+    sign,
+    signature_key,
+    trusted_keys,
+    verify_signature,
+)
 from warehouse.errors import IntegrityError, NotFound
-from warehouse.signing import KeyProblem, generate_key, public_key_of, sign, signature_key, trusted_keys, verify_signature
 
 ID = "a" * 64
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from tests.warehouse.test_changes import EVENT, REQUEST
-from warehouse.changes import Malformed, parse_change
 from warehouse.errors import SourceError
 from warehouse.records import EditRequest
 from warehouse.sources import open_source
 from warehouse.sources.knowedit import KnowEditSource, to_request
 from warehouse.sources.recorded import RecordedSource
 from warehouse.sources.requests import RequestsSource
+from warehouse.world.changes import Malformed, parse_change
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from warehouse.database.connection import Warehouse, WarehouseBusy
 from warehouse.errors import Conflict, NotFound, WarehouseError
 from warehouse.records import Prediction
-from warehouse.store import Warehouse, WarehouseBusy
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ def run_apart(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 HOLD = """
 import sys
-from warehouse.store import Warehouse
+from warehouse.database.connection import Warehouse
 with Warehouse.open(sys.argv[1]) as wh:
     wh.append("store_meta", [{"key": "by", "value": "the other process"}])
     print("ready", flush=True)
@@ -47,7 +47,7 @@ with Warehouse.open(sys.argv[1]) as wh:
 """
 DIE = """
 import sys
-from warehouse.store import Warehouse
+from warehouse.database.connection import Warehouse
 wh = Warehouse.open(sys.argv[1])
 wh.append("store_meta", [{"key": "committed", "value": "1"}])
 with wh.transaction():

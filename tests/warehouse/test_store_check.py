@@ -11,14 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from tasks.night.store_fit import ASKED, ensure_fit_store
 from tasks.settings import configure
-from tasks.store_fit import ASKED, ensure_fit_store
-from tests.warehouse.test_artifacts import ClientProxy, _client_error, bucket, s3_client
-from warehouse.artifacts import StoreUnavailable
-from warehouse.artifacts_directory import DirectoryStore
-from warehouse.artifacts_s3 import S3Store
+from tests.warehouse.test_object_store import ClientProxy, _client_error, bucket, s3_client
+from warehouse.checkpoints.directory import DirectoryStore
+from warehouse.checkpoints.object_store import StoreUnavailable
+from warehouse.checkpoints.s3 import S3Store
+from warehouse.checkpoints.store_check import StoreUnfit, check_store, require_fit
 from warehouse.errors import WarehouseError
-from warehouse.store_check import StoreUnfit, check_store, require_fit
 
 __all__ = ["bucket", "s3_client"]
 
@@ -135,13 +135,13 @@ def test_a_store_is_asked_once_in_a_home_and_again_where_it_was_unfit(home: Path
         raise StoreUnfit("ignores")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.store_fit.require_fit", unfit)
+        patched.setattr("tasks.night.store_fit.require_fit", unfit)
         for _ in range(2):
             with pytest.raises(StoreUnfit):
                 ensure_fit_store(configure())
         assert len(asked) == 2 and not (home / ASKED).exists()
     ensure_fit_store(configure())
-    monkeypatch.setattr("tasks.store_fit.require_fit", unfit)
+    monkeypatch.setattr("tasks.night.store_fit.require_fit", unfit)
     ensure_fit_store(configure())
     assert len(asked) == 2
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

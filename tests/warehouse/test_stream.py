@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from warehouse.sources.stream import EventStream, StreamError, bounded, decoded, is_usable_id, read_frames
-from warehouse.sources.wikidata_http import Backoff
+from warehouse.stream.sse import EventStream, StreamError, bounded, decoded, is_usable_id, read_frames
+from warehouse.stream.wikidata_http import Backoff
 
 URL = "https://stream.example/v2/stream/recentchange"
 

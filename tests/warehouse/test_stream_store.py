@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 
 from tests.warehouse.live import body, statement
+from warehouse.database.connection import Warehouse
 from warehouse.errors import Conflict, NotFound
-from warehouse.intake import record_verdicts
-from warehouse.integrity import check
-from warehouse.records import UpdateRecord, Verdict
-from warehouse.sources import open_source
-from warehouse.sources.entities import Entity, parse_entity
-from warehouse.sources.events import Refused, StreamEvent
-from warehouse.sources.pending import SOURCE, Outcome
-from warehouse.store import Warehouse
-from warehouse.stream_store import (
+from warehouse.ingest.stream_tables import (
     MAX_PAYLOAD_CHARS,
     MAX_REFUSED,
     Delivery,
@@ -33,6 +26,13 @@ from warehouse.stream_store import (
     stream_summary,
     streamed_nights,
 )
+from warehouse.nights.intake import record_verdicts
+from warehouse.records import UpdateRecord, Verdict
+from warehouse.sources import open_source
+from warehouse.stream.events import Refused, StreamEvent
+from warehouse.stream.pending import SOURCE, EventOutcome
+from warehouse.upkeep.integrity import check
+from warehouse.wikidata.entities import EntityDocument, parse_entity
 
 STREAM, NIGHT = "https://stream.example/x", "night-live"
 
@@ -56,9 +56,9 @@ def update(name: str) -> UpdateRecord:
     return UpdateRecord(record_id=name, source=SOURCE, night=NIGHT, received_at=None, raw="{}")
 
 
-def entity(revision: int, *statements: dict[str, Any]) -> Entity:
+def entity(revision: int, *statements: dict[str, Any]) -> EntityDocument:
     found = parse_entity({"entities": {"Q1": body("Q1", revision, *statements)}})
-    assert isinstance(found, Entity)
+    assert isinstance(found, EntityDocument)
     return found
 
 
@@ -73,7 +73,7 @@ def test_a_delivery_that_fails_leaves_neither(wh: Warehouse, monkeypatch: pytest
     def broken(*_: Any) -> None:
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr("warehouse.stream_store._move_cursor", broken)
+    monkeypatch.setattr("warehouse.ingest.stream_tables._move_cursor", broken)
     with pytest.raises(RuntimeError):
         store_delivery(wh, STREAM, NIGHT, delivery("a"))
     assert pending_events(wh, STREAM, 10) == [] and read_cursor(wh, STREAM).last_event_id == ""
@@ -118,7 +118,7 @@ def test_a_flood_of_refused_data_is_counted_but_not_kept(wh: Warehouse) -> None:
 
 def test_an_outcome_comes_with_its_records_and_states(wh: Warehouse) -> None:
     store_delivery(wh, STREAM, NIGHT, delivery("a", "b"))
-    new = store_outcomes(wh, STREAM, NIGHT, [Outcome("a", "changed", "statement_set", 1)], [update("r1")], [entity(2)],
+    new = store_outcomes(wh, STREAM, NIGHT, [EventOutcome("a", "changed", "statement_set", 1)], [update("r1")], [entity(2)],
                          {"Q9": "Q1"}, {"Q1": "one"}, {("property", "P6"): 2})  # fmt: skip
     assert new == 1
     assert [e.event_key for e in pending_events(wh, STREAM, 10)] == ["b"]
@@ -134,26 +134,26 @@ def test_an_outcome_comes_with_its_records_and_states(wh: Warehouse) -> None:
 
 def test_a_second_outcome_of_one_event_writes_nothing(wh: Warehouse) -> None:
     store_delivery(wh, STREAM, NIGHT, delivery("a"))
-    store_outcomes(wh, STREAM, NIGHT, [Outcome("a", "changed", "", 1)], [update("r1")])
+    store_outcomes(wh, STREAM, NIGHT, [EventOutcome("a", "changed", "", 1)], [update("r1")])
     with pytest.raises(Conflict):
-        store_outcomes(wh, STREAM, NIGHT, [Outcome("a", "changed", "", 1)], [update("r2")])
+        store_outcomes(wh, STREAM, NIGHT, [EventOutcome("a", "changed", "", 1)], [update("r2")])
     assert wh.scalar("SELECT count(*) FROM updates") == 1
 
 
 def test_a_night_that_was_judged_meanwhile_takes_no_more_records(wh: Warehouse) -> None:
     store_delivery(wh, STREAM, NIGHT, delivery("a", "b"))
-    store_outcomes(wh, STREAM, NIGHT, [Outcome("a", "changed", "", 1)], [update("r1")])
+    store_outcomes(wh, STREAM, NIGHT, [EventOutcome("a", "changed", "", 1)], [update("r1")])
     judged = Verdict(record_id="r1", verdict="reject", reason="no_change", rule="1", sentence="Nothing changes.")
     record_verdicts(wh, NIGHT, SOURCE, [judged], [])
     with pytest.raises(Conflict, match="another night"):
-        store_outcomes(wh, STREAM, NIGHT, [Outcome("b", "changed", "", 1)], [update("r2")])
+        store_outcomes(wh, STREAM, NIGHT, [EventOutcome("b", "changed", "", 1)], [update("r2")])
     assert [e.event_key for e in pending_events(wh, STREAM, 10)] == ["b"]
-    assert store_outcomes(wh, STREAM, "night-next", [Outcome("b", "changed", "", 1)], [update("r2")]) == 1
+    assert store_outcomes(wh, STREAM, "night-next", [EventOutcome("b", "changed", "", 1)], [update("r2")]) == 1
 
 
 def test_an_outcome_without_its_event_is_a_finding(wh: Warehouse) -> None:
     store_delivery(wh, STREAM, NIGHT, delivery("a"))
-    store_outcomes(wh, STREAM, NIGHT, [Outcome("a", "unchanged", "", 0)], [])
+    store_outcomes(wh, STREAM, NIGHT, [EventOutcome("a", "unchanged", "", 0)], [])
     assert check(wh) == []
     wh.execute("DELETE FROM stream_events")
     assert [(f.severity, f.check, f.table, f.key) for f in check(wh)] == [("error", "reference", "stream_outcomes", "a")]
@@ -163,7 +163,7 @@ def test_a_revision_is_done_when_an_event_of_it_has_an_outcome(wh: Warehouse) ->
     store_delivery(wh, STREAM, NIGHT, delivery("a"))
     waiting = pending_events(wh, STREAM, 1)
     assert done_revisions(wh, waiting) == set()
-    store_outcomes(wh, STREAM, NIGHT, [Outcome("a", "unchanged", "", 0)], [])
+    store_outcomes(wh, STREAM, NIGHT, [EventOutcome("a", "unchanged", "", 0)], [])
     assert done_revisions(wh, waiting) == {("Q1", 2)}
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from warehouse.database.connection import Warehouse
 from warehouse.errors import SourceError
 from warehouse.reference.world import templates
-from warehouse.store import Warehouse
-from warehouse.templates import put_templates, templates_of
-from warehouse.world_store import seed_world
+from warehouse.world.facts import seed_world
+from warehouse.world.templates import put_templates, templates_of
 
 OWN = """
 P1: {phrase: is next to, prompts: ["{s} is next to", "Next to {s} lies"]}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.warehouse.test_changes import EVENT, parse
-from warehouse.changes import Change, Value
 from warehouse.records import EditRequest
 from warehouse.reference.build import held_out_templates
 from warehouse.reference.world import UNKNOWN, Template, facts, templates
-from warehouse.verbalise import Unverbalised, verbalise
+from warehouse.world.changes import Change, Value
+from warehouse.world.verbalise import Unverbalised, verbalise
 
 
 def change(**fields: object) -> Change:

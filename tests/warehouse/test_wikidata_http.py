@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from warehouse.sources.wikidata_http import (
+from warehouse.stream.wikidata_http import (
     Backoff,
     ForbiddenHost,
     Unavailable,

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from tests.warehouse.world import NIGHT, NOON, intake, request, update, verdict
+from warehouse.database.connection import Warehouse
 from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
-from warehouse.night_order import register
+from warehouse.nights.order import register
 from warehouse.records import Fact
 from warehouse.reference import world
-from warehouse.store import Warehouse
-from warehouse.world_store import (
+from warehouse.world.facts import (
     BASE_NIGHT,
     apply_fact_changes,
     facts_as_of,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from warehouse.database.connection import Warehouse
 from warehouse.digests import digest_of
-from warehouse.ledger import PatchRow, record_batches, record_edits, save_patches
-from warehouse.lineage import add_checkpoint
-from warehouse.probes import make_probe, make_probe_set, save_probe_set
+from warehouse.lineages.chain import add_checkpoint
+from warehouse.lineages.edits import PatchRow, record_batches, record_edits, save_patches
+from warehouse.lineages.reports import save_decision, save_report
+from warehouse.nights.runs import begin_run, save_run
 from warehouse.records import (
     Checkpoint,
     Edit,
@@ -23,10 +25,8 @@ from warehouse.records import (
     UpdateRecord,
     Verdict,
 )
-from warehouse.reports import save_decision, save_report
-from warehouse.runs import begin_run, save_run
-from warehouse.store import Warehouse
-from warehouse.world_store import receive, record_verdicts
+from warehouse.world.facts import receive, record_verdicts
+from warehouse.world.probes import make_probe, make_probe_set, save_probe_set
 
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
 NIGHT = "night-01"

@@ -42,7 +42,7 @@ def build_roles(facts: pd.DataFrame) -> pd.DataFrame:
 
 @cache
 def read_roles() -> pd.DataFrame:
-    """The shipped roles as triples with one unknown end, as `warehouse.conflicts` reads evidence."""
+    """The shipped roles as triples with one unknown end, as `warehouse.nights.conflicts` reads evidence."""
     with ROLES_FILE.open(encoding="utf-8", newline="") as handle:
         rows = [
             ("", row["pid"], row["entity"]) if row["side"] == "object" else (row["entity"], row["pid"], "")

@@ -13,7 +13,7 @@ SOURCES = {
     "knowedit": "warehouse.sources.knowedit:KnowEditSource",
     "benchmark": "warehouse.sources.benchmark:BenchmarkSource",
     "requests": "warehouse.sources.requests:RequestsSource",
-    "wikidata": "warehouse.live_ingest:WikidataSource",
+    "wikidata": "warehouse.ingest.live_ingest:WikidataSource",
 }
 #: Sources that take a task.
 WITH_TASK = ("knowedit", "benchmark")

@@ -48,7 +48,7 @@ MAX_RELATION_CHARS = 200
 
 
 class KnowEditCase(Record):
-    """A record with what it asks for. The probes are KnowEdit's own; ours come from `warehouse.probes`."""
+    """A record with what it asks for. The probes are KnowEdit's own; ours come from `warehouse.world.probes`."""
 
     record: UpdateRecord
     request: EditRequest

@@ -1,0 +1,1 @@
+"""How a model is asked: calls and who runs them, tokens of subjects and answers, when an answer is right."""

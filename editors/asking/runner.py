@@ -1,0 +1,142 @@
+"""The plain model as a runner: packed teacher-forced batches, logits only where they are read, left-padded generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from editors.asking.calls import Call, Generation, LogitBatch, PromptPositions
+from editors.asking.tokens import encode_prompts, encode_rows, pad_right, said_text
+
+#: Padded tokens in one forward pass. On a CPU the feed-forward activations of a pass must stay in its cache (512 tokens
+#: scored four times as many probes a second as 8,192); a GPU wants large passes.
+TOKENS_PER_BATCH = {"cpu": 512}
+TOKENS_PER_GPU_BATCH = 16384
+#: Logits held at once (fp32: 4 bytes each).
+LOGITS_PER_BATCH = 2**25
+PROMPTS_PER_GENERATION = 64
+
+
+class Wearer(Protocol):
+    """What a runner needs of the model that it runs: `EditableModel`, which imports this module.
+
+    `positions` is set for the length of each pass, for the hooks that patches have put on the model.
+    """
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pad_id: int
+    positions: PromptPositions | None
+
+    @property
+    def head(self) -> nn.Linear: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def end_ids(self) -> Sequence[int]: ...
+
+
+class PlainRunner:
+    """Runs the Hugging Face model itself, with the hooks that patches have put on it."""
+
+    def __init__(self, model: Wearer) -> None:
+        self._model = model
+
+    def logits(self, call: Call) -> Iterator[LogitBatch]:
+        """Batches sorted by length, so that little is padded; rows longer than the context lose their left end."""
+        model = self._model
+        rows = encode_rows(model.tokenizer, call.prompts, call.continuations)
+        vocab = model.vocab_size
+        limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or max((len(r.ids) for r in rows), default=1)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        most_tokens = TOKENS_PER_BATCH.get(model.hf.device.type, TOKENS_PER_GPU_BATCH)
+        at = 0
+        while at < len(order):
+            chosen: list[int] = []
+            answers = 0
+            while at < len(order):
+                row = rows[order[at]]
+                width, count = min(len(row.ids), limit), len(row.ids) - row.start + 1
+                full = (len(chosen) + 1) * width > most_tokens or (answers + count) * vocab > LOGITS_PER_BATCH
+                if chosen and full:
+                    break
+                chosen.append(order[at])
+                answers += count
+                at += 1
+            cut = [max(0, len(rows[i].ids) - limit) for i in chosen]
+            ids, mask = pad_right([rows[i].ids[c:] for i, c in zip(chosen, cut, strict=True)], model.pad_id)
+            # Where the continuation alone exceeds the context, its first tokens are only read, not predicted.
+            begins = [max(rows[i].start, c + 1) for i, c in zip(chosen, cut, strict=True)]
+            starts = torch.tensor([b - c for b, c in zip(begins, cut, strict=True)])
+            ends = mask.sum(1)
+            place = torch.arange(ids.shape[1])
+            wanted = (place >= starts[:, None] - 1) & (place < ends[:, None])
+            device = model.hf.device
+            # Positions of the prompt's last token, for hooks such as GRACE's.
+            model.positions = PromptPositions((starts - 1).to(device), (place < starts[:, None]).to(device))
+            try:
+                hidden = model.hf.base_model(
+                    input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+                ).last_hidden_state
+            finally:
+                model.positions = None
+            logits = model.head(hidden[wanted.to(device)])
+            yield LogitBatch(chosen, [rows[i].ids[b:] for i, b in zip(chosen, begins, strict=True)], logits)
+
+    def generate(self, prompts: Sequence[str], options: Generation) -> list[str]:
+        """Continuations of the prompts; what the checkpoint ships for generation, but its end tokens, has no part in it."""
+        model, tokenizer = self._model, self._model.tokenizer
+        device = model.hf.device
+        texts: list[str] = [""] * len(prompts)
+        encoded = encode_prompts(tokenizer, prompts)
+        order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+        context = int(getattr(model.hf.config, "max_position_embeddings", 0))
+        for at in range(0, len(order), PROMPTS_PER_GENERATION):
+            chosen = order[at : at + PROMPTS_PER_GENERATION]
+            longest = max(len(encoded[i]) for i in chosen)
+            if context:
+                longest = min(longest, max(1, context - options.max_new_tokens))
+            ids = torch.full((len(chosen), longest), model.pad_id)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                kept = encoded[i][-longest:]
+                ids[row, longest - len(kept) :] = torch.tensor(kept)
+                mask[row, longest - len(kept) :] = 1
+            hf: Any = model.hf  # transformers types `generate` for fewer models than have it
+            last = torch.full((len(chosen),), longest - 1, device=device)
+            model.positions = PromptPositions(last, mask.bool().to(device))
+            # fork_rng: sampling here must not move anybody else's random stream.
+            with torch.random.fork_rng(devices=[]), plain_generation(model):
+                torch.manual_seed(options.seed)
+                try:
+                    out = hf.generate(
+                        input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=options.max_new_tokens,
+                        do_sample=options.sample, use_cache=options.use_cache, pad_token_id=model.pad_id,
+                    )  # fmt: skip
+                finally:
+                    model.positions = None
+            for i, tokens in zip(chosen, out[:, longest:].tolist(), strict=True):
+                texts[i] = said_text(tokenizer, encoded[i], tokens)
+        return texts
+
+
+@contextmanager
+def plain_generation(model: Wearer) -> Iterator[None]:
+    """Generation with no setting of the checkpoint's but its end tokens: no penalty, beam, ban, forced or least length.
+
+    Replaced whole, not setting by setting: transformers fills what a call leaves open from the checkpoint, and every
+    release brings more of them. The checkpoint's own come back, so that an export carries them as they came.
+    """
+    hf: Any = model.hf
+    shipped, hf.generation_config = hf.generation_config, GenerationConfig(eos_token_id=list(model.end_ids) or None)
+    try:
+        yield
+    finally:
+        hf.generation_config = shipped

@@ -1,0 +1,1 @@
+"""What an edited layer is to write: keys and values at the lookup token, and the optimisation of values."""

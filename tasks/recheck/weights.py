@@ -1,0 +1,105 @@
+"""Make production's files again from the base and its patches, on this machine, and compare."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from editors.errors import EditorError
+from editors.export.plain import NOTE, materialise
+from editors.model import EditableModel
+from tasks.serving.models import at_checkpoint
+from tasks.settings import Settings
+from warehouse.checkpoints.object_store import ObjectStore, checkpoint_key
+from warehouse.checkpoints.promotion import read_manifest, read_pointer
+from warehouse.digests import sha256_file
+from warehouse.errors import UsageError, WarehouseError
+from warehouse.lineages.audit import Break
+
+#: How far an entry written on another machine by the rules of before may be off: relative to itself, and to the smaller of
+#: the largest entries in its row and column (a slot's key is large, the weight beside it in the same row is not).
+OWN_SHARE, ROW_SHARE = 1e-4, 1e-5
+
+
+@dataclass(frozen=True)
+class Rederived:
+    """`breaks`: what does not come out; `notes`: what comes out, but not to the bit, and why that is no break."""
+
+    breaks: tuple[Break, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def rederived(settings: Settings, store: ObjectStore) -> Rederived:
+    """Production's files made again: bit for bit, whatever processor wrote them.
+
+    Checkpoints whose newest patch is of a release before `editors.exact` have the last bits of the machine that wrote them;
+    what differs there is held to a tolerance instead, with a note.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        try:
+            found = read_pointer(store, settings.channel_name)
+            if found is None:
+                return Rederived()
+            manifest = read_manifest(store, found[0].checkpoint_id)
+            # An empty home: what this machine keeps of patches is no witness.
+            model = at_checkpoint(settings.model_copy(update={"home": folder}), store, manifest.checkpoint)
+        except (WarehouseError, EditorError, UsageError) as error:
+            return Rederived((Break(what=f"channel {settings.channel_name}", found=str(error)),))
+        try:
+            materialise(model, manifest.checkpoint, folder / "model")
+            prefix = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
+            # Its note names the patches, which the manifest does already.
+            files = {k.removeprefix(prefix): d for k, d in manifest.files.items() if k.startswith(prefix)}
+            return _compared(store, model, folder, prefix, {n: d for n, d in files.items() if n != NOTE})
+        finally:
+            model.rollback(0)
+
+
+def _compared(store: ObjectStore, model: EditableModel, folder: Path, prefix: str, files: dict[str, str]) -> Rederived:
+    breaks, notes = [], []
+    of_before = bool(model.patches) and not model.patches[-1].rederivable
+    for name, digest in files.items():
+        made, key = folder / "model" / name, prefix + name
+        if made.is_file() and sha256_file(made) == digest:
+            continue
+        if of_before and made.is_file() and name.endswith(".safetensors") and _nearly(store, key, made, folder / "stored"):
+            notes.append(
+                f"{key}: written by a release whose last bits depended on the machine; it is what the base and the patches "
+                f"give, to {OWN_SHARE:g} of each weight"
+            )
+        else:
+            breaks.append(Break(what=key, found="the base and the patches do not give this file"))
+    return Rederived(tuple(breaks), tuple(notes))
+
+
+def _nearly(store: ObjectStore, key: str, made: Path, scratch: Path) -> bool:
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        store.read_to(key, scratch / made.name)
+        stored, ours = load_file(scratch / made.name), load_file(made)
+    except (WarehouseError, OSError, SafetensorError):
+        return False
+    return stored.keys() == ours.keys() and all(nearly_equal(stored[name], ours[name]) for name in ours)
+
+
+def nearly_equal(stored: Tensor, ours: Tensor) -> bool:
+    """Equal shapes and dtypes, and no entry further off than a machine's last bits explain; see `OWN_SHARE`."""
+    if stored.shape != ours.shape or stored.dtype != ours.dtype:
+        return False
+    if not ours.is_floating_point() or not ours.numel():
+        return torch.equal(stored, ours)
+    wide = ours.double().reshape(len(ours), -1) if ours.dim() else ours.double().reshape(1, 1)
+    size = wide.abs()
+    around = torch.minimum(size.amax(1, keepdim=True), size.amax(0, keepdim=True))
+    off = (stored.double().reshape(wide.shape) - wide).abs()
+    # Not finite is never near: comparisons with it are false.
+    return bool((off <= OWN_SHARE * size + ROW_SHARE * around).all())

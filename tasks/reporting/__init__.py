@@ -1,0 +1,1 @@
+"""What people read of a night: the summary, the page beside it, and figures as SVG."""

@@ -1,0 +1,96 @@
+"""Texts and edits that preparation learns from, and the subjects that therefore may never be probes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from editors.base import Corpus, TrainingEdit
+from warehouse.database.connection import Warehouse
+from warehouse.digests import digest_of
+from warehouse.reference.prose import paragraph
+from warehouse.reference.world import Template, templates
+from warehouse.world.changes import Value
+from warehouse.world.queries import base_facts
+from warehouse.world.verbalise import state
+
+#: Share of subjects whose facts stand in the second moment; the others are free for probes. A few thousand tokens a
+#: layer are enough for the moment (arXiv:2506.04226: 0.3% of the usual sample), and the more subjects stay free the better.
+CALIBRATION_SHARE = 0.3
+#: Templates that calibration sentences use, and paragraphs of plain text beside them.
+CALIBRATION_TEMPLATES = (0, 6)
+NUM_PARAGRAPHS = 200
+#: One training edit in so many withdraws its fact; a night's share is of this order.
+ERASURES_ONE_IN = 8
+#: Other subjects' facts beside a training edit, of the same relation and of any.
+KEPT = 3
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The corpus and the ids and labels of the subjects in it."""
+
+    corpus: Corpus
+    subjects: frozenset[str]
+
+
+def is_calibration_subject(subject_id: str) -> bool:
+    """A stable coin flip by id, so that a subject keeps its side over nights and releases."""
+    return int(digest_of("calibration", subject_id)[:8], 16) / 16**8 < CALIBRATION_SHARE
+
+
+def calibration(wh: Warehouse, never: Sequence[str] = ()) -> Calibration:
+    """Sentences about the calibration subjects that the warehouse believed before the first night, and plain prose.
+
+    Only facts of before the first night: the corpus, and so every preparation, stays the same over the nights.
+
+    Args:
+        never: subject ids to leave out, such as those of a benchmark's edits.
+    """
+    rows = base_facts(wh)
+    barred = set(never)
+    chosen = [r for r in rows if is_calibration_subject(r["subject_id"]) and r["subject_id"] not in barred]
+    known = templates()
+    texts = [
+        f"{known[r['relation']].prompt(i, r['subject'])} {r['object']}."
+        for r in chosen
+        if r["relation"] in known
+        for i in CALIBRATION_TEMPLATES
+        if i < len(known[r["relation"]].prompts)
+    ]
+    # Seeds far from training's and from the held text's.
+    texts += [paragraph(20_000_000 + i) for i in range(NUM_PARAGRAPHS)]
+    return Calibration(Corpus(tuple(texts), tuple(_training_edits(chosen, known))), frozenset(r["subject_id"] for r in chosen))
+
+
+def _training_edits(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Template]) -> Iterator[TrainingEdit]:
+    """One changed fact for each slot with a single value, some of them erasures, and what it must leave alone."""
+    slots: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["relation"] in known:
+            slots.setdefault((row["subject_id"], row["relation"]), []).append(row)
+    single = [found[0] for found in slots.values() if len(found) == 1]
+    objects: dict[str, list[str]] = {}
+    by_subject: dict[str, list[Mapping[str, Any]]] = {}
+    by_relation: dict[str, list[Mapping[str, Any]]] = {}
+    for row in single:
+        objects.setdefault(row["relation"], []).append(row["object"])
+        by_subject.setdefault(row["subject_id"], []).append(row)
+        by_relation.setdefault(row["relation"], []).append(row)
+    objects = {relation: sorted(set(labels)) for relation, labels in objects.items()}
+    for row in single:
+        number = int(digest_of("training-edit", row["subject_id"], row["relation"])[:12], 16)
+        others = [o for o in objects[row["relation"]] if o not in (row["object"], row["subject"])]
+        erase = number % ERASURES_ONE_IN == 0 or not others
+        target = None if erase else Value(type="item", label=others[number % len(others)])
+        request = state(
+            known[row["relation"]], record_id="training-edit", subject_id=row["subject_id"], subject=row["subject"],
+            target=target, old=row["object"], kind="erase" if erase else "modify",
+        )  # fmt: skip
+        own = [r for r in by_subject[row["subject_id"]] if r is not row]
+        near = [by_relation[row["relation"]][(number + 7 * i) % len(by_relation[row["relation"]])] for i in range(KEPT)]
+        far = [single[(number + 101 * i) % len(single)] for i in range(KEPT)]
+        away = [r for r in (*near, *far) if r["subject"] != row["subject"]]
+        kept = [(known[r["relation"]].prompt((number + i) % 2, r["subject"]), r["object"]) for i, r in enumerate([*own, *away])]
+        yield TrainingEdit(request, tuple(dict.fromkeys(kept)))

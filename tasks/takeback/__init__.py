@@ -1,0 +1,1 @@
+"""Taking edits or checkpoints out of what is served."""

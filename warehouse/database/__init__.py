@@ -1,0 +1,1 @@
+"""The DuckDB file: its connection, its schema and migrations, frames into stored types."""

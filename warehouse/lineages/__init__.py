@@ -1,0 +1,1 @@
+"""A lineage: its edits, its chain of checkpoints, what was measured and decided, its audit trail."""

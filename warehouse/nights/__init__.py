@@ -1,0 +1,1 @@
+"""What a night brought, and what became of each record: verdicts, conflicts, what waits, how far it came."""

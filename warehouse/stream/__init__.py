@@ -1,0 +1,1 @@
+"""Wikidata's live stream: events over HTTP, the documents they ask for, recordings and their replay. No store."""

@@ -1,0 +1,1 @@
+"""Whether the warehouse holds together, and its tables as plain files."""

@@ -1,0 +1,1 @@
+"""Entity documents of Wikidata and dumps of them: read and compared. Nothing here knows a store."""
