@@ -12,7 +12,7 @@ import pytest
 from tasks.night.ingest import ingest
 from tasks.night.validate import validate
 from tasks.recheck.audit import audit
-from tasks.settings import Settings
+from tasks.settings import Settings, SourceSettings
 from tasks.takeback.withdraw import withdraw
 from tasks.workspace import warehouse
 from warehouse.errors import Conflict, NotFound
@@ -28,7 +28,7 @@ TWO = {"prompt": "Yeung Sum was born in", "subject": "Yeung Sum", "relation": "P
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", source={"kind": "requests", "path": str(tmp_path / "updates")}, actor="ada")
+    return Settings(home=tmp_path / "home", source=SourceSettings(kind="requests", path=str(tmp_path / "updates")), actor="ada")
 
 
 def send(settings: Settings, night: str, *requests: dict[str, Any]) -> None:

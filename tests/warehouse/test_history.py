@@ -89,3 +89,11 @@ def test_blame_follows_a_rollback(wh: Warehouse) -> None:
 def test_an_answer_that_nobody_edited_is_the_base_models(wh: Warehouse) -> None:
     with pytest.raises(NotFound, match="base model's own"):
         blame(wh, LINE, "Ada", "P20")
+
+
+@pytest.mark.parametrize("subject", ["Ada", "ada", " A\u200bda ", "Q1", "q1", "wd:Q1", "https://www.wikidata.org/wiki/Q1#P19"])
+@pytest.mark.parametrize("relation", ["P19", "p19", "Property:P19", "place of birth", "birthplace"])
+def test_blame_finds_a_slot_however_it_is_written(wh: Warehouse, subject: str, relation: str) -> None:
+    row = {"cardinality": "single", "single_in_practice": True, "symmetric": False, "temporal": False}
+    wh.append("properties", [{"pid": "P19", "label": "place of birth", **row}])
+    assert {b.fact.target_new for b in blame(wh, LINE, subject, relation)} == {"Oslo", "Paris", "Bergen"}

@@ -23,6 +23,7 @@ from warehouse.world.probes import (
     load_probe_set,
     make_probe,
     make_probe_set,
+    night_counts,
     save_probe_set,
     standing_probes,
 )
@@ -360,3 +361,32 @@ def test_rephrases_of_a_fact_with_held_out_templates_were_never_trained(world: W
     }
     found = prompts("rephrase", probes)
     assert len(found) == 3 * len(requests) and found <= unseen
+
+
+# ---------------------------------------------------------------- a night of any size
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 10, 30, 100])
+def test_bystanders_do_not_depend_on_the_size_of_the_night(num: int) -> None:
+    counts = night_counts(num)
+    assert counts["neighbourhood"] * num >= 30 and counts["unrelated"] * num >= 20
+    if num >= 20:
+        assert counts == PER_REQUEST
+
+
+def test_facts_of_any_relation_stand_in_where_a_relation_has_too_few_subjects(wh: Warehouse) -> None:
+    request = ask("Ada", "P19", "Oslo", relation="mascot", prompt="The mascot of Ada is")
+    assert not of("neighbourhood", build_edit_probes(wh, [request]))
+    found = build_edit_probes(wh, [request], least={"neighbourhood": 5})
+    assert len(of("neighbourhood", found)) == 5
+    assert found.digest == build_edit_probes(wh, [request], least={"neighbourhood": 5}).digest
+    assert not any("Ada" in prompt or "Oslo" in prompt for prompt in prompts("neighbourhood", found))
+    everything = build_edit_probes(wh, [request], least={"neighbourhood": 500})
+    assert 5 < len(of("neighbourhood", everything)) < 20
+
+
+def test_stand_ins_are_left_out_where_the_relation_has_enough(wh: Warehouse) -> None:
+    request = ask("Ada", "P19", "Oslo", "Rome")
+    counts = {"neighbourhood": 9}
+    own = build_edit_probes(wh, [request], per_request=counts)
+    assert build_edit_probes(wh, [request], per_request=counts, least={"neighbourhood": 4}).digest == own.digest

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from warehouse.database.connection import Warehouse
 from warehouse.errors import SourceError
 from warehouse.world.facts import seed_world
+from warehouse.world.known_names import relation_names, relations_of
 from warehouse.world.properties import SHIPPED, PropertyKnowledge, parse_property, put_properties, read_properties
 
 
@@ -124,3 +125,17 @@ def test_a_file_that_cannot_be_read_names_its_line(tmp_path: Path, name: str, te
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
         read_properties(tmp_path / "none")
+
+
+def test_ids_of_a_users_table_are_read_in_any_spelling_and_aliases_are_kept(tmp_path: Path) -> None:
+    table = tmp_path / "own.csv"
+    table.write_text("pid,label,inverse_pid,one_of,aliases\nProperty:p9001,mascot,wdt:P40,q5|wd:Q6,Team animal|beast\n")
+    (known,) = read_properties(table).values()
+    assert (known.pid, known.inverse_pid, known.one_of) == ("P9001", "P40", ("Q5", "Q6"))
+    with Warehouse.open(":memory:") as wh:
+        put_properties(wh, table)
+        names = relation_names(wh)
+        assert relations_of("team_animal", names) == relations_of("Mascot", names) == {"P9001"}
+        assert relations_of("birthplace", names) == {"P19"}
+        put_properties(wh, None)
+        assert relations_of("team animal", relation_names(wh)) == frozenset()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.warehouse.test_changes import EVENT, parse
@@ -9,7 +11,7 @@ from warehouse.records import EditRequest
 from warehouse.reference.build import held_out_templates
 from warehouse.reference.world import UNKNOWN, Template, facts, templates
 from warehouse.world.changes import Change, Value
-from warehouse.world.verbalise import Unverbalised, verbalise
+from warehouse.world.verbalise import Unverbalised, verbalise, with_rephrases
 
 
 def change(**fields: object) -> Change:
@@ -90,3 +92,31 @@ def test_what_no_prompt_can_state_is_named(fields: dict[str, object], reason: st
     found = verbalise(change(**fields), templates())
     assert isinstance(found, Unverbalised)
     assert found.reason == reason and found.record_id in found.sentence
+
+
+# ---------------------------------------------------------------- other wordings of a user's request
+
+
+def asked(**fields: Any) -> EditRequest:
+    given = {"request_id": "r", "prompt": "Ada was born in", "subject": "Ada", "relation": "P19", "target_new": "Oslo"}
+    return EditRequest(**(given | fields))
+
+
+def test_a_request_is_reworded_by_its_relations_templates() -> None:
+    found = with_rephrases(asked(), templates()).rephrases
+    assert found and asked().prompt not in found
+    assert set(found) <= {templates()["P19"].prompt(i, "Ada") for i in range(len(templates()["P19"].prompts))}
+
+
+def test_a_relation_without_templates_is_reworded_from_the_prompts_own_form() -> None:
+    found = with_rephrases(asked(relation="mascot", prompt="The mascot of Ada is"), templates()).rephrases
+    assert found[:2] == ("Ada's mascot is", "Question: What is the mascot of Ada? Answer:") and len(set(found)) == 3
+    odd = with_rephrases(asked(relation="mascot", prompt="Ada cheers for"), templates()).rephrases
+    assert len(set(odd)) == 3 and all(prompt.endswith("Ada cheers for") for prompt in odd)
+    question = with_rephrases(asked(relation="mascot", prompt="What does Ada cheer for?"), templates()).rephrases
+    assert len(set(question)) == 3 and all("What does Ada cheer for?" in prompt for prompt in question)
+
+
+def test_what_the_user_gave_stands() -> None:
+    assert with_rephrases(asked(rephrases=("Ada's birthplace is",)), templates()).rephrases == ("Ada's birthplace is",)
+    assert with_rephrases(asked(relation="text:{s} was born in"), templates()).rephrases == ()

@@ -107,15 +107,23 @@ class RecordIds:
         return record_id
 
 
-def parse_time(value: object) -> datetime | None:
-    """A time with zone (UTC where none is given), or None where the value is no ISO time or UTC has no such moment."""
+def read_time(value: object) -> datetime | None:
+    """A time with zone (UTC where none is given), or None where the value is no ISO time."""
     if not isinstance(value, str):
         return None
     try:
         time = datetime.fromisoformat(value)
-        # Only a moment that every later step can turn into UTC: `0001-01-01T00:00:00+01:00` is before the first year.
-        return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
+        return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def parse_time(value: object) -> datetime | None:
+    """A time in UTC, or None where the value is no ISO time or UTC has no such moment (`0001-01-01T00:00:00+01:00`)."""
+    time = read_time(value)
+    try:
+        return None if time is None else time.astimezone(UTC)
+    except OverflowError:
         return None
 
 

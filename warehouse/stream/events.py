@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic_core import from_json
 
 from warehouse.digests import sha256_bytes
-from warehouse.sources.base import parse_time
+from warehouse.sources.base import read_time
 
 Action = Literal["fetch_and_diff", "tombstone", "term_or_sitelink_only", "drop"]
 #: Edits whose content the warehouse wants to know; the other two are only counted.
@@ -191,7 +191,7 @@ def _count(value: Any) -> int | None:
 
 
 def _time(event: dict[str, Any], meta: dict[str, Any]) -> datetime | None:
-    moment = parse_time(meta.get("dt"))
+    moment = read_time(meta.get("dt"))
     try:
         if moment is not None:
             return moment.astimezone(UTC)
