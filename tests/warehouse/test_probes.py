@@ -375,7 +375,7 @@ def test_bystanders_do_not_depend_on_the_size_of_the_night(num: int) -> None:
 
 
 def test_facts_of_any_relation_stand_in_where_a_relation_has_too_few_subjects(wh: Warehouse) -> None:
-    request = ask("Ada", "P19", "Oslo", relation="mascot", prompt="The mascot of Ada is")
+    request = ask("Ada", "P19", "Oslo").model_copy(update={"relation": "mascot", "prompt": "The mascot of Ada is"})
     assert not of("neighbourhood", build_edit_probes(wh, [request]))
     found = build_edit_probes(wh, [request], least={"neighbourhood": 5})
     assert len(of("neighbourhood", found)) == 5

@@ -98,7 +98,13 @@ def test_what_no_prompt_can_state_is_named(fields: dict[str, object], reason: st
 
 
 def asked(**fields: Any) -> EditRequest:
-    given = {"request_id": "r", "prompt": "Ada was born in", "subject": "Ada", "relation": "P19", "target_new": "Oslo"}
+    given: dict[str, Any] = {
+        "request_id": "r",
+        "prompt": "Ada was born in",
+        "subject": "Ada",
+        "relation": "P19",
+        "target_new": "Oslo",
+    }
     return EditRequest(**(given | fields))
 
 
