@@ -12,7 +12,7 @@ import pytest
 
 from warehouse.database.connection import Warehouse
 from warehouse.errors import IntegrityError, NotFound
-from warehouse.records import EditRequest, Probe, ProbeKind, ProbeSet
+from warehouse.records import EditRequest, Probe, ProbeSet
 from warehouse.reference.build import held_out_templates
 from warehouse.reference.world import UNKNOWN, facts, templates
 from warehouse.world.changes import Value
