@@ -45,6 +45,8 @@ class Slot:
         own: smallest answer to the own states (a low quantile).
         foreign: largest answer to the bank of known subjects and plain text.
         value: (d_model,) what is added to the site's output.
+        mean: (d_model,) the preparation's mean, around which `own` and `foreign` were measured; None: that of its patch. A
+            preparation that is made anew, on another machine or after the first was lost, has another one.
     """
 
     subject: str
@@ -54,6 +56,7 @@ class Slot:
     own: float
     foreign: float
     value: Tensor
+    mean: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,22 +82,36 @@ def gates_of(slots: Sequence[Slot], mean: Tensor, gap_share: float, ramp_share: 
     to own, and is open at `ramp_share` of what is left.
 
     Filters are those of the grid of `editors.exact`, on which slots of today lie anyway.
+
+    Args:
+        mean: of slots that name none of their own.
     """
     ordered = sorted(slots, key=lambda s: s.subject)
     grid = on_grid(torch.stack([s.filter for s in ordered]))
     values = torch.stack([s.value for s in ordered])
     own, foreign = torch.tensor([s.own for s in ordered]), torch.tensor([s.foreign for s in ordered])
-    states = on_grid(torch.cat([s.states for s in ordered]) - mean)
+    states = torch.cat([s.states for s in ordered])
     owner = torch.tensor([i for i, s in enumerate(ordered) for _ in range(len(s.states))])
-    for start in range(0, len(ordered), 256):
-        rows = slice(start, min(start + 256, len(ordered)))
-        answers = grid_product(grid[rows], states)
-        answers[owner[None, :] == torch.arange(len(ordered))[rows, None]] = float("-inf")
-        foreign[rows] = torch.maximum(foreign[rows], answers.amax(1).float())
+    offsets = torch.empty(len(ordered))
+    for centre, members in _by_mean(ordered, mean):
+        offsets[members] = exact_dense(grid[members].float(), centre[None])[:, 0]
+        around = on_grid(states - centre)
+        for rows in members.split(256):
+            answers = grid_product(grid[rows], around)
+            answers[owner[None, :] == rows[:, None]] = float("-inf")
+            foreign[rows] = torch.maximum(foreign[rows], answers.amax(1).float())
     foreign = torch.minimum(foreign, MOST_FOREIGN * own)
     low = foreign + gap_share * (own - foreign)
-    filters = grid.float()
-    return SlotGates(filters, exact_dense(filters, mean[None])[:, 0], low, low + ramp_share * (own - low), values)
+    return SlotGates(grid.float(), offsets, low, low + ramp_share * (own - low), values)
+
+
+def _by_mean(slots: Sequence[Slot], mean: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(mean, rows of its slots): one pair for each preparation that slots come from, nearly always one in all."""
+    groups: dict[bytes, tuple[Tensor, list[int]]] = {}
+    for row, slot in enumerate(slots):
+        own = mean if slot.mean is None else slot.mean
+        groups.setdefault(own.contiguous().numpy().tobytes(), (own, []))[1].append(row)
+    return [(own, torch.tensor(rows)) for own, rows in groups.values()]
 
 
 class SlotBook:
@@ -180,10 +197,18 @@ class SlotPatch(Patch):
             raise PatchError(f"the filters at {site} lie on a grid of {grid} bits, this release has {BITS}; update errata")
         self.site, self.gap_share, self.ramp_share, self.grid = site, gap_share, ramp_share, grid
         self.mean = mean.detach().float().cpu().contiguous()
-        self.changes = {
-            subject: None if s is None else replace(s, states=_plain(s.states), filter=_plain(s.filter), value=_plain(s.value))
-            for subject, s in sorted(changes.items())
-        }
+        self.changes = {subject: None if s is None else self._own(s) for subject, s in sorted(changes.items())}
+
+    def _own(self, slot: Slot) -> Slot:
+        mean = self.mean if slot.mean is None else _plain(slot.mean)
+        plain = {"states": _plain(slot.states), "filter": _plain(slot.filter), "value": _plain(slot.value)}
+        return replace(slot, **plain, mean=mean)
+
+    @property
+    def _strangers(self) -> dict[str, Tensor]:
+        """Subject -> mean of its slot, where that is not the patch's."""
+        put = {subject: s.mean for subject, s in self.changes.items() if s is not None and s.mean is not None}
+        return {subject: mean for subject, mean in put.items() if not torch.equal(mean, self.mean)}
 
     @property
     def rederivable(self) -> bool:
@@ -199,6 +224,7 @@ class SlotPatch(Patch):
             "filters": torch.stack([s.filter for s in put]) if put else torch.empty(0, width),
             "values": torch.stack([s.value for s in put]) if put else torch.empty(0, width),
             "own": torch.tensor([s.own for s in put]), "foreign": torch.tensor([s.foreign for s in put]),
+            **({"other_means": torch.stack(list(self._strangers.values()))} if self._strangers else {}),
         }  # fmt: skip
 
     @property
@@ -209,11 +235,13 @@ class SlotPatch(Patch):
             for subject, s in self.changes.items()
         ]  # fmt: skip
         settings = {"site": self.site, "gap_share": self.gap_share, "ramp_share": self.ramp_share}
-        return {"form": "slots", **settings, "slots": slots, **({"grid": self.grid} if self.grid else {})}
+        strangers = {"other_means": list(self._strangers)} if self._strangers else {}
+        return {"form": "slots", **settings, "slots": slots, **strangers, **({"grid": self.grid} if self.grid else {})}
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SlotPatch:
         changes: dict[str, Slot | None] = {}
+        means = dict(zip(meta.get("other_means", ()), tensors.get("other_means", ()), strict=True))
         number = at = 0
         for row in meta["slots"]:
             if row["forms"] is None:
@@ -223,6 +251,7 @@ class SlotPatch(Patch):
                 row["subject"], tuple(EditRequest.model_validate(r, strict=False) for r in row["requests"]),
                 tensors["states"][at : at + row["forms"]].clone(), tensors["filters"][number].clone(),
                 float(tensors["own"][number]), float(tensors["foreign"][number]), tensors["values"][number].clone(),
+                means.get(row["subject"]),
             )  # fmt: skip
             at, number = at + row["forms"], number + 1
         return cls(meta["site"], tensors["mean"], meta["gap_share"], meta["ramp_share"], changes, int(meta.get("grid", 0)))
@@ -238,8 +267,11 @@ class SlotPatch(Patch):
         remove: Undo | None = None
         if book is None:
             book = SlotBook(self.mean, self.gap_share, self.ramp_share, model.hf.device)
-        elif (book.gap_share, book.ramp_share) != (self.gap_share, self.ramp_share) or not torch.equal(book.mean, self.mean):
-            raise PatchError(f"the slots of {self.site} on the model were made with other settings or another preparation")
+        elif (book.gap_share, book.ramp_share) != (self.gap_share, self.ramp_share):
+            raise PatchError(
+                f"the slots of {self.site} on the model have gap_share {book.gap_share} and ramp_share {book.ramp_share}, the "
+                f"patch has {self.gap_share} and {self.ramp_share}; edit this lineage with the settings that it began with"
+            )
         missing = [s for s, slot in self.changes.items() if slot is None and s not in book.slots]
         if missing:
             raise PatchError(f"{self.site} has no slot of {missing[0]!r} to take out; push the patches in their order")

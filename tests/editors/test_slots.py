@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -82,3 +84,37 @@ def test_a_models_weights_lie_well_wherever_they_were_read_from() -> None:
     model.hf.transformer.h[0].mlp.c_fc.weight.data = awkward(model.hf.transformer.h[0].mlp.c_fc.weight.data)
     again = type(model)(model.hf, model.tokenizer)
     assert all(p.data_ptr() % 64 == 0 for p in again.hf.parameters()) and again.base_digest == model.base_digest
+
+
+def test_slots_of_another_preparation_stand_beside_the_others() -> None:
+    """Made anew on another machine, a preparation has other last bits; the lineage goes on all the same."""
+    site, other = "transformer.h.1.mlp", MEAN + 0.125
+    model = fixed_model("gpt2")
+    model.push(SlotPatch(site, MEAN, 0.5, 0.5, {s.subject: s for s in SLOTS[:3]}))
+    model.push(SlotPatch(site, other, 0.5, 0.5, {s.subject: s for s in SLOTS[3:5]}))
+    book = model.memories[f"slots:{site}"]
+    for row, slot in enumerate(sorted(SLOTS[:5], key=lambda s: s.subject)):
+        centre = other if slot in SLOTS[3:5] else MEAN
+        assert float(book.gates.offsets[row]) == pytest.approx(
+            float(slot.filter.double() @ centre.double()), rel=1e-5, abs=1e-6
+        )
+        states = torch.cat([s.states for s in SLOTS[:5] if s is not slot]) - centre
+        worst = min(max(slot.foreign, float((states.double() @ slot.filter.double()).max())), 0.9 * slot.own)
+        assert float(book.gates.low[row]) == pytest.approx((worst + slot.own) / 2, rel=1e-4)
+
+
+def test_a_patch_keeps_the_means_of_slots_from_another_preparation() -> None:
+    changed = {SLOTS[0].subject: replace(SLOTS[0], mean=MEAN + 1), SLOTS[1].subject: SLOTS[1]}
+    patch = SlotPatch("transformer.h.1.mlp", MEAN, 0.5, 0.5, changed)
+    again = SlotPatch.from_parts(patch.tensors, patch.meta)
+    assert again.digest == patch.digest
+    first, second = again.changes[SLOTS[0].subject], again.changes[SLOTS[1].subject]
+    assert first is not None and second is not None and first.mean is not None and second.mean is not None
+    assert torch.equal(first.mean, MEAN + 1) and torch.equal(second.mean, MEAN)
+
+
+def test_slots_made_with_other_shares_are_refused() -> None:
+    model = fixed_model("gpt2")
+    model.push(SlotPatch("transformer.h.1.mlp", MEAN, 0.5, 0.5, {SLOTS[0].subject: SLOTS[0]}))
+    with pytest.raises(PatchError, match=r"ramp_share 0\.5, the patch has 0\.5 and 0\.25"):
+        model.push(SlotPatch("transformer.h.1.mlp", MEAN, 0.5, 0.25, {SLOTS[1].subject: SLOTS[1]}))
