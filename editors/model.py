@@ -21,7 +21,7 @@ from editors.anatomy import anatomy_of
 from editors.asking.calls import Call, Generation, PromptPositions, Runner
 from editors.asking.runner import PlainRunner
 from editors.asking.scoring import score_call, stop_tokens
-from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of
+from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of, save_tokenizer
 from editors.errors import UnsupportedModel
 from editors.exact import aligned
 from editors.loading import load_checkpoint
@@ -360,4 +360,4 @@ class EditableModel:
             path = folder / "config.json"
             config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        self.own_tokenizer.save_pretrained(folder)
+        save_tokenizer(self.own_tokenizer, folder)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from editors.asking.joining import joined
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+#: Its entry that says how it was loaded.
+FROM_ENVIRONMENT = "local_files_only"
 #: What a continuation is encoded behind where its own tokens grow together with the prompt's.
 ANCHORS = ("\n", ".", ":", "a", "1", "(", "。", " ")
 #: Tokens of a prompt that are decoded with a continuation: decoders drop the space before a text's first word.
@@ -60,6 +64,19 @@ def asking_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
     copy: Any = deepcopy(tokenizer)
     copy.backend_tokenizer.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
     return copy
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer as it came with the model, with no trace of how this process happened to load it.
+
+    transformers notes `local_files_only`, which follows from the environment (HF_HUB_OFFLINE): with it a checkpoint would
+    have other bytes on another machine.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / TOKENIZER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.pop(FROM_ENVIRONMENT, None) is not None:
+        path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _specials_behind(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from editors.asking.tokens import save_tokenizer
 from editors.errors import UnsupportedModel
 from editors.export.neurons import widened
 from editors.export.slots import export_plain
@@ -32,7 +33,7 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> P
             export_plain(model, folder)
         elif any(p.kind != "weight" for p in model.patches):
             widened(model).save_pretrained(folder, safe_serialization=True)
-            model.own_tokenizer.save_pretrained(folder)
+            save_tokenizer(model.own_tokenizer, folder)
         else:
             model.save_pretrained(folder)
     except UnsupportedModel as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from editors.anatomy import anatomy_of
+from editors.asking.tokens import save_tokenizer
 from editors.errors import PatchError, UnsupportedModel
 from editors.export.neurons import widened
 from editors.model import EditableModel
@@ -55,7 +56,7 @@ def export_plain(model: EditableModel, folder: Path, sharpness: float = SHARPNES
     """
     plain, places = widened_slots(model, sharpness)
     plain.save_pretrained(folder, safe_serialization=True)
-    model.own_tokenizer.save_pretrained(folder)
+    save_tokenizer(model.own_tokenizer, folder)
     (folder / RECORD).write_bytes(canonical_json([p.model_dump(mode="json") for p in places]))
     return places
 

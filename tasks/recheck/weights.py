@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from editors.asking.tokens import FROM_ENVIRONMENT, TOKENIZER_CONFIG
 from editors.errors import EditorError
 from editors.export.plain import NOTE, materialise
 from editors.model import EditableModel
@@ -26,6 +28,7 @@ from warehouse.lineages.audit import Break
 #: How far an entry written on another machine by the rules of before may be off: relative to itself, and to the smaller of
 #: the largest entries in its row and column (a slot's key is large, the weight beside it in the same row is not).
 OWN_SHARE, ROW_SHARE = 1e-4, 1e-5
+MAX_CONFIG_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ def _compared(store: ObjectStore, model: EditableModel, folder: Path, prefix: st
         made, key = folder / "model" / name, prefix + name
         if made.is_file() and sha256_file(made) == digest:
             continue
-        if of_before and made.is_file() and name.endswith(".safetensors") and _nearly(store, key, made, folder / "stored"):
+        if of_before and made.is_file() and name == TOKENIZER_CONFIG and _loaded_alike(store, key, made):
+            notes.append(f"{key}: written by a release that noted how it had loaded the tokenizer; all else is the same")
+        elif of_before and made.is_file() and name.endswith(".safetensors") and _nearly(store, key, made, folder / "stored"):
             notes.append(
                 f"{key}: written by a release whose last bits depended on the machine; it is what the base and the patches "
                 f"give, to {OWN_SHARE:g} of each weight"
@@ -78,6 +83,14 @@ def _compared(store: ObjectStore, model: EditableModel, folder: Path, prefix: st
         else:
             breaks.append(Break(what=key, found="the base and the patches do not give this file"))
     return Rederived(tuple(breaks), tuple(notes))
+
+
+def _loaded_alike(store: ObjectStore, key: str, made: Path) -> bool:
+    try:
+        stored, ours = json.loads(store.read(key, MAX_CONFIG_BYTES)), json.loads(made.read_bytes())
+    except (WarehouseError, ValueError):
+        return False
+    return isinstance(stored, dict) and {**stored, FROM_ENVIRONMENT: None} == {**ours, FROM_ENVIRONMENT: None}
 
 
 def _nearly(store: ObjectStore, key: str, made: Path, scratch: Path) -> bool:

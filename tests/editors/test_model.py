@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editors.anatomy import anatomy_of
 from editors.asking.calls import Call, Generation, LogitBatch, Runner
@@ -281,3 +281,15 @@ def test_the_tokenizer_is_never_changed(tiny: EditableModel) -> None:
     tiny.generate(["Paris", "Ada Lovelace was"], 2)
     tiny.score([Ask("Paris", "is")])
     assert tiny.tokenizer.padding_side == side == tiny_tokenizer().padding_side
+
+
+def test_an_export_does_not_say_how_its_tokenizer_was_loaded(tiny: EditableModel, tmp_path: Path) -> None:
+    """HF_HUB_OFFLINE, or a hub that cannot be reached, would else give a checkpoint other bytes."""
+    files = []
+    for number, noted in enumerate(({}, {"local_files_only": True}, {"local_files_only": False})):
+        tiny.save_pretrained(tmp_path / "base")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base", **noted)
+        tokenizer.init_kwargs |= noted
+        EditableModel(tiny.hf, tokenizer).save_pretrained(tmp_path / str(number))
+        files.append((tmp_path / str(number) / "tokenizer_config.json").read_bytes())
+    assert b"local_files_only" not in files[0] and len(set(files)) == 1
