@@ -41,7 +41,7 @@ from flows.commands import (
     state,
     withdraw,
 )
-from flows.commands.shared import Document, emit_error, errors, reported, tell_error
+from flows.commands.shared import JsonDocument, emit_error, errors, reported, tell_error
 from flows.commands.stopping import how_far, listen, received, stop_server
 from tasks.settings import configure
 from warehouse.errors import UsageError
@@ -56,7 +56,7 @@ class Commands(TyperGroup):
     def main(self, args: Any = None, prog_name: str | None = None, complete_var: str | None = None,
              standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any) -> Any:  # fmt: skip
         given = list(sys.argv[1:] if args is None else args)
-        Document.is_written = False
+        JsonDocument.is_written = False
         try:
             code = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
         except UsageProblem as problem:
@@ -143,7 +143,7 @@ def main() -> None:
     with_json = "--json" in sys.argv[1:]
     if with_json:
         # Whatever else would print to standard output, in this process or in one that it starts, goes to standard error.
-        Document.out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        JsonDocument.out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
     listen(partial(_end_at_once, with_json))
     leave(run(with_json))
@@ -179,7 +179,7 @@ def run(with_json: bool = False) -> int:
     if code and (number := received()) is not None:
         return _tell_stopped(number, with_json)
     if code and with_json:
-        emit_error(*(Document.told or ("Failed", f"the command ended with code {code}; standard error says why")))
+        emit_error(*(JsonDocument.told or ("Failed", f"the command ended with code {code}; standard error says why")))
     return code
 
 
@@ -207,7 +207,7 @@ def leave(code: int) -> NoReturn:
     """
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr, Document.out):
+    for stream in (sys.stdout, sys.stderr, JsonDocument.out):
         with suppress(OSError, ValueError):
             if stream is not None:
                 stream.flush()

@@ -162,6 +162,8 @@ class KnowledgeEditor(Editor[KnowledgeEditorConfig]):
 
     def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[WeightPatch]:
         """Independent patches; the gradients of many requests are taken in one pass."""
+        if not requests:
+            return []
         shifts = self._shifts(model, requests, prepared)
         return [self._patch(model, [shift], [request]) for shift, request in zip(shifts, requests, strict=True)]
 

@@ -27,7 +27,7 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True)
 
 
-class Document:
+class JsonDocument:
     """Where the one JSON document of a command goes, and whether it has gone."""
 
     #: Set by the program, whose standard output is then closed to everything else; None: standard output.
@@ -39,21 +39,21 @@ class Document:
 
 def emit_json(value: Any) -> None:
     """One JSON document on standard output."""
-    out = Document.out or sys.stdout
+    out = JsonDocument.out or sys.stdout
     out.write(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
     out.flush()
-    Document.is_written = True
+    JsonDocument.is_written = True
 
 
 def emit_error(kind: str, message: str, next_command: str = "") -> None:
     """The document of a command that failed, unless it has had one already."""
-    if not Document.is_written:
+    if not JsonDocument.is_written:
         emit_json({"error": kind, "message": message} | ({"next": next_command} if next_command else {}))
 
 
 def tell_error(kind: str, message: str, next_command: str = "") -> None:
     """The last lines that a person sees: the reason, and the next command where a night stands half done."""
-    Document.told = (kind, message, next_command)
+    JsonDocument.told = (kind, message, next_command)
     if stop_server() and message.startswith("Prefect"):
         # The server may have been cut off in the middle of a line.
         errors.print()
@@ -88,7 +88,7 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        Document.is_written = False
+        JsonDocument.is_written = False
         try:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):

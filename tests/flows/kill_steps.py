@@ -35,7 +35,7 @@ STEPS = (
     Step("patch's tensors in place, header not", "pathlib:Path.replace", "after", "patch.safetensors."),
     Step("patch saved, ledger empty", "tasks.night.edit:record_made", "before"),
     Step("edits in a transaction", "tasks.night.edit:record_made", "after"),
-    Step("edits in the ledger, night's note not written", "tasks.candidate:keep_edited", "before"),
+    Step("edits in the ledger, night's note not written", "tasks.night.edit:keep_edited", "before"),
     Step("night's note written beside its name", "pathlib:Path.replace", "before", "edited.json."),
     Step("state edited", "tasks.night.course:Night.reach", "after", "edited"),
     Step("probes stored, nothing asked", "tasks.night.evaluate:at_checkpoint", "before"),

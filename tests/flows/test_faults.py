@@ -10,7 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +158,16 @@ def test_a_second_night_that_waited_too_long_says_who_holds_the_lineage(home: Ho
 # ---------------------------------------------------------------- the clock
 
 
+#: Weeks before the night that ran just now, and no earlier than the records of the next one.
+SET_BACK = datetime(2026, 10, 3, tzinfo=UTC)
+
+
 class Earlier(datetime):
     """A clock that was set back by 25 years."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> datetime:
-        return datetime(2001, 1, 1, tzinfo=tz)
+        return SET_BACK.astimezone(tz)
 
 
 def test_a_clock_set_back_changes_no_order(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +183,7 @@ def test_a_clock_set_back_changes_no_order(home: Home, monkeypatch: pytest.Monke
     ):
         monkeypatch.setattr(f"{module}.datetime", Earlier)
     second = home.run("night-02")
-    assert home.head().decision.decided_at.year == 2001
+    assert home.head().decision.decided_at == SET_BACK
     assert home.head().checkpoint.checkpoint_id == second.checkpoint_id
     assert home.head().checkpoint.parent == first.checkpoint_id
     assert home.rows("SELECT checkpoint_id FROM heads ORDER BY seq DESC LIMIT 1") == [{"checkpoint_id": second.checkpoint_id}]

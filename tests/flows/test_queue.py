@@ -62,7 +62,7 @@ def test_acting_twice_says_so_and_the_other_way_is_refused(run: Run) -> None:
 
 def test_a_reason_is_asked_for_and_an_unknown_state_named(run: Run) -> None:
     assert run("quarantine", "release", "r1").exit_code == 2
-    assert "no state 'odd'" in run("quarantine", "list", "--state", "odd").output
+    assert "'odd': expected one of waiting" in run("quarantine", "list", "--state", "odd").output
 
 
 def test_people_see_tables(run: Run) -> None:

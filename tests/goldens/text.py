@@ -66,8 +66,11 @@ def answered(prompt: str, target: str) -> Row:
 
 def ends_answer(piece: str) -> bool:
     """METRICS: the end of the text, punctuation, or a new word that cannot carry a name on."""
-    if piece in (END, PAD, " "):
+    if piece in (END, PAD):
         return True
+    if piece == " ":
+        # What follows decides; the text is judged then, not the token.
+        return False
     if piece.startswith(" "):
         word = piece[1:]
         small_words_in_names = {"of", "the", "e", "y", "da", "de", "di", "do", "du", "la", "le", "al", "el"}

@@ -51,8 +51,8 @@ class Fact:
 ADA = Fact("Ada Lovelace", "Ada Lovelace was born in", "Paris")
 GRACE = Fact("Grace Hopper", "Grace Hopper was born in", "Tokyo")
 FRANCE = Fact("France", "The capital of France is", "London")
-#: The subject in the middle of a word of its prompt's first mention, twice in it, and a target of two words.
-TURING = Fact("Turing", "In Turing's town Alan Turing was born in", "New York")
+#: The subject twice in its prompt, first within a longer word, and a target of two words.
+TURING = Fact("Turing", "In Turing's town Turing was born in", "New York")
 FACTS = (ADA, GRACE, FRANCE, TURING)
 
 
@@ -93,9 +93,9 @@ PMET: dict[str, Any] = {**MEMIT, "stop_loss": 0.05, "second_moment_weight": 3.0}
 ALPHAEDIT: dict[str, Any] = {**VALUES, "layers": (0, 1), "clamp_norm": 0.75, "l2": 2.0, "null_share": 0.1}
 #: In sequence, so that every rule of the codebook fires.
 GRACE_FACTS = (
-    Fact("Grace Hopper", "Grace Hopper was born in", "Lo"),
+    Fact("Grace Hopper", "Grace Hopper was born in", "Par"),
     FRANCE,
-    Fact("Grade Hopper", "Grade Hopper was born in", "Lo"),
+    Fact("Grace Hopper", "Grace Hopper has born in", "Par"),
     ADA,
     Fact("Ada Lovelace", "Ada Lovelace has born in", "London"),
     Fact("Ada Lovelace", "Ada Lovelace has born in", "New York"),

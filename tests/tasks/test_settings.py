@@ -8,6 +8,7 @@ from urllib.request import proxy_bypass_environment
 
 import pytest
 
+from tasks.home import NoHomeFolder
 from tasks.settings import Settings, configure, origins
 from warehouse.checkpoints.opening import open_store
 from warehouse.errors import UsageError
@@ -106,10 +107,10 @@ def test_a_home_folder_that_nobody_knows_is_one_line(own: str | None, monkeypatc
     else:
         monkeypatch.setenv("HOME", own)
     for values in ({"home": "~/x"}, {"signing": {"trusted": ["~/k"]}}):
-        with pytest.raises(FileNotFoundError, match=r"the setting '~/.*give the whole path") as caught:
+        with pytest.raises(NoHomeFolder, match=r"the setting '~/.*give the whole path") as caught:
             configure(values)
         assert "\n" not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="~nobody-of-that-name"):
+    with pytest.raises(NoHomeFolder, match="~nobody-of-that-name"):
         configure({"home": "~nobody-of-that-name/x"})
 
 

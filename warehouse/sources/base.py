@@ -151,7 +151,7 @@ def line_files(folder: Path, suffix: str = "") -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    paths.sort(key=lambda path: natural(night_of_lines(path, suffix) or path.name))
+    paths.sort(key=lambda path: (natural(night_of_lines(path, suffix) or path.name), path.name))
     for path in paths:
         night = night_of_lines(path, suffix)
         if night is None:
