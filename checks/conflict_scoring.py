@@ -63,19 +63,30 @@ def score_conflicts(path: Path, nights: Path = NIGHTS, suite: Suite = run_reques
     rows: list[dict[str, Any]] = []
     for case in cases:
         found = {mode: is_recognised(case, mode, judged[mode][case["case_id"]]) for mode in judged}
-        rows.append({"case_id": case["case_id"], "kind": case["kind"], "rule": case["rule"]["id"],
-                     "strength": case["expected"].get("strength", "hard"), **found, "both": all(found.values())})  # fmt: skip
+        rows.append(
+            {
+                "case_id": case["case_id"],
+                "kind": case["kind"],
+                "rule": case["rule"]["id"],
+                "strength": case["expected"].get("strength", "hard"),
+                **found,
+                "both": all(found.values()),
+            }
+        )
     missed = [row for row in rows if not row["both"]]
     strict = [row for row in rows if row["strength"] == "hard" and row["kind"] != "round"]
     return {
-        "cases": len(rows), "set_aside": set_aside,
-        "hard": _share(strict), "round": _share([row for row in rows if row["kind"] == "round"]),
-        "recall": _table(rows, "kind"), "by_rule": _table(rows, "rule"),
+        "cases": len(rows),
+        "set_aside": set_aside,
+        "hard": _share(strict),
+        "round": _share([row for row in rows if row["kind"] == "round"]),
+        "recall": _table(rows, "kind"),
+        "by_rule": _table(rows, "rule"),
         "false_alarms": _false_alarms(nights, suite),
         "missed": [
             row | {mode: _told(judged[mode][row["case_id"]]) for mode in judged if not row[mode]} for row in missed[:100]
         ],
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------- reading
@@ -147,10 +158,13 @@ def judge_cases(cases: Sequence[Case], mode: str, suite: Suite = run_request_sui
             apply_fact_changes(store, night, result.added_frame(), result.ended_triples())
         held = _held(store)
     return {
-        case["case_id"]: (verdicts[f"{case['case_id']}/0"], verdicts[f"{case['case_id']}/1"],
-                          frozenset(held[_slot(case, case["edits"][1])]))
+        case["case_id"]: (
+            verdicts[f"{case['case_id']}/0"],
+            verdicts[f"{case['case_id']}/1"],
+            frozenset(held[_slot(case, case["edits"][1])]),
+        )
         for case in cases
-    }  # fmt: skip
+    }
 
 
 def _own(case: Case, entity: Mapping[str, Any]) -> str:
@@ -168,10 +182,20 @@ def _held(store: Warehouse) -> dict[tuple[str, str], set[str]]:
 
 def _facts(case: Case) -> Iterator[dict[str, Any]]:
     for fact in case["facts"]:
-        row = {"subject_id": _own(case, fact["subject"]), "subject": fact["subject"]["label"],
-               "relation": fact["property"]["id"], "object_id": _own(case, fact["object"]),
-               "object": fact["object"]["label"], "rank": "normal", "statement_id": None, "revision": None,
-               "valid_from": None, "valid_to": None, "source": "case", "known_from_night": BASE_NIGHT}  # fmt: skip
+        row = {
+            "subject_id": _own(case, fact["subject"]),
+            "subject": fact["subject"]["label"],
+            "relation": fact["property"]["id"],
+            "object_id": _own(case, fact["object"]),
+            "object": fact["object"]["label"],
+            "rank": "normal",
+            "statement_id": None,
+            "revision": None,
+            "valid_from": None,
+            "valid_to": None,
+            "source": "case",
+            "known_from_night": BASE_NIGHT,
+        }
         yield {**row, "fact_id": fact_id(row)}
 
 
@@ -182,16 +206,26 @@ def _change(case: Case, index: int, night: str, number: int) -> Change:
     # Wikidata keeps the id of a statement through its values: an edit of what the first one set is on its statement.
     same = _slot(case, edit) == _slot(case, first) and index and old is not None and old["id"] == first["new_object"]["id"]
     return Change(
-        record_id=f"{case['case_id']}/{index}", night=night, received_at=_NOW + timedelta(days=number - 1, minutes=index),
+        record_id=f"{case['case_id']}/{index}",
+        night=night,
+        received_at=_NOW + timedelta(days=number - 1, minutes=index),
         op="add_statement" if old is None else "set_value",
         subject=Entity(id=_own(case, edit["subject"]), label=edit["subject"]["label"]),
-        relation=edit["property"]["id"], relation_label=edit["property"].get("label") or "",
+        relation=edit["property"]["id"],
+        relation_label=edit["property"].get("label") or "",
         old=None if old is None else Value(type="item", id=_own(case, old), label=old["label"]),
         new=Value(type="item", id=_own(case, edit["new_object"]), label=edit["new_object"]["label"]),
-        rank="normal", qualifiers={}, references=1, statement_id=f"{case['case_id']}${0 if same else index}",
-        editor_class="autoconfirmed", patrolled=True, comment="", tags=(), revision_old=None,
+        rank="normal",
+        qualifiers={},
+        references=1,
+        statement_id=f"{case['case_id']}${0 if same else index}",
+        editor_class="autoconfirmed",
+        patrolled=True,
+        comment="",
+        tags=(),
+        revision_old=None,
         revision_new=1000 * number + index,
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------- counting
@@ -200,12 +234,15 @@ def _change(case: Case, index: int, night: str, number: int) -> Change:
 def is_recognised(case: Case, mode: str, outcome: PairOutcome) -> bool:
     """Whether the two verdicts are what the kind of conflict asks for; see the module's head for the two modes."""
     checks: dict[tuple[str, str], Callable[[Case, PairOutcome], bool]] = {
-        ("reverse", "same_night"): _both_wait, ("composite", "same_night"): _both_wait,
-        ("reverse", "later_night"): _second_waits, ("composite", "later_night"): _second_waits,
+        ("reverse", "same_night"): _both_wait,
+        ("composite", "same_night"): _both_wait,
+        ("reverse", "later_night"): _second_waits,
+        ("composite", "later_night"): _second_waits,
         ("coverage", "same_night"): lambda c, o: _both_wait(c, o) or _only_the_last(c, o),
         ("coverage", "later_night"): _second_replaces,
-        ("round", "same_night"): _both_dropped, ("round", "later_night"): _returns,
-    }  # fmt: skip
+        ("round", "same_night"): _both_dropped,
+        ("round", "later_night"): _returns,
+    }
     return checks[case["kind"], mode](case, outcome)
 
 
@@ -274,7 +311,8 @@ def _false_alarms(nights: Path, suite: Suite) -> dict[str, Any]:
     score = score_nights(nights, suite)
     good = sum(n for truth in ("accept", "supersede") for n in score["confusion"].get(truth, {}).values())
     wrong = [
-        error["record_id"] for error in score["errors"]
+        error["record_id"]
+        for error in score["errors"]
         if error["verdict"] in ("accept", "supersede") and error["given_reason"] in CONFLICT_REASONS
-    ]  # fmt: skip
+    ]
     return {"n": good, "found": len(wrong), "rate": len(wrong) / good if good else None, "records": wrong}

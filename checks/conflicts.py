@@ -204,35 +204,51 @@ def judge(row: Row) -> Verdict:
     related = sorted({i for column in rule.evidence for i in ids(row[column])} - {row["record_id"]})
     name = row["suspicion"].rule if rule.name == "suspicious" else rule.name
     return Verdict(
-        record_id=row["record_id"], verdict=rule.verdict, reason=rule.name, rule=name,
+        record_id=row["record_id"],
+        verdict=rule.verdict,
+        reason=rule.name,
+        rule=name,
         confidence=rule.confidence(row) if callable(rule.confidence) else rule.confidence,
-        sentence=rule.sentence(row), related=tuple(related), request_id=row["request_id"],
-    )  # fmt: skip
+        sentence=rule.sentence(row),
+        related=tuple(related),
+        request_id=row["request_id"],
+    )
 
 
 def eq3_verdict(row: Row, rivals: tuple[str, ...]) -> Verdict:
     """Survey eq. 3: records that would fill one slot with different targets in one night all wait."""
     return Verdict(
-        record_id=row["record_id"], verdict="quarantine", reason="contradiction_within_night",
+        record_id=row["record_id"],
+        verdict="quarantine",
+        reason="contradiction_within_night",
         rule="one_target_per_slot",
         sentence=f"{_slot(row)}: {_new(row)} and the target of {', '.join(rivals)} cannot both be edited in one night.",
-        related=rivals, request_id=row["request_id"],
-    )  # fmt: skip
+        related=rivals,
+        request_id=row["request_id"],
+    )
 
 
 def denial_verdict(row: Row, others: tuple[str, ...]) -> Verdict:
     """Records of one night that would deny each other by an inverse or functional rule all wait."""
     return Verdict(
-        record_id=row["record_id"], verdict="quarantine", reason="inverse_conflict", rule="no_mutual_denial",
+        record_id=row["record_id"],
+        verdict="quarantine",
+        reason="inverse_conflict",
+        rule="no_mutual_denial",
         sentence=f"{_slot(row)}: {_new(row)} and {', '.join(others)} cannot both be true, so neither is edited.",
-        related=others, request_id=row["request_id"],
-    )  # fmt: skip
+        related=others,
+        request_id=row["request_id"],
+    )
 
 
 def noop_verdict(request: EditRequest, record_id: str | None = None) -> Verdict:
     """For a request whose answer the model already gives: recorded and skipped, never edited (decided at edit time)."""
     return Verdict(
-        record_id=record_id or request.request_id, verdict="merge_duplicate", reason="already_known_to_model",
-        rule="already_known_to_model", sentence=f"{request.subject} / {request.relation}: the model already answers "
-        f"'{_short(request.target_new)}'; there is nothing to edit.", request_id=request.request_id,
-    )  # fmt: skip
+        record_id=record_id or request.request_id,
+        verdict="merge_duplicate",
+        reason="already_known_to_model",
+        rule="already_known_to_model",
+        sentence=f"{request.subject} / {request.relation}: the model already answers "
+        f"'{_short(request.target_new)}'; there is nothing to edit.",
+        request_id=request.request_id,
+    )

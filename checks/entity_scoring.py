@@ -29,8 +29,15 @@ from warehouse.wikidata.entities import (
 #: Identifiers, media and links are no facts about the world; the recorded differences leave them out.
 NO_FACTS = frozenset({"external-id", "commonsMedia", "url", "geo-shape", "tabular-data"})
 #: Our names of the recorded kinds of change.
-KINDS = {"statement_added": "added", "statement_removed": "removed", "value_changed": "value", "rank_changed": "rank",
-         "qualifiers_changed": "qualifiers", "references_only": "references", "term_changed": "term"}  # fmt: skip
+KINDS = {
+    "statement_added": "added",
+    "statement_removed": "removed",
+    "value_changed": "value",
+    "rank_changed": "rank",
+    "qualifiers_changed": "qualifiers",
+    "references_only": "references",
+    "term_changed": "term",
+}
 #: The kinds of which not one may be missed or made up.
 STATEMENT_KINDS = frozenset({"added", "removed", "value"})
 #: (entity, old revision, new revision).
@@ -96,9 +103,13 @@ def _documents(folder: Path, paths: Sequence[Path]) -> tuple[dict[str, Any], dic
             for statement in entity.statements:
                 statements[statement.key].append(statement)
     summary = {
-        "n": len(paths), "entities": num_entities, "statements": sum(map(len, statements.values())),
-        "set_aside": dict(set_aside), "left_out": dict(left_out), "errors": errors,
-    }  # fmt: skip
+        "n": len(paths),
+        "entities": num_entities,
+        "statements": sum(map(len, statements.values())),
+        "set_aside": dict(set_aside),
+        "left_out": dict(left_out),
+        "errors": errors,
+    }
     return summary, statements
 
 
@@ -145,25 +156,31 @@ def _diffs(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **_rates(expected.keys(), found.keys()),
         "statements": _rates(*({m for m in marks if m[2] in STATEMENT_KINDS} for marks in (expected, found))),
-        "by_kind": {
-            kind: _rates({m for m in expected if m[2] == kind}, {m for m in found if m[2] == kind}) for kind in kinds
-        },
+        "by_kind": {kind: _rates({m for m in expected if m[2] == kind}, {m for m in found if m[2] == kind}) for kind in kinds},
         "same_content": sum(same) / len(same) if same else None,
         "wrong": [
-            {"entity": pair[0], "from": pair[1], "to": pair[2], "statement": statement, "kind": kind,
-             "problem": "missing" if (pair, statement, kind) in expected else "spurious"}
+            {
+                "entity": pair[0],
+                "from": pair[1],
+                "to": pair[2],
+                "statement": statement,
+                "kind": kind,
+                "problem": "missing" if (pair, statement, kind) in expected else "spurious",
+            }
             for pair, statement, kind in sorted(expected.keys() ^ found.keys())
         ],
-    }  # fmt: skip
+    }
 
 
 def _rates(expected: Iterable[Mark], found: Iterable[Mark]) -> dict[str, Any]:
     expected, found = set(expected), set(found)
     hits = len(expected & found)
     return {
-        "precision": hits / len(found) if found else None, "recall": hits / len(expected) if expected else None,
-        "n": len(expected), "found": len(found),
-    }  # fmt: skip
+        "precision": hits / len(found) if found else None,
+        "recall": hits / len(expected) if expected else None,
+        "n": len(expected),
+        "found": len(found),
+    }
 
 
 def _revision(folder: Path, entity_id: str, revision: str) -> EntityDocument:
@@ -198,8 +215,13 @@ def _recorded(value: dict[str, Any]) -> tuple[str, ...]:
     kind = value["type"]
     if kind == "coord":
         return tuple(f"{round(value[name], 9):.9f}" for name in ("lat", "lon"))
-    fields = {"item": ("id",), "string": ("value",), "text": ("lang", "text"), "quantity": ("amount", "unit"),
-              "time": ("time", "precision", "calendar")}  # fmt: skip
+    fields = {
+        "item": ("id",),
+        "string": ("value",),
+        "text": ("lang", "text"),
+        "quantity": ("amount", "unit"),
+        "time": ("time", "precision", "calendar"),
+    }
     return tuple(str(value[name]) for name in fields[kind]) if kind in fields else (kind,)
 
 

@@ -155,9 +155,7 @@ def _title(rule: GateRule) -> str:
 
 def _without_nan(score: Score) -> Score:
     """NaN and infinities become None: they are no measurement, and a decision must have a JSON form."""
-    bad = {
-        field: None for field in ("value", "low", "high") if not math.isfinite(getattr(score, field) or 0.0)
-    }  # fmt: skip
+    bad = {field: None for field in ("value", "low", "high") if not math.isfinite(getattr(score, field) or 0.0)}
     return score.model_copy(update=bad) if bad else score
 
 

@@ -62,9 +62,10 @@ def identified(store: Reader, records: Mapping[str, Any]) -> Identified:
     for record_id, record in readable.items():
         result.records[record_id] = _related(result, record_id, _plain(record), names)
     lacking = [
-        (i, r) for i, r in result.records.items()
+        (i, r)
+        for i, r in result.records.items()
         if isinstance(r, EditRequest) and not r.relation.startswith(WORDING) and not (r.subject_id and r.target_new_id)
-    ]  # fmt: skip
+    ]
     if lacking:
         pairs = [pair for r in result.records.values() for pair in _pairs(r)]
         known = entities_named(store, [text for _, r in lacking for text in (r.subject, r.target_new)], pairs)
@@ -98,14 +99,21 @@ def _related(result: Identified, record_id: str, record: Change | EditRequest, n
     elif meant:
         return record.model_copy(update={"relation": next(iter(meant))})
     # A relation of the user's own: nobody knows it, and two spellings of it are one all the same.
-    return record.model_copy(update={"relation": relation_words(record.relation) or record.relation}) if isinstance(
-        record, EditRequest) else record  # fmt: skip
+    return (
+        record.model_copy(update={"relation": relation_words(record.relation) or record.relation})
+        if isinstance(record, EditRequest)
+        else record
+    )
 
 
 def _named(
-    store: Reader, result: Identified, record_id: str, request: EditRequest, known: Meanings,
+    store: Reader,
+    result: Identified,
+    record_id: str,
+    request: EditRequest,
+    known: Meanings,
     slots: Mapping[tuple[str, str], Mapping[str, set[str]]],
-) -> EditRequest:  # fmt: skip
+) -> EditRequest:
     update: dict[str, str] = {}
     if not request.subject_id:
         meant = known.get(folded(request.subject), frozenset())
@@ -165,8 +173,10 @@ def reused_ids(store: Reader, night: str, records: Mapping[str, Any]) -> dict[st
             sentence = f"the request id '{request_id}' came with {len(set(contents.values()))} contents; give each its own."
             faults |= {i: Fault("record_id_reused", sentence, tuple(n for n in named if n != i)) for i in group}
         elif request_id in stored and stored[request_id][1] != contents[group[0]]:
-            sentence = (f"the request id '{request_id}' was used in night {stored[request_id][0]} for another request; "
-                        "give this one its own.")  # fmt: skip
+            sentence = (
+                f"the request id '{request_id}' was used in night {stored[request_id][0]} for another request; "
+                "give this one its own."
+            )
             faults |= {i: Fault("record_id_reused", sentence) for i in group}
         elif request_id in stored:
             sentence = f"the same request came in night {stored[request_id][0]}."

@@ -24,16 +24,19 @@ _ADDRESS = re.compile(r"\b(?:https?|ftp|file|data|javascript|mailto):\S|\bwww\.|
 _CODE = re.compile(
     r"""["')]\s*;|;\s*--|\b(?:drop|alter|create)\s+table\b|\b(?:insert\s+into|delete\s+from|union\s+select)\b
     |\bselect\s+.+\sfrom\s+\S|["']\s*or\s+["'\d].*=|<\?php|\.\./|\\[ux][0-9a-f]{2}|%[0-9a-f]{2}%[0-9a-f]{2}|%00
-    |^=\s*[A-Z]+\(|\bfunction\s*\(|\balert\(""", re.I | re.X,
-)  # fmt: skip
+    |^=\s*[A-Z]+\(|\bfunction\s*\(|\balert\(""",
+    re.I | re.X,
+)
 #: UTF-8 read as Latin-1, and bytes that were no text at all.
 _BROKEN = re.compile("\ufffd|[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac")
 _SPAM = re.compile(
     r"\b(?:viagra|cialis|click here|visit my|my (?:web)?site|buy (?:now|cheap)|cheap pills|free money|lorem ipsum)\b", re.I
 )
 _LONG_RUN = re.compile(r"(.)\1{5,}", re.S)
-_TESTING = re.compile(r"(?:test(?:ing)?|foo|bla+h?|lol|(?:ha|ja|he){2,})(?:[\s,.!\d]+(?:test(?:ing)?|foo|bar|bla+h?|lol|ha+))*"
-                      r"[\s\d!.]*")  # fmt: skip
+_TESTING = re.compile(
+    r"(?:test(?:ing)?|foo|bla+h?|lol|(?:ha|ja|he){2,})(?:[\s,.!\d]+(?:test(?:ing)?|foo|bar|bla+h?|lol|ha+))*"
+    r"[\s\d!.]*"
+)
 _PRESSED = frozenset(
     {"asdf", "asd", "qwer", "zxcv", "hjkl", "jkl", "sdfg", "dfgh", "fghj", "qwe", "wer", "poiu", "lkjh", "asdfg"}
 )

@@ -87,13 +87,18 @@ def edited_rows(rows: Mapping[str, Row], verdicts: Mapping[str, Verdict]) -> lis
 
 
 def outcome(
-    store: Reader, night: str, records: Mapping[str, Any], rows: Mapping[str, Row],
-    verdicts: Mapping[str, Verdict], report: dict[str, Any],
-) -> NightVerdicts:  # fmt: skip
+    store: Reader,
+    night: str,
+    records: Mapping[str, Any],
+    rows: Mapping[str, Row],
+    verdicts: Mapping[str, Verdict],
+    report: dict[str, Any],
+) -> NightVerdicts:
     """The night's verdicts with the facts that begin and end by them, and the changes that reach an editor."""
     accepted = sorted(accepted_rows(rows, verdicts), key=lambda r: r["seq"])
-    slots = pd.DataFrame([{"subject_key": r["subject_key"], "relation": r["relation"]} for r in accepted],
-                         columns=["subject_key", "relation"])  # fmt: skip
+    slots = pd.DataFrame(
+        [{"subject_key": r["subject_key"], "relation": r["relation"]} for r in accepted], columns=["subject_key", "relation"]
+    )
     labels = slot_labels(store, slots) if accepted else {}
     completed: dict[str, Change | EditRequest] = {}
     added: list[FactAddition] = []
@@ -114,13 +119,20 @@ def outcome(
     edit_ids = tuple(row["record_id"] for row in edited_rows(rows, verdicts))
     # A triple that one record asserts is not ended by another one.
     kept = {(a.fact.subject_id, a.fact.relation, a.fact.object_id) for a in added}
-    ends = tuple(FactEnd(record_id=by, subject_id=s, relation=p, object_id=o) for (s, p, o), by in ended.items()
-                 if (s, p, o) not in kept)  # fmt: skip
+    ends = tuple(
+        FactEnd(record_id=by, subject_id=s, relation=p, object_id=o) for (s, p, o), by in ended.items() if (s, p, o) not in kept
+    )
     return NightVerdicts(
-        night=night, verdicts=tuple(verdicts[record_id] for record_id in records),
-        accepted=tuple(completed.values()), accepted_ids=tuple(completed), edits=tuple(completed[i] for i in edit_ids),
-        edit_ids=edit_ids, added=tuple(added), ended=ends, suite=report,
-    )  # fmt: skip
+        night=night,
+        verdicts=tuple(verdicts[record_id] for record_id in records),
+        accepted=tuple(completed.values()),
+        accepted_ids=tuple(completed),
+        edits=tuple(completed[i] for i in edit_ids),
+        edit_ids=edit_ids,
+        added=tuple(added),
+        ended=ends,
+        suite=report,
+    )
 
 
 def _gone(row: Row, verdict: Verdict) -> list[str]:
@@ -156,19 +168,33 @@ def _with_old(change: Change, row: Row, gone: list[str], labels: Mapping[tuple[s
 def _addition(change: Change) -> FactAddition:
     assert change.new is not None
     fact = Fact(
-        subject_id=change.subject.id, subject=change.subject.label, relation=change.relation, object_id=change.new.id,
-        object=change.new.label, valid_from=_moment(change, "P580", min), valid_to=_moment(change, "P582", max),
+        subject_id=change.subject.id,
+        subject=change.subject.label,
+        relation=change.relation,
+        object_id=change.new.id,
+        object=change.new.label,
+        valid_from=_moment(change, "P580", min),
+        valid_to=_moment(change, "P582", max),
         source=f"night:{change.night}:{change.record_id}",
-    )  # fmt: skip
-    return FactAddition(record_id=change.record_id, fact=fact, rank=change.rank,
-                        statement_id=change.statement_id or None, revision=change.revision_new)  # fmt: skip
+    )
+    return FactAddition(
+        record_id=change.record_id,
+        fact=fact,
+        rank=change.rank,
+        statement_id=change.statement_id or None,
+        revision=change.revision_new,
+    )
 
 
 def _requested(record_id: str, request: EditRequest) -> FactAddition:
     fact = Fact(
-        subject_id=request.subject_id, subject=request.subject, relation=request.relation,
-        object_id=request.target_new_id, object=request.target_new, source=f"request:{request.request_id}",
-    )  # fmt: skip
+        subject_id=request.subject_id,
+        subject=request.subject,
+        relation=request.relation,
+        object_id=request.target_new_id,
+        object=request.target_new,
+        source=f"request:{request.request_id}",
+    )
     return FactAddition(record_id=record_id, fact=fact)
 
 

@@ -28,8 +28,17 @@ from warehouse.wikidata.entity_model import date_of
 from warehouse.world.changes import Change, Malformed
 from warehouse.world.placeholders import is_placeholder
 
-__all__ = ["MAX_LABEL_CHARS", "MAX_TEXT_CHARS", "Incoming", "Slot", "earliest", "has_control_characters", "label_problem",
-           "record_rows", "shape_problem"]  # fmt: skip
+__all__ = [
+    "MAX_LABEL_CHARS",
+    "MAX_TEXT_CHARS",
+    "Incoming",
+    "Slot",
+    "earliest",
+    "has_control_characters",
+    "label_problem",
+    "record_rows",
+    "shape_problem",
+]
 
 Incoming = Change | EditRequest | Malformed
 
@@ -95,10 +104,14 @@ def _request_problems(request: EditRequest) -> Iterator[str]:
 
 
 def record_rows(
-    records: Sequence[tuple[str, Incoming]], now: datetime, *, trust: TrustPolicy | None = None,
-    waived: Mapping[str, Collection[str]] | None = None, held: Mapping[Slot, Mapping[str, str]] | None = None,
+    records: Sequence[tuple[str, Incoming]],
+    now: datetime,
+    *,
+    trust: TrustPolicy | None = None,
+    waived: Mapping[str, Collection[str]] | None = None,
+    held: Mapping[Slot, Mapping[str, str]] | None = None,
     faults: Collection[str] = (),
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """One row of `RECORD_COLUMNS` for each readable record, numbered in order of arrival.
 
     Args:
@@ -136,32 +149,51 @@ def _request_columns(request: EditRequest) -> dict[str, object]:
     if request.kind != "erase" and old_key == text_key(request.target_new):
         old_key = new_key
     return {
-        "op": "request", "is_request": True, "relation": relation_key(request.relation, request.prompt),
+        "op": "request",
+        "is_request": True,
+        "relation": relation_key(request.relation, request.prompt),
         "subject_key": subject_key(request.subject_id, request.subject),
-        "old_key": old_key, "new_key": new_key, "new_text": text_key(request.target_new), "new_is_item": True,
+        "old_key": old_key,
+        "new_key": new_key,
+        "new_text": text_key(request.target_new),
+        "new_is_item": True,
         "new_form": None,
-        "rank": "normal", "ends_past": False, "starts_future": False, "num_references": 0, "statement_id": None,
-        "revision": None, "untrusted": False, "reverted_later": False,
-    }  # fmt: skip
+        "rank": "normal",
+        "ends_past": False,
+        "starts_future": False,
+        "num_references": 0,
+        "statement_id": None,
+        "revision": None,
+        "untrusted": False,
+        "reverted_later": False,
+    }
 
 
 def _change_columns(change: Change, now: datetime, policy: TrustPolicy) -> dict[str, object]:
     ends, starts = (earliest(change.qualifiers.get(pid, ())) for pid in ("P582", "P580"))
     old, new = change.old, change.new
     return {
-        "op": change.op, "is_request": False, "relation": change.relation, "subject_key": change.subject.id,
+        "op": change.op,
+        "is_request": False,
+        "relation": change.relation,
+        "subject_key": change.subject.id,
         "old_key": old.id if old is not None and old.type == "item" else None,
-        "new_key": new.id if new is not None and new.type == "item" else None, "new_text": None,
-        "new_is_item": new is not None and new.type == "item", "rank": change.rank,
+        "new_key": new.id if new is not None and new.type == "item" else None,
+        "new_text": None,
+        "new_is_item": new is not None and new.type == "item",
+        "rank": change.rank,
         "new_form": None if new is None or new.type != "item" else label_form(new.label),
         # A statement that ended nobody knows when, or that is stated as deprecated, is no more believed than one with a date.
-        "ends_past": (bool(ends) and max(ends) <= _today(now)) or "somevalue" in change.qualifiers.get("P582", ())
+        "ends_past": (bool(ends) and max(ends) <= _today(now))
+        or "somevalue" in change.qualifiers.get("P582", ())
         or (change.rank == "deprecated" and change.op in ("add_statement", "set_value")),
         "starts_future": bool(starts) and min(starts) > _today(now),
-        "num_references": change.references, "statement_id": change.statement_id or None,
-        "revision": change.revision_new, "untrusted": is_untrusted(change, policy),
+        "num_references": change.references,
+        "statement_id": change.statement_id or None,
+        "revision": change.revision_new,
+        "untrusted": is_untrusted(change, policy),
         "reverted_later": was_reverted(change, policy),
-    }  # fmt: skip
+    }
 
 
 def _link_requests(rows: Sequence[dict[str, Any]], records: Sequence[Incoming], held: Mapping[Slot, Mapping[str, str]]) -> None:

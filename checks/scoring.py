@@ -67,10 +67,15 @@ def score_nights(folder: Path, suite: Suite = run_request_suite) -> dict[str, An
             night = f"night-{number:02d}"
             records = [_record(event, night) for event in events]
             result = validate_night(
-                store, night, [parse_change(r) for r in records], night_clock(number),
-                record_ids=[r.record_id for r in records], evidence=_known_roles(), require_templates=False,
+                store,
+                night,
+                [parse_change(r) for r in records],
+                night_clock(number),
+                record_ids=[r.record_id for r in records],
+                evidence=_known_roles(),
+                require_templates=False,
                 suite=suite,
-            )  # fmt: skip
+            )
             apply_fact_changes(store, night, result.added_frame(), result.ended_triples())
             suite_failures += sum(not item["success"] for item in result.suite["results"])
             by_id = {event["record_id"]: event for event in events}
@@ -120,13 +125,16 @@ def _record(event: Mapping[str, Any], night: str) -> UpdateRecord:
 def _fill(store: Warehouse, folder: Path) -> None:
     path = folder / "base_facts.jsonl"
     if path.exists():
-        rows = [_base_row(r["subject"], r["property"]["id"], r["object"], r["rank"], r["statement_id"], r["revision"])
-                for r in _read(path)]  # fmt: skip
+        rows = [
+            _base_row(r["subject"], r["property"]["id"], r["object"], r["rank"], r["statement_id"], r["revision"])
+            for r in _read(path)
+        ]
     else:
         rows = [
             _base_row({"id": f.subject_id, "label": f.subject}, f.relation, {"id": f.object_id, "label": f.object})
-            for f in facts() if f.origin == "update_nights"
-        ]  # fmt: skip
+            for f in facts()
+            if f.origin == "update_nights"
+        ]
     store.append("facts", [{**row, "fact_id": fact_id(row)} for row in rows])
     fill_properties(store)
 
@@ -137,11 +145,23 @@ def fill_properties(store: Warehouse) -> None:
         store.append("properties", [_property(row) for row in csv.DictReader(handle)])
 
 
-def _base_row(subject: Any, relation: str, obj: Any, rank: str = "normal", statement_id: str | None = None,
-              revision: int | None = None) -> dict[str, Any]:  # fmt: skip
-    row = {"subject_id": subject["id"], "subject": subject["label"], "relation": relation, "object_id": obj["id"],
-           "object": obj["label"], "rank": rank, "statement_id": statement_id, "revision": revision, "source": "base",
-           "valid_from": None, "valid_to": None, "known_from_night": BASE_NIGHT}  # fmt: skip
+def _base_row(
+    subject: Any, relation: str, obj: Any, rank: str = "normal", statement_id: str | None = None, revision: int | None = None
+) -> dict[str, Any]:
+    row = {
+        "subject_id": subject["id"],
+        "subject": subject["label"],
+        "relation": relation,
+        "object_id": obj["id"],
+        "object": obj["label"],
+        "rank": rank,
+        "statement_id": statement_id,
+        "revision": revision,
+        "source": "base",
+        "valid_from": None,
+        "valid_to": None,
+        "known_from_night": BASE_NIGHT,
+    }
     assert set(row) == set(FACT_IDENTITY)
     return row
 
@@ -189,8 +209,10 @@ def verdict_scores(pairs: Sequence[Pair]) -> dict[str, Any]:
         table[name] = {"precision": precision, "recall": recall, "f1": f1, "n": expected[name]}
     return {
         "macro_f1": _mean(row["f1"] for row in table.values()),
-        "accuracy": _mean(float(e == g) for e, g in pairs), "n": len(pairs), "by_verdict": table,
-    }  # fmt: skip
+        "accuracy": _mean(float(e == g) for e, g in pairs),
+        "n": len(pairs),
+        "by_verdict": table,
+    }
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -211,8 +233,7 @@ def _summary(judged: Sequence[Mapping[str, Any]], after: Sequence[bool], suite_f
     return {
         **parts,
         "by_kind": {
-            kind: {"n": len(pairs), "right": sum(e == g for e, g in pairs),
-                   "recall": _mean(float(e == g) for e, g in pairs)}
+            kind: {"n": len(pairs), "right": sum(e == g for e, g in pairs), "recall": _mean(float(e == g) for e, g in pairs)}
             for kind, pairs in sorted(kinds.items())
         },
         "confusion": {verdict: dict(row) for verdict, row in sorted(confusion.items())},
@@ -220,7 +241,8 @@ def _summary(judged: Sequence[Mapping[str, Any]], after: Sequence[bool], suite_f
         "after": _mean(float(ok) for ok in after),
         "errors": [
             {key: r[key] for key in ("record_id", "kind", "verdict", "reason", "given", "given_reason")}
-            for r in judged if r["verdict"] != r["given"]
+            for r in judged
+            if r["verdict"] != r["given"]
         ],
         "suite_failures": suite_failures,
-    }  # fmt: skip
+    }

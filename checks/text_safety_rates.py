@@ -81,7 +81,7 @@ def _grouped(rule: str, group: Sequence[Row], sentence: str) -> dict[str, Suspic
 
 def _trigger_words(
     store: Reader, rows: Sequence[Row], records: Mapping[str, Change], min_subjects: int
-) -> dict[str, Suspicion]:  # fmt: skip
+) -> dict[str, Suspicion]:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         for word in odd_words(labels_of(records[row["record_id"]])):

@@ -52,11 +52,21 @@ class _Options:
 
 
 def validate_night(
-    store: Reader, night: str, changes: Sequence[Incoming], now: datetime, *,
-    record_ids: Sequence[str] | None = None, evidence: pd.DataFrame | None = None, require_templates: bool = True,
-    suite: Suite = run_request_suite, waived: Mapping[str, Collection[str]] | None = None, guard_door: bool = True,
-    door: DoorPolicy | None = None, trust: TrustPolicy | None = None, faults: Mapping[str, Fault] | None = None,
-) -> NightVerdicts:  # fmt: skip
+    store: Reader,
+    night: str,
+    changes: Sequence[Incoming],
+    now: datetime,
+    *,
+    record_ids: Sequence[str] | None = None,
+    evidence: pd.DataFrame | None = None,
+    require_templates: bool = True,
+    suite: Suite = run_request_suite,
+    waived: Mapping[str, Collection[str]] | None = None,
+    guard_door: bool = True,
+    door: DoorPolicy | None = None,
+    trust: TrustPolicy | None = None,
+    faults: Mapping[str, Fault] | None = None,
+) -> NightVerdicts:
     """Judge all records of one night against each other, the store and earlier nights.
 
     Args:
@@ -151,12 +161,16 @@ def _rows(store: Reader, night: str, known: Identified, now: datetime, options: 
         passed, suspicion = frozenset(waived.get(record_id, ())), odd.get(record_id)
         fault = faults.get(record_id)
         rows[record_id] = {
-            **row, **_labels(records[record_id], passed), "waived": passed, "suspicion": suspicion,
+            **row,
+            **_labels(records[record_id], passed),
+            "waived": passed,
+            "suspicion": suspicion,
             "suspicious_of": " ".join(suspicion.related) if suspicion else None,
             "has_template": stated is None or row["relation"] in stated,
-            "fault": fault and fault.reason, "fault_sentence": fault and fault.sentence,
+            "fault": fault and fault.reason,
+            "fault_sentence": fault and fault.sentence,
             "fault_of": " ".join(fault.related) if fault else None,
-        }  # fmt: skip
+        }
         if row["is_closing"] and "retraction_without_replacement" in passed:
             # Released as a withdrawal: nothing is asserted any more, whatever the record's own value was.
             rows[record_id] |= {"asserts": False, "kind": "erase"}
@@ -179,16 +193,22 @@ def _labels(record: Incoming, waived: Collection[str]) -> dict[str, Any]:
     common: dict[str, Any] = {"shape_reason": shape_problem(record, waived)}
     if isinstance(record, EditRequest):
         return common | {
-            "subject_label": record.subject, "relation_label": record.relation, "new_label": record.target_new,
-            "old_label": record.target_true or "", "request_id": record.request_id, "kind": record.kind,
-        }  # fmt: skip
+            "subject_label": record.subject,
+            "relation_label": record.relation,
+            "new_label": record.target_new,
+            "old_label": record.target_true or "",
+            "request_id": record.request_id,
+            "kind": record.kind,
+        }
     erases = record.new is None
     return common | {
-        "subject_label": record.subject.label, "relation_label": record.relation_label or record.relation,
+        "subject_label": record.subject.label,
+        "relation_label": record.relation_label or record.relation,
         "new_label": record.new.label if record.new is not None else "",
         "old_label": record.old.label if record.old is not None else "",
-        "request_id": None, "kind": "erase" if erases else "insert" if record.old is None else "modify",
-    }  # fmt: skip
+        "request_id": None,
+        "kind": "erase" if erases else "insert" if record.old is None else "modify",
+    }
 
 
 # ---------------------------------------------------------------- what one record's verdict means for another
@@ -203,9 +223,13 @@ def _hold_back_contradictions(store: Reader, rows: Mapping[str, Row], verdicts: 
 
 
 def _hold_back_rates(
-    store: Reader, night: str, rows: dict[str, dict[str, Any]], verdicts: dict[str, Verdict],
-    records: Mapping[str, Incoming], policy: DoorPolicy,
-) -> None:  # fmt: skip
+    store: Reader,
+    night: str,
+    rows: dict[str, dict[str, Any]],
+    verdicts: dict[str, Verdict],
+    records: Mapping[str, Incoming],
+    policy: DoorPolicy,
+) -> None:
     changes = {i: record for i, record in records.items() if isinstance(record, Change)}
     asserting = [r for r in accepted_rows(rows, verdicts) if r["asserts"] and r["record_id"] in changes]
     for record_id, suspicion in rate_suspicions(store, night, asserting, changes, policy).items():
@@ -237,10 +261,13 @@ def _hold_back_failures(report: dict[str, Any], rows: Mapping[str, Row], verdict
                 failures[record_id].append(name)
     for record_id, rules in failures.items():
         verdicts[record_id] = Verdict(
-            record_id=record_id, verdict="quarantine", reason="failed_expectation", rule=rules[0],
+            record_id=record_id,
+            verdict="quarantine",
+            reason="failed_expectation",
+            rule=rules[0],
             sentence=f"Record {record_id} passed the rules but failed {', '.join(rules)}; a person should look.",
             request_id=rows[record_id]["request_id"],
-        )  # fmt: skip
+        )
     return bool(failures)
 
 
@@ -260,15 +287,22 @@ def _suite_frame(rows: Mapping[str, Row], verdicts: Mapping[str, Verdict]) -> pd
     given = Counter(v.record_id for v in verdicts.values())
     frame = [
         {
-            "record_id": row["record_id"], "subject_key": row["subject_key"], "subject": row["subject_label"],
-            "relation": row["relation"], "target_key": row["new_key"], "target": row["new_label"], "kind": row["kind"],
-            "is_request": int(row["is_request"]), "relation_known": int(row["property_known"]),
+            "record_id": row["record_id"],
+            "subject_key": row["subject_key"],
+            "subject": row["subject_label"],
+            "relation": row["relation"],
+            "target_key": row["new_key"],
+            "target": row["new_label"],
+            "kind": row["kind"],
+            "is_request": int(row["is_request"]),
+            "relation_known": int(row["property_known"]),
             "self_reference": int(row["subject_key"] == row["new_key"]),
             "no_change": int(row["asserts"] and row["new_key"] == row["old_key"]),
-            "num_targets": len(targets[row["subject_key"], row["relation"]]), "num_verdicts": given[row["record_id"]],
+            "num_targets": len(targets[row["subject_key"], row["relation"]]),
+            "num_verdicts": given[row["record_id"]],
             "repeats": int(row["redelivered_of"] is not None or row["same_triple_of"] is not None),
             **{name: int(bool(row[name]) and reason not in row["waived"]) for name, reason in _SUITE_REASONS.items()},
         }
         for row in edits
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(frame, columns=list(SUITE_COLUMNS))

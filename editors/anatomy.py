@@ -55,20 +55,35 @@ class Anatomy:
 
 
 GPT2 = Anatomy(
-    name="gpt2", block="transformer.h.{layer}", mlp="transformer.h.{layer}.mlp",
-    mlp_in=("transformer.h.{layer}.mlp.c_fc",), mlp_out="transformer.h.{layer}.mlp.c_proj",
-    attention="transformer.h.{layer}.attn", attention_out="transformer.h.{layer}.attn.c_proj",
-    mlp_norm="transformer.h.{layer}.ln_2", final_norm="transformer.ln_f", embedding="transformer.wte",
-    orientation="in_out", width="n_embd", depth="n_layer",
-)  # fmt: skip
+    name="gpt2",
+    block="transformer.h.{layer}",
+    mlp="transformer.h.{layer}.mlp",
+    mlp_in=("transformer.h.{layer}.mlp.c_fc",),
+    mlp_out="transformer.h.{layer}.mlp.c_proj",
+    attention="transformer.h.{layer}.attn",
+    attention_out="transformer.h.{layer}.attn.c_proj",
+    mlp_norm="transformer.h.{layer}.ln_2",
+    final_norm="transformer.ln_f",
+    embedding="transformer.wte",
+    orientation="in_out",
+    width="n_embd",
+    depth="n_layer",
+)
 LLAMA = Anatomy(
-    name="llama", block="model.layers.{layer}", mlp="model.layers.{layer}.mlp",
+    name="llama",
+    block="model.layers.{layer}",
+    mlp="model.layers.{layer}.mlp",
     mlp_in=("model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.up_proj"),
     mlp_out="model.layers.{layer}.mlp.down_proj",
-    attention="model.layers.{layer}.self_attn", attention_out="model.layers.{layer}.self_attn.o_proj",
-    mlp_norm="model.layers.{layer}.post_attention_layernorm", final_norm="model.norm", embedding="model.embed_tokens",
-    orientation="out_in", width="hidden_size", depth="num_hidden_layers",
-)  # fmt: skip
+    attention="model.layers.{layer}.self_attn",
+    attention_out="model.layers.{layer}.self_attn.o_proj",
+    mlp_norm="model.layers.{layer}.post_attention_layernorm",
+    final_norm="model.norm",
+    embedding="model.embed_tokens",
+    orientation="out_in",
+    width="hidden_size",
+    depth="num_hidden_layers",
+)
 
 #: `config.model_type` to anatomy. Mistral and Qwen keep Llama's names.
 ANATOMIES = {"gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA}

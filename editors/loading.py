@@ -43,9 +43,14 @@ def load_checkpoint(
     with _one_line(f"cannot load model {name!r} (revision {revision})"):
         # Mismatched shapes are refused below, by name.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, attn_implementation="eager", use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, **options,
-        )  # fmt: skip
+            name,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
     model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UnsupportedModel(_adapter(name))

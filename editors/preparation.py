@@ -61,9 +61,15 @@ def prepared_for(
     unfinished = home.with_name(f"{home.name}.unfinished")
     prepared = editor.prepare(model, corpus, Workbench(unfinished, report))
     seconds = round(time.perf_counter() - start, 2)
-    card = {"editor": editor.card.name, "base_digest": model.base_digest, "corpus_digest": corpus.digest,
-            "config": editor.config.model_dump(mode="json"), "digest": prepared.digest, "meta": dict(prepared.meta),
-            "seconds": seconds}  # fmt: skip
+    card = {
+        "editor": editor.card.name,
+        "base_digest": model.base_digest,
+        "corpus_digest": corpus.digest,
+        "config": editor.config.model_dump(mode="json"),
+        "digest": prepared.digest,
+        "meta": dict(prepared.meta),
+        "seconds": seconds,
+    }
     # Over what is there: it does not match its digest, or a run in parallel wrote the same content.
     with writing(home), whole_folder(home, over=True) as fresh:
         save_file({k: t.contiguous() for k, t in prepared.tensors.items()}, fresh / tensor_path.name)

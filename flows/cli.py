@@ -53,8 +53,15 @@ UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 class Commands(TyperGroup):
     """The commands; with --json a wrong call has its document too."""
 
-    def main(self, args: Any = None, prog_name: str | None = None, complete_var: str | None = None,
-             standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any) -> Any:  # fmt: skip
+    def main(
+        self,
+        args: Any = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         given = list(sys.argv[1:] if args is None else args)
         JsonDocument.is_written = False
         try:
@@ -83,11 +90,15 @@ def _show_usage(problem: Any) -> None:
 
 
 app = typer.Typer(
-    name="errata", cls=Commands, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False,
+    name="errata",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
     help="Keeps the facts in a language model fresh, night after night, and can prove what it did.\n\n"
     "Start with [bold]errata demo[/bold]. Settings come from errata.toml and ERRATA_* variables; state lives in one "
     "folder (ERRATA_HOME, default .errata). Every command takes --json.",
-)  # fmt: skip
+)
 app.add_typer(editors.app, name="editors")
 app.add_typer(state.config_app, name="config")
 app.add_typer(reference.app, name="reference")

@@ -86,10 +86,14 @@ class Candidate(Record):
     def checkpoint(self, settings: Settings, revision: str, created_at: datetime) -> Checkpoint:
         """The candidate as a checkpoint of its lineage."""
         return Checkpoint(
-            checkpoint_id=self.checkpoint_id, parent=self.before,
-            base_model=settings.model.name if settings.model.revision else "local", base_revision=revision,
-            base_digest=self.base_digest, patch_digests=self.patch_digests, created_at=created_at,
-        )  # fmt: skip
+            checkpoint_id=self.checkpoint_id,
+            parent=self.before,
+            base_model=settings.model.name if settings.model.revision else "local",
+            base_revision=revision,
+            base_digest=self.base_digest,
+            patch_digests=self.patch_digests,
+            created_at=created_at,
+        )
 
 
 def edited_before(settings: Settings, night: str) -> Candidate | None:

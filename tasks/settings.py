@@ -216,17 +216,20 @@ def silence_telemetry(settings: Settings) -> None:
     if settings.telemetry:
         return
     off = {
-        "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "GX_ANALYTICS_ENABLED": "False",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "GX_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
         "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
+    }
     for name, value in off.items():
         os.environ.setdefault(name, value)
 
 
 def configure(
     config: Mapping[str, Any] | None = None, *, lineage: str | None = None, editor: str | None = None, writes: bool = True
-) -> Settings:  # fmt: skip
+) -> Settings:
     """Settings with `config` (shaped as `errata.toml`) and the two names that a night is usually run with on top.
 
     Args:

@@ -30,14 +30,25 @@ def actor_of(settings: Settings) -> str:
 
 
 def note(
-    settings: Settings, wh: Warehouse, kind: AuditKind, subject: str, payload: Mapping[str, Any], *, reason: str = "",
+    settings: Settings,
+    wh: Warehouse,
+    kind: AuditKind,
+    subject: str,
+    payload: Mapping[str, Any],
+    *,
+    reason: str = "",
     lineage: str | None = None,
-) -> AuditEntry:  # fmt: skip
+) -> AuditEntry:
     """Add an event in the caller's transaction; the same event again is not added twice."""
     return append(
-        wh, kind, subject, actor=actor_of(settings), payload=payload, reason=reason,
+        wh,
+        kind,
+        subject,
+        actor=actor_of(settings),
+        payload=payload,
+        reason=reason,
         lineage=settings.lineage if lineage is None else lineage,
-    )  # fmt: skip
+    )
 
 
 def note_action(settings: Settings, wh: Warehouse, action: QuarantineAction) -> None:
@@ -79,9 +90,12 @@ def mirror_audit(settings: Settings) -> int:
 def promotion_payload(manifest: Manifest, proof: Mapping[str, Any]) -> dict[str, Any]:
     """What the trail keeps of a promotion or a rejection; `proof`: who signed it, and where the channel was moved to."""
     return {
-        "manifest": manifest_digest(manifest), "parent": manifest.checkpoint.parent, "night": manifest.night,
-        "decision": manifest.decision.decision_id, **proof,
-    }  # fmt: skip
+        "manifest": manifest_digest(manifest),
+        "parent": manifest.checkpoint.parent,
+        "night": manifest.night,
+        "decision": manifest.decision.decision_id,
+        **proof,
+    }
 
 
 def pointer_payload(pointer: ChannelPointer) -> dict[str, Any]:

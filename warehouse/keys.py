@@ -18,17 +18,20 @@ from warehouse.records import EditRequest
 Slot = tuple[str, str]
 
 #: Typographic forms of one sign: a label typed on another keyboard is the same label.
-_TYPED = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u00b4`\u2032\u201b", "'")
-                       | dict.fromkeys("\u201c\u201d\u201e\u2033", '"')
-                       | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))  # fmt: skip
+_TYPED = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u02bc\u00b4`\u2032\u201b", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u2033", '"')
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
+)
 _SPACES = re.compile(r"[^\S\n\r\x0b\x0c\x1c-\x1f\x85]+")
 _NORMAL = re.compile(r"[QP][1-9][0-9]{0,9}")
 _ID = re.compile(r"(?:([QPLE])\s?0*([1-9][0-9]{0,9})|(L[1-9][0-9]{0,9}-[FS][1-9][0-9]{0,9})|(M[1-9][0-9]{0,9}))", re.I)
 #: Prefixes under which Wikidata, SPARQL and bots write its ids; every other prefix may be somebody else's.
 _PREFIX = re.compile(
     r"(?:wikidata|wd|wdt|wdtn|p|ps|psn|psv|pq|pqn|pqv|pr|prn|prv|d|item|property|lexeme|entityschema|special:entitydata"
-    r"|special:entitypage)\s*:\s*", re.I,
-)  # fmt: skip
+    r"|special:entitypage)\s*:\s*",
+    re.I,
+)
 _SITE = re.compile(r"(?:https?:)?(?://)?(?:[a-z]+\.)*wikidata\.org(?::\d+)?/", re.I)
 _TITLE = re.compile(r"[?&](?:title|ids|id|entity)=([^&#]+)", re.I)
 _SUFFIX = re.compile(r"\.(?:json|jsonld|rdf|ttl|nt|n3|php|html)\Z", re.I)

@@ -111,11 +111,20 @@ class Edit(Record):
 # ---------------------------------------------------------------- probes and scores
 
 ProbeKind = Literal[
-    "success", "rephrase",
-    "neighbourhood", "relation_specificity", "forgetfulness", "unrelated",
-    "alias", "one_hop", "logical", "obsolete",
-    "retain", "drawdown", "held_text",
-]  # fmt: skip
+    "success",
+    "rephrase",
+    "neighbourhood",
+    "relation_specificity",
+    "forgetfulness",
+    "unrelated",
+    "alias",
+    "one_hop",
+    "logical",
+    "obsolete",
+    "retain",
+    "drawdown",
+    "held_text",
+]
 
 
 class Probe(Record):

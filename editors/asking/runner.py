@@ -117,9 +117,13 @@ class PlainRunner:
                 torch.manual_seed(options.seed)
                 try:
                     out = hf.generate(
-                        input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=options.max_new_tokens,
-                        do_sample=options.sample, use_cache=options.use_cache, pad_token_id=model.pad_id,
-                    )  # fmt: skip
+                        input_ids=ids.to(device),
+                        attention_mask=mask.to(device),
+                        max_new_tokens=options.max_new_tokens,
+                        do_sample=options.sample,
+                        use_cache=options.use_cache,
+                        pad_token_id=model.pad_id,
+                    )
                 finally:
                     model.positions = None
             for i, tokens in zip(chosen, out[:, longest:].tolist(), strict=True):

@@ -99,9 +99,11 @@ def _without_ends(processor: dict[str, Any]) -> dict[str, Any] | None:
         sequence = {"Sequence": {"id": "A", "type_id": 0}}
         single = [{"SpecialToken": {"id": token, "type_id": 0}}, sequence]
         return {
-            "type": "TemplateProcessing", "single": single, "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
             "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
-        }  # fmt: skip
+        }
     return processor
 
 

@@ -56,10 +56,18 @@ def write_adapter(model: EditableModel, folder: Path, *, base: str, max_rank: in
     factors = {name: _factors(model, name, found, max_rank) for name, found in sorted(updates.items())}
     ranks = {name.removesuffix(".weight"): int(f.left.shape[1]) for name, f in factors.items()}
     config = LoraConfig(
-        task_type="CAUSAL_LM", base_model_name_or_path=base, r=max(ranks.values()), lora_alpha=max(ranks.values()),
-        target_modules=sorted(ranks), rank_pattern=ranks, alpha_pattern=ranks, lora_dropout=0.0, bias="none",
-        fan_in_fan_out=model.anatomy.orientation == "in_out", inference_mode=True,
-    )  # fmt: skip
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=max(ranks.values()),
+        lora_alpha=max(ranks.values()),
+        target_modules=sorted(ranks),
+        rank_pattern=ranks,
+        alpha_pattern=ranks,
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=model.anatomy.orientation == "in_out",
+        inference_mode=True,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     tensors: dict[str, Tensor] = {}

@@ -42,9 +42,11 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> P
         whole = False
     kinds = sorted({p.kind for p in model.patches})
     note = {
-        "checkpoint_id": checkpoint.checkpoint_id, "base_digest": checkpoint.base_digest,
-        "patch_digests": list(checkpoint.patch_digests), "patch_kinds": kinds,
+        "checkpoint_id": checkpoint.checkpoint_id,
+        "base_digest": checkpoint.base_digest,
+        "patch_digests": list(checkpoint.patch_digests),
+        "patch_kinds": kinds,
         "weights_hold_every_edit": whole,
-    }  # fmt: skip
+    }
     (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     return folder

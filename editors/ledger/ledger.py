@@ -56,10 +56,17 @@ class Ledger(RetractingEditor[LedgerConfig]):
 
     per_model = ("layer", "value_lr", "clamp_norm")
     card = EditorCard(
-        name="ledger", title="Ledger (slots)", family="direct", patch_kind="module", paper="Errata's own: see docs/LEDGER.md",
-        needs_preparation=True, retracts=True, only_xy=False, preserves_architecture=False,
+        name="ledger",
+        title="Ledger (slots)",
+        family="direct",
+        patch_kind="module",
+        paper="Errata's own: see docs/LEDGER.md",
+        needs_preparation=True,
+        retracts=True,
+        only_xy=False,
+        preserves_architecture=False,
         differs="Ours. Adding, superseding and retracting are exact; a value also keeps the subject's other relations.",
-    )  # fmt: skip
+    )
 
     def __init__(self, config: LedgerConfig) -> None:
         super().__init__(config)

@@ -59,12 +59,17 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
     """
 
     card = EditorCard(
-        name="ledger_solve", title="Ledger (solve)", family="direct", patch_kind="weight",
+        name="ledger_solve",
+        title="Ledger (solve)",
+        family="direct",
+        patch_kind="weight",
         paper="Wang et al. 2026, arXiv:2605.26670; Meng et al. 2023, arXiv:2210.07229; see docs/LEDGER.md",
-        needs_preparation=True, retracts=True, only_xy=False,
+        needs_preparation=True,
+        retracts=True,
+        only_xy=False,
         differs="Values come from the base model, one subject at a time; every patch holds the total of the active set and "
         "takes the place of the one below it.",
-    )  # fmt: skip
+    )
 
     def __init__(self, config: LedgerSolveConfig) -> None:
         super().__init__(config)
@@ -136,9 +141,13 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
         return self._solved[key]
 
     def _write(
-        self, model: EditableModel, active: Mapping[str, tuple[EditRequest, ...]], deltas: Mapping[str, Tensor],
-        known: LocatePreparation, prepared: Prepared,
-    ) -> dict[str, Update]:  # fmt: skip
+        self,
+        model: EditableModel,
+        active: Mapping[str, tuple[EditRequest, ...]],
+        deltas: Mapping[str, Tensor],
+        known: LocatePreparation,
+        prepared: Prepared,
+    ) -> dict[str, Update]:
         config, last = self.config, self.config.layers[-1]
         requests = [r for group in active.values() for r in group]
         now = lookup_states(model, requests, BARE, model.anatomy.block, last).outputs[:, 0]

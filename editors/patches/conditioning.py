@@ -123,9 +123,10 @@ class ConditioningMemory:
         width, every = min(mask.shape[1], pooled.shape[1]), torch.arange(len(pooled), device=pooled.device)
         with torch.inference_mode(False), torch.no_grad():
             features = Features(
-                pooled[:, :width].detach().float().cpu(), mask[:, :width].cpu(),
+                pooled[:, :width].detach().float().cpu(),
+                mask[:, :width].cpu(),
                 asked[every, positions.last_prompt].detach().float().cpu(),
-            )  # fmt: skip
+            )
             found = self.index.nearest_features(features, self.most)
         rows = [row for row, edits in enumerate(found) if edits]
         if not rows:
@@ -158,9 +159,16 @@ class ConditioningPatch(Patch):
     kind: ClassVar[PatchKind] = "memory"
 
     def __init__(
-        self, edits: Sequence[CodedEdit], vectors: Tensor, slots: Sequence[str], request_ids: Sequence[str], network: str,
-        layers: tuple[int, int], most: int, networks: Mapping[str, Tensor] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        edits: Sequence[CodedEdit],
+        vectors: Tensor,
+        slots: Sequence[str],
+        request_ids: Sequence[str],
+        network: str,
+        layers: tuple[int, int],
+        most: int,
+        networks: Mapping[str, Tensor] | None = None,
+    ) -> None:
         if not len(edits) == len(vectors) == len(slots) == len(request_ids):
             raise ValueError(f"{len(edits)} codes, {len(vectors)} vectors, {len(slots)} slots, {len(request_ids)} requests")
         self.edits = tuple(CodedEdit(*(t.detach().float().cpu().contiguous() for t in (e.keys, e.codes))) for e in edits)
@@ -172,26 +180,39 @@ class ConditioningPatch(Patch):
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         return {
-            "vectors": self.vectors, "keys": torch.cat([e.keys for e in self.edits]),
-            "codes": torch.cat([e.codes for e in self.edits]), **self.networks,
-        }  # fmt: skip
+            "vectors": self.vectors,
+            "keys": torch.cat([e.keys for e in self.edits]),
+            "codes": torch.cat([e.codes for e in self.edits]),
+            **self.networks,
+        }
 
     @property
     def meta(self) -> Mapping[str, Any]:
         return {
-            "form": "codes", "network": self.network, "token_layer": self.layers[0], "prompt_layer": self.layers[1],
-            "most": self.most, "slots": list(self.slots), "request_ids": list(self.request_ids),
+            "form": "codes",
+            "network": self.network,
+            "token_layer": self.layers[0],
+            "prompt_layer": self.layers[1],
+            "most": self.most,
+            "slots": list(self.slots),
+            "request_ids": list(self.request_ids),
             "points": [len(e.keys) for e in self.edits],
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> ConditioningPatch:
         keys, codes = (tensors[name].split(meta["points"]) for name in ("keys", "codes"))
         networks = {name: t for name, t in tensors.items() if name.startswith((SCOPE, PREFIX))}
         return cls(
-            [CodedEdit(k, c) for k, c in zip(keys, codes, strict=True)], tensors["vectors"], meta["slots"],
-            meta["request_ids"], meta["network"], (meta["token_layer"], meta["prompt_layer"]), meta["most"], networks,
-        )  # fmt: skip
+            [CodedEdit(k, c) for k, c in zip(keys, codes, strict=True)],
+            tensors["vectors"],
+            meta["slots"],
+            meta["request_ids"],
+            meta["network"],
+            (meta["token_layer"], meta["prompt_layer"]),
+            meta["most"],
+            networks,
+        )
 
     def attach(self, model: EditableModel) -> Undo:
         """Append the codes; the first patch of a stack brings the networks and installs the hooks.

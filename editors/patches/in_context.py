@@ -110,9 +110,12 @@ class InContextRunner:
                 fresh = ids if cache is None else ids[:, -1:]
                 places = (mask.cumsum(1) - 1).clamp(min=0)[:, -fresh.shape[1] :]
                 out = model.hf(
-                    input_ids=fresh, attention_mask=mask, position_ids=places, past_key_values=cache,
+                    input_ids=fresh,
+                    attention_mask=mask,
+                    position_ids=places,
+                    past_key_values=cache,
                     use_cache=options.use_cache,
-                )  # fmt: skip
+                )
                 cache = out.past_key_values if options.use_cache else None
                 scores = contrasted(out.logits[:count, -1], out.logits[count:, -1], self._store.contrast)
                 token = scores.argmax(-1) if generator is None else _drawn(scores, generator)

@@ -138,10 +138,16 @@ class MemoryPatch(Patch):
     kind: ClassVar[PatchKind] = "memory"
 
     def __init__(
-        self, site: str, start: int, keys: Float[Tensor, "new d_key"], values: Float[Tensor, "new d_value"],
-        radii: Float[Tensor, " new"], labels: Sequence[Sequence[int]], request_ids: Sequence[str],
+        self,
+        site: str,
+        start: int,
+        keys: Float[Tensor, "new d_key"],
+        values: Float[Tensor, "new d_value"],
+        radii: Float[Tensor, " new"],
+        labels: Sequence[Sequence[int]],
+        request_ids: Sequence[str],
         changes: Sequence[RadiusChange] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not len(keys) == len(values) == len(radii) == len(labels) == len(request_ids):
             raise ValueError(f"{len(keys)} keys, {len(values)} values, {len(radii)} radii, {len(labels)} labels")
         self.site, self.start = site, start
@@ -152,27 +158,38 @@ class MemoryPatch(Patch):
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         return {
-            "keys": self.keys, "values": self.values, "radii": self.radii,
+            "keys": self.keys,
+            "values": self.values,
+            "radii": self.radii,
             "changed_index": torch.tensor([c.index for c in self.changes], dtype=torch.long),
             "changed_old": torch.tensor([c.old for c in self.changes], dtype=torch.float32),
             "changed_new": torch.tensor([c.new for c in self.changes], dtype=torch.float32),
-        }  # fmt: skip
+        }
 
     @property
     def meta(self) -> Mapping[str, Any]:
         return {
-            "form": "codebook", "site": self.site, "start": self.start,
-            "labels": [list(label) for label in self.labels], "request_ids": list(self.request_ids),
-        }  # fmt: skip
+            "form": "codebook",
+            "site": self.site,
+            "start": self.start,
+            "labels": [list(label) for label in self.labels],
+            "request_ids": list(self.request_ids),
+        }
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> MemoryPatch:
         index, old, new = (tensors[f"changed_{part}"].tolist() for part in ("index", "old", "new"))
         changes = [RadiusChange(*row) for row in zip(index, old, new, strict=True)]
         return cls(
-            meta["site"], meta["start"], tensors["keys"], tensors["values"], tensors["radii"], meta["labels"],
-            meta["request_ids"], changes,
-        )  # fmt: skip
+            meta["site"],
+            meta["start"],
+            tensors["keys"],
+            tensors["values"],
+            tensors["radii"],
+            meta["labels"],
+            meta["request_ids"],
+            changes,
+        )
 
     def attach(self, model: EditableModel) -> Undo:
         """Append the entries and set the radii; the first patch of a site installs the hook.

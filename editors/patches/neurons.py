@@ -121,9 +121,17 @@ class NeuronPatch(Patch):
     kind: ClassVar[PatchKind] = "module"
 
     def __init__(
-        self, site: str, activation: str, start: int, keys: Float[Tensor, "new d_in"], biases: Float[Tensor, " new"],
-        values: Float[Tensor, "new d_out"], *, queries: Tensor | None = None, note: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        site: str,
+        activation: str,
+        start: int,
+        keys: Float[Tensor, "new d_in"],
+        biases: Float[Tensor, " new"],
+        values: Float[Tensor, "new d_out"],
+        *,
+        queries: Tensor | None = None,
+        note: Mapping[str, Any] | None = None,
+    ) -> None:
         if activation not in ACTIVATIONS:
             raise ValueError(f"no activation {activation!r}; neurons know {', '.join(ACTIVATIONS)}")
         if not len(keys) == len(biases) == len(values):
@@ -152,9 +160,15 @@ class NeuronPatch(Patch):
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> NeuronPatch:
         return cls(
-            meta["site"], meta["activation"], meta["start"], tensors["keys"], tensors["biases"], tensors["values"],
-            queries=tensors["queries"], note=meta["note"],
-        )  # fmt: skip
+            meta["site"],
+            meta["activation"],
+            meta["start"],
+            tensors["keys"],
+            tensors["biases"],
+            tensors["values"],
+            queries=tensors["queries"],
+            note=meta["note"],
+        )
 
     def attach(self, model: EditableModel) -> Undo:
         """Append the neurons; the first patch of a site and activation installs the hook.

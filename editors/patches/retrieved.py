@@ -61,9 +61,14 @@ class RetrievedPromptPatch(Patch):
     kind: ClassVar[PatchKind] = "prompt"
 
     def __init__(
-        self, facts: Sequence[RetrievedFact], vectors: Tensor, network: str, layers: tuple[int, int], contrast: float,
+        self,
+        facts: Sequence[RetrievedFact],
+        vectors: Tensor,
+        network: str,
+        layers: tuple[int, int],
+        contrast: float,
         retriever: Mapping[str, Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if len(facts) != len(vectors):
             raise ValueError(f"{len(facts)} facts with {len(vectors)} vectors")
         self.facts, self.vectors = tuple(facts), vectors.detach().float().cpu().contiguous()
@@ -77,9 +82,13 @@ class RetrievedPromptPatch(Patch):
     @property
     def meta(self) -> Mapping[str, Any]:
         return {
-            "form": "retrieved", "network": self.network, "token_layer": self.layers[0], "prompt_layer": self.layers[1],
-            "contrast": self.contrast, "facts": [asdict(fact) for fact in self.facts],
-        }  # fmt: skip
+            "form": "retrieved",
+            "network": self.network,
+            "token_layer": self.layers[0],
+            "prompt_layer": self.layers[1],
+            "contrast": self.contrast,
+            "facts": [asdict(fact) for fact in self.facts],
+        }
 
     @property
     def num_bytes(self) -> int:
@@ -89,9 +98,13 @@ class RetrievedPromptPatch(Patch):
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> RetrievedPromptPatch:
         retriever = {name: t for name, t in tensors.items() if name.startswith(SCOPE)}
         return cls(
-            [RetrievedFact(**fact) for fact in meta["facts"]], tensors["vectors"], meta["network"],
-            (meta["token_layer"], meta["prompt_layer"]), meta["contrast"], retriever,
-        )  # fmt: skip
+            [RetrievedFact(**fact) for fact in meta["facts"]],
+            tensors["vectors"],
+            meta["network"],
+            (meta["token_layer"], meta["prompt_layer"]),
+            meta["contrast"],
+            retriever,
+        )
 
     def attach(self, model: EditableModel) -> Undo:
         """Append the facts; the first patch of a stack brings the retriever and wraps the model.

@@ -94,10 +94,12 @@ class SeracRunner:
             # A generator of its own: sampling here must not move anybody else's random stream.
             generator = torch.Generator().manual_seed(options.seed) if options.sample else None
             written = self._memory.answerer.write(
-                self._model, [entry.statement for _, entry in part],
+                self._model,
+                [entry.statement for _, entry in part],
                 asked,
-                options.max_new_tokens, generator,
-            )  # fmt: skip
+                options.max_new_tokens,
+                generator,
+            )
             for (row, _), head, ids in zip(part, asked, written, strict=True):
                 texts[row] = said_text(tokenizer, head, ids)
         return texts
@@ -116,9 +118,13 @@ class SeracPatch(Patch):
     kind: ClassVar[PatchKind] = "memory"
 
     def __init__(
-        self, entries: Sequence[Entry], vectors: Tensor, network: str, layers: tuple[int, int],
+        self,
+        entries: Sequence[Entry],
+        vectors: Tensor,
+        network: str,
+        layers: tuple[int, int],
         networks: Mapping[str, Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if len(entries) != len(vectors):
             raise ValueError(f"{len(entries)} entries with {len(vectors)} vectors")
         self.entries, self.vectors = tuple(entries), vectors.detach().float().cpu().contiguous()
@@ -136,9 +142,12 @@ class SeracPatch(Patch):
             for e in self.entries
         ]
         return {
-            "form": "serac", "network": self.network, "token_layer": self.layers[0], "prompt_layer": self.layers[1],
+            "form": "serac",
+            "network": self.network,
+            "token_layer": self.layers[0],
+            "prompt_layer": self.layers[1],
             "entries": entries,
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SeracPatch:

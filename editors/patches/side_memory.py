@@ -224,9 +224,17 @@ class SidePatch(Patch):
     kind: ClassVar[PatchKind] = "memory"
 
     def __init__(
-        self, site: str, start: int, shard: int, mask: Bool[Tensor, "d_out d_in"], values: Float[Tensor, " entries"],
-        activities: Sequence[float], rules: SideRules, edits: Sequence[tuple[str, str]], unrelated: float | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        site: str,
+        start: int,
+        shard: int,
+        mask: Bool[Tensor, "d_out d_in"],
+        values: Float[Tensor, " entries"],
+        activities: Sequence[float],
+        rules: SideRules,
+        edits: Sequence[tuple[str, str]],
+        unrelated: float | None = None,
+    ) -> None:
         if int(mask.sum()) != len(values) or len(activities) < len(edits):
             raise ValueError(
                 f"{len(values)} values for {int(mask.sum())} entries, {len(activities)} activities for {len(edits)} edits"
@@ -250,20 +258,33 @@ class SidePatch(Patch):
     @property
     def meta(self) -> Mapping[str, Any]:
         return {
-            "form": "side_memory", "site": self.site, "start": self.start, "shard": self.shard, "shape": list(self.mask.shape),
-            "activities": list(self.activities), "rules": vars(self.rules), "edits": [list(edit) for edit in self.edits],
+            "form": "side_memory",
+            "site": self.site,
+            "start": self.start,
+            "shard": self.shard,
+            "shape": list(self.mask.shape),
+            "activities": list(self.activities),
+            "rules": vars(self.rules),
+            "edits": [list(edit) for edit in self.edits],
             # Named only where it was taken: patches of before keep their digest.
             **({} if self.unrelated is None else {"unrelated": self.unrelated}),
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SidePatch:
         rows, columns = meta["shape"]
         bits = np.unpackbits(tensors["mask"].numpy(), count=rows * columns).astype(bool)
         return cls(
-            meta["site"], meta["start"], meta["shard"], torch.from_numpy(bits).view(rows, columns), tensors["values"],
-            meta["activities"], SideRules(**meta["rules"]), meta["edits"], meta.get("unrelated"),
-        )  # fmt: skip
+            meta["site"],
+            meta["start"],
+            meta["shard"],
+            torch.from_numpy(bits).view(rows, columns),
+            tensors["values"],
+            meta["activities"],
+            SideRules(**meta["rules"]),
+            meta["edits"],
+            meta.get("unrelated"),
+        )
 
     def attach(self, model: EditableModel) -> Undo:
         """Add the values to their shard; the first patch of a site installs the hook.

@@ -190,9 +190,14 @@ class SlotPatch(Patch):
     kind: ClassVar[PatchKind] = "module"
 
     def __init__(
-        self, site: str, mean: Float[Tensor, " d_model"], gap_share: float, ramp_share: float,
-        changes: Mapping[str, Slot | None], grid: int = BITS,
-    ) -> None:  # fmt: skip
+        self,
+        site: str,
+        mean: Float[Tensor, " d_model"],
+        gap_share: float,
+        ramp_share: float,
+        changes: Mapping[str, Slot | None],
+        grid: int = BITS,
+    ) -> None:
         if grid not in (0, BITS):
             raise PatchError(f"the filters at {site} lie on a grid of {grid} bits, this release has {BITS}; update errata")
         self.site, self.gap_share, self.ramp_share, self.grid = site, gap_share, ramp_share, grid
@@ -223,17 +228,21 @@ class SlotPatch(Patch):
             "states": torch.cat([torch.empty(0, width), *(s.states for s in put)]),
             "filters": torch.stack([s.filter for s in put]) if put else torch.empty(0, width),
             "values": torch.stack([s.value for s in put]) if put else torch.empty(0, width),
-            "own": torch.tensor([s.own for s in put]), "foreign": torch.tensor([s.foreign for s in put]),
+            "own": torch.tensor([s.own for s in put]),
+            "foreign": torch.tensor([s.foreign for s in put]),
             **({"other_means": torch.stack(list(self._strangers.values()))} if self._strangers else {}),
-        }  # fmt: skip
+        }
 
     @property
     def meta(self) -> Mapping[str, Any]:
         slots = [
-            {"subject": subject, "forms": None if s is None else len(s.states),
-             "requests": [] if s is None else [r.model_dump(mode="json") for r in s.requests]}
+            {
+                "subject": subject,
+                "forms": None if s is None else len(s.states),
+                "requests": [] if s is None else [r.model_dump(mode="json") for r in s.requests],
+            }
             for subject, s in self.changes.items()
-        ]  # fmt: skip
+        ]
         settings = {"site": self.site, "gap_share": self.gap_share, "ramp_share": self.ramp_share}
         strangers = {"other_means": list(self._strangers)} if self._strangers else {}
         return {"form": "slots", **settings, "slots": slots, **strangers, **({"grid": self.grid} if self.grid else {})}
@@ -248,11 +257,15 @@ class SlotPatch(Patch):
                 changes[row["subject"]] = None
                 continue
             changes[row["subject"]] = Slot(
-                row["subject"], tuple(EditRequest.model_validate(r, strict=False) for r in row["requests"]),
-                tensors["states"][at : at + row["forms"]].clone(), tensors["filters"][number].clone(),
-                float(tensors["own"][number]), float(tensors["foreign"][number]), tensors["values"][number].clone(),
+                row["subject"],
+                tuple(EditRequest.model_validate(r, strict=False) for r in row["requests"]),
+                tensors["states"][at : at + row["forms"]].clone(),
+                tensors["filters"][number].clone(),
+                float(tensors["own"][number]),
+                float(tensors["foreign"][number]),
+                tensors["values"][number].clone(),
                 means.get(row["subject"]),
-            )  # fmt: skip
+            )
             at, number = at + row["forms"], number + 1
         return cls(meta["site"], tensors["mean"], meta["gap_share"], meta["ramp_share"], changes, int(meta.get("grid", 0)))
 

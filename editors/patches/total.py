@@ -33,9 +33,13 @@ class TotalPatch(Patch):
     kind: ClassVar[PatchKind] = "weight"
 
     def __init__(
-        self, names: Sequence[str], updates: Mapping[str, Update], active: Mapping[str, Sequence[EditRequest]],
-        deltas: Mapping[str, Tensor], product: str = EXACT,
-    ) -> None:  # fmt: skip
+        self,
+        names: Sequence[str],
+        updates: Mapping[str, Update],
+        active: Mapping[str, Sequence[EditRequest]],
+        deltas: Mapping[str, Tensor],
+        product: str = EXACT,
+    ) -> None:
         if set(updates) - set(names):
             raise ValueError(f"updates of {sorted(set(updates) - set(names))} are not among the names {sorted(names)}")
         if set(active) != set(deltas):

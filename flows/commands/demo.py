@@ -53,8 +53,11 @@ def demo(
         return
     table("The demo's nights", STATUS_COLUMNS, [status_row(line) for line in lines])
     if taken_out:
-        table("Taken out, so that the rest of the night could be promoted", ("night", "edit", "why"),
-              [(one["night"], one["edit"], one["why"].partition(" (")[0]) for one in taken_out])  # fmt: skip
+        table(
+            "Taken out, so that the rest of the night could be promoted",
+            ("night", "edit", "why"),
+            [(one["night"], one["edit"], one["why"].partition(" (")[0]) for one in taken_out],
+        )
     for line in lines:
         if line["verdict"] != "promote":
             console.print(f"{line['night']} on {line['lineage']} was not promoted: {_why(line)}", highlight=False)

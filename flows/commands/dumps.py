@@ -49,15 +49,19 @@ def dump(
     done = f"{report.facts} facts" if new is None else f"{report.records} update records"
     read = f"{report.entities} items in {report.bytes_read} bytes read"
     console.print(f"night {night}: {read}, {done}, {report.aliases} aliases", highlight=False)
-    rows = [(kind, reason, n) for kind in ("set_aside", "left_out", "skipped")
-            for reason, n in getattr(report, kind).items() if n]  # fmt: skip
+    rows = [
+        (kind, reason, n) for kind in ("set_aside", "left_out", "skipped") for reason, n in getattr(report, kind).items() if n
+    ]
     if report.only_in_old:
         rows.append(("skipped", "only_in_old", report.only_in_old))
     if rows:
         table("Not used", ("what", "reason", "number"), rows)
     if report.unstated:
-        table("Properties without templates", ("property", "label", "statements"),
-              [(p.pid, p.label or None, p.statements) for p in report.unstated[:MAX_ROWS]])  # fmt: skip
+        table(
+            "Properties without templates",
+            ("property", "label", "statements"),
+            [(p.pid, p.label or None, p.statements) for p in report.unstated[:MAX_ROWS]],
+        )
 
 
 @contextmanager

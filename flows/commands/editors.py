@@ -14,8 +14,20 @@ from flows.commands.shared import Json, console, emit_json, errors, reported, ta
 from tasks.settings import configure
 
 app = typer.Typer(help="What editors there are, and the contract that each of them keeps.")
-_COLUMNS = ("name", "family", "trained", "keeps architecture", "only (x, y)", "SNS", "BNS", "SSE", "BSE", "scales",
-            "prepared", "leaves")  # fmt: skip
+_COLUMNS = (
+    "name",
+    "family",
+    "trained",
+    "keeps architecture",
+    "only (x, y)",
+    "SNS",
+    "BNS",
+    "SSE",
+    "BSE",
+    "scales",
+    "prepared",
+    "leaves",
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -55,9 +67,14 @@ def prepare(editor: Annotated[str, typer.Argument(help="An editor's name.")], as
     from tasks.serving.prepare import make_preparation
 
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=errors, transient=True,
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+        transient=True,
         disable=not sys.stderr.isatty(),
-    ) as bar:  # fmt: skip
+    ) as bar:
         job = bar.add_task(f"preparing {editor}", total=None)
         card = make_preparation(
             settings, lambda step, total, note: bar.update(job, completed=step, total=total, description=f"{editor}: {note}")
@@ -127,9 +144,13 @@ def test(
         raise UnknownEditor(f"the contract suite is not here ({error}); run this in a clone of the sources") from error
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite.__file__)]
     found = subprocess.run(
-        command, env=os.environ | {"ERRATA_CONTRACT_EDITOR": editor}, check=False, text=True,
-        stdout=subprocess.PIPE if as_json else None, stderr=subprocess.STDOUT if as_json else None,
-    )  # fmt: skip
+        command,
+        env=os.environ | {"ERRATA_CONTRACT_EDITOR": editor},
+        check=False,
+        text=True,
+        stdout=subprocess.PIPE if as_json else None,
+        stderr=subprocess.STDOUT if as_json else None,
+    )
     if as_json:
         emit_json({"editor": card.name, "passed": found.returncode == 0, "report": found.stdout.splitlines()[-20:]})
     elif found.returncode:

@@ -30,8 +30,9 @@ def score(
     counted = ", ".join(f"{n} {reason}" for reason, n in documents["set_aside"].items()) or "none"
     console.print(
         f"{documents['n']} documents, {documents['entities']} entities, {documents['statements']} statements; "
-        f"set aside: {counted}; errors: {len(documents['errors'])}", highlight=False,
-    )  # fmt: skip
+        f"set aside: {counted}; errors: {len(documents['errors'])}",
+        highlight=False,
+    )
     rows = [[kind, row["precision"], row["recall"], row["n"], row["found"]] for kind, row in diffs["by_kind"].items()]
     rows.append(["all", diffs["precision"], diffs["recall"], diffs["n"], diffs["found"]])
     table("Changes between revisions", ["kind", "precision", "recall", "recorded", "found"], rows)
@@ -54,5 +55,8 @@ def unstated(
     if as_json:
         emit_json([one.model_dump() for one in found])
         return
-    table("Properties without templates", ("property", "label", "statements"),
-          [(one.pid, one.label or None, one.statements) for one in found])  # fmt: skip
+    table(
+        "Properties without templates",
+        ("property", "label", "statements"),
+        [(one.pid, one.label or None, one.statements) for one in found],
+    )

@@ -32,8 +32,10 @@ def log(lineage: Lineage = None, as_json: Json = False) -> None:
         made = f"{line.edits} edits by {line.editor}, {line.in_force} in force" if line.edits else "no edit"
         console.print(
             f"{graph} {line.checkpoint_id[:12]}{marks} {line.night}, {line.verdict}: {made}  {scores}",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _id(settings: Settings, name: str) -> str:
@@ -69,16 +71,24 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
         reports = reports_after(wh, name, before=row.checkpoint.parent)
         decision = decision_of(wh, reports[-1].report_id) if reports else None
     if as_json:
-        emit_json({
-            "checkpoint": row.checkpoint.model_dump(mode="json"), "night": row.night, "verdict": row.verdict, "scores": scores,
-            "facts": [f.model_dump(mode="json") for f in facts],
-            "decision": decision.model_dump(mode="json") if decision else None,
-        })  # fmt: skip
+        emit_json(
+            {
+                "checkpoint": row.checkpoint.model_dump(mode="json"),
+                "night": row.night,
+                "verdict": row.verdict,
+                "scores": scores,
+                "facts": [f.model_dump(mode="json") for f in facts],
+                "decision": decision.model_dump(mode="json") if decision else None,
+            }
+        )
         return
     console.print(f"checkpoint {name} of night {row.night or 'base'}: {row.verdict}", highlight=False)
     console.print(f"parent {row.checkpoint.parent or 'none'}, {len(row.checkpoint.patch_digests)} patches", highlight=False)
-    table(f"{len(facts)} facts in force", ("subject", "relation", "answer", "was", "night", "edit"),
-          [(f.subject, f.relation, f.target_new, f.target_true, f.night, f.edit_id[:12]) for f in facts])  # fmt: skip
+    table(
+        f"{len(facts)} facts in force",
+        ("subject", "relation", "answer", "was", "night", "edit"),
+        [(f.subject, f.relation, f.target_new, f.target_true, f.night, f.edit_id[:12]) for f in facts],
+    )
     if decision is not None:
         rows = [(r.rule.metric, r.rule.slice, "yes" if r.passed else "no", r.explanation) for r in decision.results]
         table("Rules", ("metric", "slice", "passed", "why"), rows)
@@ -101,11 +111,17 @@ def diff(before: Name, after: Name = "production", lineage: Lineage = None, as_j
         return
     for title, facts in (("Added", found.added), ("Changed", found.changed), ("Retracted", found.retracted)):
         if facts:
-            table(f"{title}: {len(facts)}", ("subject", "relation", before[:12], after[:12]),
-                  [(f.subject, f.relation, f.before, f.after) for f in facts])  # fmt: skip
+            table(
+                f"{title}: {len(facts)}",
+                ("subject", "relation", before[:12], after[:12]),
+                [(f.subject, f.relation, f.before, f.after) for f in facts],
+            )
     names = sorted({*found.scores_before, *found.scores_after})
-    table("Scores", ("score", before[:12], after[:12]),
-          [(n, found.scores_before.get(n), found.scores_after.get(n)) for n in names])  # fmt: skip
+    table(
+        "Scores",
+        ("score", before[:12], after[:12]),
+        [(n, found.scores_before.get(n), found.scores_after.get(n)) for n in names],
+    )
     show_footprint(places, "Weights")
 
 
@@ -130,9 +146,20 @@ def blame(
         fact = one.fact
         state = "in force" if one.in_force else f"not in force ({one.status})"
         console.print(f"{fact.prompt} {fact.target_new}  [{state}]", markup=False, highlight=False)
-        table("", ("what", "which"), [
-            ("night", fact.night), ("update records", ", ".join(one.records)), ("source revisions", ", ".join(one.revisions)),
-            ("verdict", f"{one.verdict}: {one.sentence}"), ("request", fact.request_id), ("edit", fact.edit_id),
-            ("editor", fact.editor), ("patch", fact.patch_digest), ("checkpoint", fact.checkpoint_id),
-            ("decision", f"{one.decided} ({one.decision_id})" if one.decision_id else None), ("before", fact.target_true),
-        ])  # fmt: skip
+        table(
+            "",
+            ("what", "which"),
+            [
+                ("night", fact.night),
+                ("update records", ", ".join(one.records)),
+                ("source revisions", ", ".join(one.revisions)),
+                ("verdict", f"{one.verdict}: {one.sentence}"),
+                ("request", fact.request_id),
+                ("edit", fact.edit_id),
+                ("editor", fact.editor),
+                ("patch", fact.patch_digest),
+                ("checkpoint", fact.checkpoint_id),
+                ("decision", f"{one.decided} ({one.decision_id})" if one.decision_id else None),
+                ("before", fact.target_true),
+            ],
+        )

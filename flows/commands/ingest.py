@@ -37,10 +37,15 @@ def wikidata(
     from tasks.night.live_ingest import IngestOptions, ingest_wikidata
 
     options = IngestOptions(
-        night=night, replay=replay, since=since, until=until, max_events=max_events, idle_s=idle,
+        night=night,
+        replay=replay,
+        since=since,
+        until=until,
+        max_events=max_events,
+        idle_s=idle,
         properties=tuple(name.strip() for name in properties.split(",") if name.strip()),
         mode="latest" if latest else "revisions",
-    )  # fmt: skip
+    )
     found = ingest_wikidata(settings, options)
     emit_json(found) if as_json else _show(found)
 
@@ -53,8 +58,9 @@ def _show(found: dict[str, Any]) -> None:
     run = found["run"]
     console.print(
         f"{found['night']}: {found['records']} records, {found['pending']} events wait; this run read {run['frames']} events "
-        f"in {run['seconds']} s with {run['requests']} requests", highlight=False,
-    )  # fmt: skip
+        f"in {run['seconds']} s with {run['requests']} requests",
+        highlight=False,
+    )
     if run["problem"]:
         console.print(f"documents are missing: {run['problem']}", markup=False, highlight=False)
 
@@ -83,8 +89,15 @@ def replay(
     from warehouse.stream.replay import KINDS, Faults, ReplayServer
 
     recording = load_recording(folder or HERE / "stream", entities)
-    own = {"drop": drop, "delay": delay, "duplicate": duplicate, "garbage": garbage, "too_many": too_many,
-           "unavailable": unavailable, "lag": lag}  # fmt: skip
+    own = {
+        "drop": drop,
+        "delay": delay,
+        "duplicate": duplicate,
+        "garbage": garbage,
+        "too_many": too_many,
+        "unavailable": unavailable,
+        "lag": lag,
+    }
     chances = dict.fromkeys(KINDS, faults) | {name: chance for name, chance in own.items() if chance is not None}
     server = ReplayServer(recording, port, Faults(**chances, seed=seed), rate=rate)
     about = {"url": server.url, "frames": len(recording.frames), "documents": len(recording.revisions)}

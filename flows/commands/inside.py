@@ -51,20 +51,34 @@ def locate(
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         job = bar.add_task("tracing", total=1)
         found = locate(
-            settings, subject, relation, checkpoint=checkpoint, answer=answer, samples=samples,
+            settings,
+            subject,
+            relation,
+            checkpoint=checkpoint,
+            answer=answer,
+            samples=samples,
             progress=lambda done, total: bar.update(job, completed=done, total=total),
-        )  # fmt: skip
+        )
     page = write_located(found, out or settings.reports / "locate" / f"{relation}-{subject.replace('/', '_')}")
     if as_json:
         emit_json(found.model_dump(mode="json") | {"page": str(page)})
         return
-    console.print(f"{found.prompt} [bold]{found.answer}[/bold]: probability {found.clean:.3f}, {found.corrupted:.3f} with "
-                  "the subject blurred", highlight=False)  # fmt: skip
-    table("States that bring it back", ("restored", "token", "layer", "brought back"),
-          [(site, p.text, p.layer, p.effect) for site, p in found.peaks.items()])  # fmt: skip
+    console.print(
+        f"{found.prompt} [bold]{found.answer}[/bold]: probability {found.clean:.3f}, {found.corrupted:.3f} with "
+        "the subject blurred",
+        highlight=False,
+    )
+    table(
+        "States that bring it back",
+        ("restored", "token", "layer", "brought back"),
+        [(site, p.text, p.layer, p.effect) for site, p in found.peaks.items()],
+    )
     keys = ("entity@10", "entity@50", "fact@10", "fact@50")
-    table("Layers", ("layer", "neurons", *keys),
-          [(i, total, *(found.hits[k][i] for k in keys)) for i, total in enumerate(found.neurons_by_layer)])  # fmt: skip
+    table(
+        "Layers",
+        ("layer", "neurons", *keys),
+        [(i, total, *(found.hits[k][i] for k in keys)) for i, total in enumerate(found.neurons_by_layer)],
+    )
     console.print(f"figure and page: {page}", highlight=False)
 
 
@@ -74,22 +88,31 @@ def _separability(settings: Settings, subjects: int, layers: list[int], as_json:
     with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
         job = bar.add_task("layers", total=1)
         found = measure_separability(
-            settings, subjects=subjects, layers=layers,
+            settings,
+            subjects=subjects,
+            layers=layers,
             progress=lambda done, total: bar.update(job, completed=done, total=total),
-        )  # fmt: skip
+        )
     if as_json:
         emit_json(found.model_dump(mode="json"))
         return
     title = f"{found.subjects} subjects of {found.model}, {found.wordings} wordings each, half of them unseen"
     columns = ("layer", "detector", "separable", "own", "own, worst tenth", "foreign", "foreign, worst tenth")
-    table(title, columns, [
-        (row.layer, name, d.separable, d.own, d.own_low, d.foreign, d.foreign_high)
-        for row in found.layers for name, d in (("key", row.key), ("filter", row.filter))
-    ])  # fmt: skip
+    table(
+        title,
+        columns,
+        [
+            (row.layer, name, d.separable, d.own, d.own_low, d.foreign, d.foreign_high)
+            for row in found.layers
+            for name, d in (("key", row.key), ("filter", row.filter))
+        ],
+    )
     best = found.best
-    console.print(f"Filters separate most at layer {best.layer} ({best.filter.separable:.1%}). An earlier layer leaves its "
-                  "value more layers to work through: of layers that separate alike, benchmark the earlier first.",
-                  highlight=False)  # fmt: skip
+    console.print(
+        f"Filters separate most at layer {best.layer} ({best.filter.separable:.1%}). An earlier layer leaves its "
+        "value more layers to work through: of layers that separate alike, benchmark the earlier first.",
+        highlight=False,
+    )
 
 
 @reported
@@ -108,12 +131,20 @@ def footprint(checkpoint: Checkpoint = "production", as_json: Json = False) -> N
 def show_footprint(found: EditFootprint, title: str) -> None:
     """Print weights and slots; where no weight differs, say so and where the edits are instead."""
     if found.weights:
-        table(title, ("parameter", "shape", "norm / base", "entries", "effective rank", "spectral / base"),
-              [(f.parameter, "x".join(map(str, f.shape)), f.norm_ratio, f.changed, f.effective_rank, f.spectral_ratio)
-               for f in found.weights])  # fmt: skip
+        table(
+            title,
+            ("parameter", "shape", "norm / base", "entries", "effective rank", "spectral / base"),
+            [
+                (f.parameter, "x".join(map(str, f.shape)), f.norm_ratio, f.changed, f.effective_rank, f.spectral_ratio)
+                for f in found.weights
+            ],
+        )
     else:
         instead = "the edits are slots beside a layer" if found.slots else "memories and texts change none"
         console.print(f"No weight differs: {instead}.", highlight=False)
     if found.slots:
-        table("Slots", ("beside", "slots", "edits", "added", "changed", "removed", "median norm"),
-              [(s.site, s.slots, s.edits, s.added, s.changed, s.removed, s.median_norm) for s in found.slots])  # fmt: skip
+        table(
+            "Slots",
+            ("beside", "slots", "edits", "added", "changed", "removed", "median norm"),
+            [(s.site, s.slots, s.edits, s.added, s.changed, s.removed, s.median_norm) for s in found.slots],
+        )

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from tasks.quality.rows import BenchmarkRow
 
 ALL_MODES = "single,batch,sequential,sequential-batch"
-SHOWN = ("SR", "GR", "locality/neighbourhood", "locality/relation_specificity", "SRR", "GRR", "DD/known",
-         "perplexity_ratio")  # fmt: skip
+SHOWN = ("SR", "GR", "locality/neighbourhood", "locality/relation_specificity", "SRR", "GRR", "DD/known", "perplexity_ratio")
 
 
 @reported
@@ -86,19 +85,30 @@ def benchmark(
             rows = run_suite(settings, names, cells, known=_read(rows_in or []), command=command, progress=advance)
         else:
             rows = run_benchmark(
-                settings, names, modes, edits, batch_size,  # pyright: ignore[reportArgumentType]
-                split=split, task=task, overrides=overrides, seed=seed, every=every,  # pyright: ignore[reportArgumentType]
-                checkpoints=points, command=command, progress=advance,
-            )  # fmt: skip
+                settings,
+                names,
+                modes,
+                edits,
+                batch_size,  # pyright: ignore[reportArgumentType]
+                split=split,
+                task=task,
+                overrides=overrides,
+                seed=seed,
+                every=every,  # pyright: ignore[reportArgumentType]
+                checkpoints=points,
+                command=command,
+                progress=advance,
+            )
     if out is not None:
         _write(out, rows)
     if as_json:
         emit_json([row.model_dump(mode="json") for row in rows])
         return
     table(
-        f"{edits} edits, {task}, {split} split", ("editor", "mode", *SHOWN, "s/edit", "patch bytes", "note"),
+        f"{edits} edits, {task}, {split} split",
+        ("editor", "mode", *SHOWN, "s/edit", "patch bytes", "note"),
         [[r.editor, r.mode, *(_value(r, name) for name in SHOWN), r.seconds_per_edit, r.patch_bytes, r.note] for r in rows],
-    )  # fmt: skip
+    )
 
 
 def _read(paths: Sequence[Path]) -> list[BenchmarkRow]:

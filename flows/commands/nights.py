@@ -19,8 +19,21 @@ if TYPE_CHECKING:
     from warehouse.nights.record_list import JudgedRecord
 
 Lineage = Annotated[str | None, typer.Option(help="Lineage; default from the settings.")]
-STATUS_COLUMNS = ("night", "lineage", "editor", "records", "accepted", "edited", "SR", "GR", "locality", "SRR", "DD",
-                  "verdict", "seconds")  # fmt: skip
+STATUS_COLUMNS = (
+    "night",
+    "lineage",
+    "editor",
+    "records",
+    "accepted",
+    "edited",
+    "SR",
+    "GR",
+    "locality",
+    "SRR",
+    "DD",
+    "verdict",
+    "seconds",
+)
 
 
 def status_row(line: dict[str, Any]) -> list[Any]:
@@ -74,9 +87,10 @@ def _why_not(settings: Settings, line: dict[str, Any]) -> list[str]:
     with warehouse(settings) as wh:
         made = load_decision(wh, found)
     return [
-        f"{line['night']} does not serve ({line['verdict']}): {' '.join(reasons(made))}", *hopeless(made, line["edited"]),
+        f"{line['night']} does not serve ({line['verdict']}): {' '.join(reasons(made))}",
+        *hopeless(made, line["edited"]),
         f"errata records {line['night']}  shows what became of each record",
-    ]  # fmt: skip
+    ]
 
 
 @reported
@@ -120,8 +134,11 @@ def records(
 
 
 def _records_table(night: str, found: Sequence[JudgedRecord]) -> None:
-    table(f"Records of {night}", ("record", "verdict", "reason", "why"),
-          [(r.record_id, r.verdict, r.reason, r.sentence) for r in found])  # fmt: skip
+    table(
+        f"Records of {night}",
+        ("record", "verdict", "reason", "why"),
+        [(r.record_id, r.verdict, r.reason, r.sentence) for r in found],
+    )
     counts = Counter(r.verdict for r in found)
     console.print(f"{len(found)} records" + "".join(f", {n} {name}" for name, n in counts.most_common()), highlight=False)
     if counts["quarantine"]:
@@ -169,9 +186,13 @@ def pull(
     settings = configure(lineage=lineage)
     store = store_of(settings)
     manifest = pull(
-        store, channel or settings.channel_name, out, limits=settings.limits, allow_code=settings.model.trust_remote_code,
+        store,
+        channel or settings.channel_name,
+        out,
+        limits=settings.limits,
+        allow_code=settings.model.trust_remote_code,
         check=lambda folder, m: check_signature(settings, store, m, folder),
-    )  # fmt: skip
+    )
     found = {"out": str(out), "checkpoint": manifest.checkpoint.checkpoint_id, "night": manifest.night}
     emit_json(found) if as_json else console.print(
         f"{out}: checkpoint {manifest.checkpoint.checkpoint_id[:12]} of {manifest.night}", highlight=False

@@ -32,8 +32,9 @@ def audit(
     else:
         console.print(
             f"{found.entries} entries of the trail, {found.checkpoints} promoted checkpoints, {found.objects} objects, "
-            f"{found.signatures} signatures" + (", production's answers" if found.evaluated else ""), highlight=False,
-        )  # fmt: skip
+            f"{found.signatures} signatures" + (", production's answers" if found.evaluated else ""),
+            highlight=False,
+        )
         for word in found.notes:
             console.print(word, highlight=False, markup=False)
         if found.breaks:

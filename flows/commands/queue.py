@@ -57,16 +57,19 @@ def show(record_id: RecordId, source: Source = None, as_json: Json = False) -> N
         if entry.kind == "edit":
             (request,) = requests_by_id(wh, list(entry.related))
             came: dict[str, Any] = {
-                "edit": request.model_dump(mode="json"), "evidence": held_edit(wh, entry).model_dump(mode="json")
-            }  # fmt: skip
+                "edit": request.model_dump(mode="json"),
+                "evidence": held_edit(wh, entry).model_dump(mode="json"),
+            }
         else:
             came = {"record": _parsed(update_of(wh, entry).raw)}
         trail = [a for a in actions(wh, record_id) if a.source == entry.source]
         later = [v for v in verdicts_of(wh, source=entry.source) if v.record_id == entry.joined_as]
     found: dict[str, Any] = {
-        **entry.model_dump(mode="json"), **came, "audit": [a.model_dump(mode="json") for a in trail],
+        **entry.model_dump(mode="json"),
+        **came,
+        "audit": [a.model_dump(mode="json") for a in trail],
         "verdict_after_release": later[0].model_dump(mode="json") if later else None,
-    }  # fmt: skip
+    }
     if as_json:
         emit_json(found)
         return

@@ -32,6 +32,8 @@ def revert(
     console.print(
         f"{line.night}: {len(plan['edits'])} edits out, {len(plan['revived'])} in force again, "
         f"{line.edited - len(plan['revived'])} made again; "
-        f"{line.verdict}, checkpoint {(line.checkpoint_id or '')[:12]}", markup=False, highlight=False,
-    )  # fmt: skip
+        f"{line.verdict}, checkpoint {(line.checkpoint_id or '')[:12]}",
+        markup=False,
+        highlight=False,
+    )
     console.print(f"{report_folder(settings, line.night) / 'summary.md'}", highlight=False)

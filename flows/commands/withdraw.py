@@ -31,5 +31,7 @@ def withdraw(
     if as_json:
         emit_json({"night": night, "reason": reason, **was})
         return
-    console.print(f"{night} is withdrawn: {was['records']['rows']} records, {was['verdicts']['rows']} verdicts, "
-                  f"{was['requests']['rows']} requests. `errata refresh --night {night}` reads its file again.")  # fmt: skip
+    console.print(
+        f"{night} is withdrawn: {was['records']['rows']} records, {was['verdicts']['rows']} verdicts, "
+        f"{was['requests']['rows']} requests. `errata refresh --night {night}` reads its file again."
+    )

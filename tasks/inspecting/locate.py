@@ -66,9 +66,15 @@ class Located(Record):
 
 
 def locate(
-    settings: Settings, subject: str, relation: str, *, checkpoint: str = "base", answer: str | None = None,
-    samples: int = 10, progress: Callable[[int, int], None] | None = None,
-) -> Located:  # fmt: skip
+    settings: Settings,
+    subject: str,
+    relation: str,
+    *,
+    checkpoint: str = "base",
+    answer: str | None = None,
+    samples: int = 10,
+    progress: Callable[[int, int], None] | None = None,
+) -> Located:
     """Causal tracing, integrated-gradient neurons and the vocabulary lens for one fact.
 
     Args:
@@ -95,23 +101,34 @@ def locate(
     attributed = neuron_attributions(model, [prompt], [answer_ids(model, prompt, said)])[0]
     others = asked[:LENS_FACTS]
     ranks = lens_ranks(
-        model, [known[relation].prompt(0, f["subject"]) for f in others], [f["subject"] for f in others],
+        model,
+        [known[relation].prompt(0, f["subject"]) for f in others],
+        [f["subject"] for f in others],
         [f["object"] for f in others],
-    )  # fmt: skip
+    )
     hits = {f"{what}@{k}": ranks.hit(k)[i].tolist() for k in (10, 50) for i, what in enumerate(("entity", "fact"))}
     highest, width = float(attributed.max()), attributed.shape[1]
     order = attributed.flatten().argsort(descending=True)[:NUM_NEURONS].tolist()
     return Located(
-        subject=subject, relation=relation, prompt=prompt, answer=said,
-        checkpoint=found.checkpoint_id if found else "base", clean=traced.clean, corrupted=traced.corrupted,
-        window=traced.window, tokens=traced.tokens, peaks={site: _peak(traced, site) for site in SITES},
+        subject=subject,
+        relation=relation,
+        prompt=prompt,
+        answer=said,
+        checkpoint=found.checkpoint_id if found else "base",
+        clean=traced.clean,
+        corrupted=traced.corrupted,
+        window=traced.window,
+        tokens=traced.tokens,
+        peaks={site: _peak(traced, site) for site in SITES},
         effects={site: traced.effect(site).tolist() for site in SITES},
         neurons=tuple(
             Neuron(layer=i // width, neuron=i % width, share=float(attributed.flatten()[i]) / (highest or 1.0)) for i in order
         ),
-        neurons_by_layer=tuple(attributed.clamp_min(0).sum(1).tolist()), hits=hits, lens_facts=len(others),
+        neurons_by_layer=tuple(attributed.clamp_min(0).sum(1).tolist()),
+        hits=hits,
+        lens_facts=len(others),
         made_at=datetime.now(UTC),
-    )  # fmt: skip
+    )
 
 
 def _peak(traced: CausalTrace, site: Any) -> Place:
@@ -126,8 +143,11 @@ def write_located(found: Located, folder: Path) -> Path:
         The path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"block": "state after the block", "mlp": f"feed-forward, window {found.window}",
-             "attention": f"attention, window {found.window}"}  # fmt: skip
+    names = {
+        "block": "state after the block",
+        "mlp": f"feed-forward, window {found.window}",
+        "attention": f"attention, window {found.window}",
+    }
     panels = [HeatMap(names[site], found.effects[site], 0.0, max(found.clean - found.corrupted, 1e-9)) for site in SITES]
     layers = [str(i) for i in range(len(found.neurons_by_layer))]
     rows = [repr(t)[1:-1] for t in found.tokens]
@@ -142,23 +162,36 @@ def write_located(found: Located, folder: Path) -> Path:
 def located_markdown(found: Located) -> str:
     """The page beside the figure."""
     lines = [
-        f"# Where the model recalls: {found.prompt} {found.answer}", "",
+        f"# Where the model recalls: {found.prompt} {found.answer}",
+        "",
         f"Checkpoint {found.checkpoint}. With the subject blurred the answer's probability falls from {found.clean:.3f} to "
         f"{found.corrupted:.3f}; each cell of the figure is what one clean state, put back, brings back of it "
-        "(Meng et al. 2022, section 2).", "", "![causal tracing](locate.svg)", "",
-        "| restored | at token | layer | brought back |", "| --- | --- | --- | --- |",
-        *(f"| {site} | {p.token} `{p.text}` | {p.layer} | {p.effect:.3f} |" for site, p in found.peaks.items()), "",
+        "(Meng et al. 2022, section 2).",
+        "",
+        "![causal tracing](locate.svg)",
+        "",
+        "| restored | at token | layer | brought back |",
+        "| --- | --- | --- | --- |",
+        *(f"| {site} | {p.token} `{p.text}` | {p.layer} | {p.effect:.3f} |" for site, p in found.peaks.items()),
+        "",
         "| layer | integrated gradients of its neurons | entity Hit@10 | Hit@50 | fact Hit@10 | Hit@50 |",
         "| --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+    ]
     for layer, total in enumerate(found.neurons_by_layer):
         shares = " | ".join(f"{found.hits[key][layer]:.3f}" for key in ("entity@10", "entity@50", "fact@10", "fact@50"))
         lines.append(f"| {layer} | {total:.3f} | {shares} |")
     first = ", ".join(f"{n.layer}.{n.neuron} ({n.share:.2f})" for n in found.neurons[:8])
-    return "\n".join([
-        *lines, "", f"Strongest neurons (layer.neuron, share of the largest): {first}.", "",
-        f"Hit@k: the share of {found.lens_facts} facts of {found.relation} with a token of the entity, or of the fact's "
-        "object, among the first k that the layer's feed-forward output at the subject's last token speaks for.", "",
-        "Location is no advice on where to edit: Hase et al. (2023) found that causal tracing's layer says almost nothing "
-        "about which layer's edit succeeds. Choose layers by `errata benchmark` on the development split.", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Strongest neurons (layer.neuron, share of the largest): {first}.",
+            "",
+            f"Hit@k: the share of {found.lens_facts} facts of {found.relation} with a token of the entity, or of the fact's "
+            "object, among the first k that the layer's feed-forward output at the subject's last token speaks for.",
+            "",
+            "Location is no advice on where to edit: Hase et al. (2023) found that causal tracing's layer says almost nothing "
+            "about which layer's edit succeeds. Choose layers by `errata benchmark` on the development split.",
+            "",
+        ]
+    )

@@ -54,9 +54,12 @@ class SeparabilityReport(Record):
 
 
 def measure_separability(
-    settings: Settings, *, subjects: int = 200, layers: Sequence[int] = (),
+    settings: Settings,
+    *,
+    subjects: int = 200,
+    layers: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
-) -> SeparabilityReport:  # fmt: skip
+) -> SeparabilityReport:
     """Ask every layer (or those given) about so many subjects of the warehouse, none of them in the bank.
 
     Raises:
@@ -82,9 +85,12 @@ def measure_separability(
         if progress:
             progress(len(found), len(chosen))
     return SeparabilityReport(
-        model=shown_name(model), model_digest=model.base_digest, subjects=subjects,
-        wordings=configs[chosen[0]].key_wordings, layers=tuple(found),
-    )  # fmt: skip
+        model=shown_name(model),
+        model_digest=model.base_digest,
+        subjects=subjects,
+        wordings=configs[chosen[0]].key_wordings,
+        layers=tuple(found),
+    )
 
 
 def _detector(found: Separated) -> Detector:
@@ -92,6 +98,9 @@ def _detector(found: Separated) -> Detector:
         return float(values.quantile(share))
 
     return Detector(
-        separable=found.share, own=at(found.own, 0.5), own_low=at(found.own, 0.1), foreign=at(found.foreign, 0.5),
+        separable=found.share,
+        own=at(found.own, 0.5),
+        own_low=at(found.own, 0.1),
+        foreign=at(found.foreign, 0.5),
         foreign_high=at(found.foreign, 0.9),
-    )  # fmt: skip
+    )

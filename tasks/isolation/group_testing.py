@@ -66,11 +66,13 @@ def isolate(edits: Sequence[str], passes: Passes, budget: int | None = None) -> 
         found = _mend(search, found)
     at = {name: place for place, name in enumerate(edits)}
     return Isolation(
-        kept=tuple(sorted(found.kept, key=at.__getitem__)), culprits=tuple(sorted(found.culprits, key=at.__getitem__)),
-        unexplored=tuple(sorted(found.unexplored, key=at.__getitem__)), evaluations=search.evaluations,
+        kept=tuple(sorted(found.kept, key=at.__getitem__)),
+        culprits=tuple(sorted(found.culprits, key=at.__getitem__)),
+        unexplored=tuple(sorted(found.unexplored, key=at.__getitem__)),
+        evaluations=search.evaluations,
         exact=not found.unexplored and _is_minimal(search, found),
         smallest=not found.unexplored and (len(found.culprits) == 1 or _all_fail_alone(search, found)),
-    )  # fmt: skip
+    )
 
 
 class _Spent(Exception):

@@ -81,9 +81,7 @@ class Isolated(Record):
 
 
 @task(name="isolate culprits", **STEP)
-def isolate_culprits(
-    settings: Settings, done: Candidate, report: EvaluationReport, decision: GateDecision
-) -> Isolated | None:  # fmt: skip
+def isolate_culprits(settings: Settings, done: Candidate, report: EvaluationReport, decision: GateDecision) -> Isolated | None:
     """Look for culprits in a rejected night; None where it was not rejected, the policy asks for none, or none help.
 
     Subsets are judged on fewer probes, by value, under the rules that stopped the night. The rest is no more than a
@@ -106,12 +104,21 @@ def isolate_culprits(
         log.warning("%s: the reduced probes do not show what stopped it; no culprit can be looked for", done.night)
         return None
     if told := trial.fails_without():
-        log.warning("%s: no culprit is looked for: what is served now fails without any edit of the night: %s. Look for the "
-                    "edits of earlier nights (`errata log`), or roll back", done.night, " ".join(told))  # fmt: skip
+        log.warning(
+            "%s: no culprit is looked for: what is served now fails without any edit of the night: %s. Look for the "
+            "edits of earlier nights (`errata log`), or roll back",
+            done.night,
+            " ".join(told),
+        )
         return None
     isolation = isolate(done.edited, trial.passes, policy.isolate_evaluations)
-    log.warning("%s: %d culprits, %d unexplored, %d evaluations", done.night, len(isolation.culprits),
-                len(isolation.unexplored), isolation.evaluations)  # fmt: skip
+    log.warning(
+        "%s: %d culprits, %d unexplored, %d evaluations",
+        done.night,
+        len(isolation.culprits),
+        len(isolation.unexplored),
+        isolation.evaluations,
+    )
     if not isolation.kept:
         return None
     culprits = tuple(trial.evidence(name, frozenset(isolation.kept)) for name in isolation.culprits)
@@ -147,9 +154,10 @@ class _Trial:
         # Free text is slow; it is written only where a rule about it stopped the night.
         fluent, failing = "fluency" in metrics, "failure_mode" in metrics
         self._measured = EvaluationSettings(
-            max_kl_prompts=128 if "KL" in metrics else 0, max_fluency_prompts=24 if fluent else 0,
+            max_kl_prompts=128 if "KL" in metrics else 0,
+            max_fluency_prompts=24 if fluent else 0,
             max_failures=200 if failing else 0,
-        )  # fmt: skip
+        )
         self._model: EditableModel = at_checkpoint(settings, store_of(settings), parent)
         self._depth = len(self._model.patches)
         able = retracting(self._editor)
@@ -201,10 +209,13 @@ class _Trial:
         broken = [p for p in (*self._probes, *self._retain) if without.get(p.probe_id) and beside.get(p.probe_id) is False]
         shown = tuple((str(p.kind), p.prompt) for p in broken[:NUM_SHOWN])
         missed = sorted(
-            ((str(p.kind), p.prompt) for p in self._probes
-             if p.request_id == name and p.kind in LEARNT_KINDS and beside.get(p.probe_id) is False),
+            (
+                (str(p.kind), p.prompt)
+                for p in self._probes
+                if p.request_id == name and p.kind in LEARNT_KINDS and beside.get(p.probe_id) is False
+            ),
             key=lambda one: (one[0] != "success", one),
-        )  # fmt: skip
+        )
         return Culprit(request_id=name, broken=len(broken), probes=shown, missed=tuple(missed))
 
     def rest(self, isolation: Isolation) -> Candidate:
@@ -216,11 +227,16 @@ class _Trial:
         with warehouse(settings) as wh, wh.transaction():
             record_made(settings, wh, done.night, made)
         why = [(name, "culprit") for name in isolation.culprits] + [(name, "unexplored") for name in isolation.unexplored]
-        return done.model_copy(update={
-            "new_patches": tuple(r.patch_digest for r in made.rows), "edited": tuple(r.request_id for r in chosen),
-            "skipped": (*done.skipped, *why), "right_after": made.right_after, "edit_seconds": round(made.seconds, 3),
-            "patch_bytes": sum(r.bytes for r in made.rows),
-        })  # fmt: skip
+        return done.model_copy(
+            update={
+                "new_patches": tuple(r.patch_digest for r in made.rows),
+                "edited": tuple(r.request_id for r in chosen),
+                "skipped": (*done.skipped, *why),
+                "right_after": made.right_after,
+                "edit_seconds": round(made.seconds, 3),
+                "patch_bytes": sum(r.bytes for r in made.rows),
+            }
+        )
 
 
 def _reduced(probes: tuple[Probe, ...], metrics: Collection[str]) -> tuple[Probe, ...]:
@@ -250,13 +266,26 @@ def quarantine_culprits(settings: Settings, done: Candidate, found: Isolated) ->
             settle_edits(
                 wh, settings.lineage, done.night, rejected, status="rejected", reason=sentence, edit_ids=[edit.edit_id]
             )
-            hold(wh, [HeldEdit(
-                lineage=settings.lineage, edit_id=edit.edit_id, request_id=edit.request_id, night=done.night,
-                checkpoint_id=rejected, cause="culprit" if culprit else "unexplored", sentence=sentence,
-                broken=culprit.broken if culprit else 0, probes=culprit.probes if culprit else (),
-            )])  # fmt: skip
+            hold(
+                wh,
+                [
+                    HeldEdit(
+                        lineage=settings.lineage,
+                        edit_id=edit.edit_id,
+                        request_id=edit.request_id,
+                        night=done.night,
+                        checkpoint_id=rejected,
+                        cause="culprit" if culprit else "unexplored",
+                        sentence=sentence,
+                        broken=culprit.broken if culprit else 0,
+                        probes=culprit.probes if culprit else (),
+                    )
+                ],
+            )
         body = {
-            "checkpoint": rejected, "culprits": {c.request_id: c.model_dump(mode="json") for c in found.culprits},
-            "isolation": found.isolation.model_dump(mode="json", exclude={"kept"}), "kept": len(found.isolation.kept),
-        }  # fmt: skip
+            "checkpoint": rejected,
+            "culprits": {c.request_id: c.model_dump(mode="json") for c in found.culprits},
+            "isolation": found.isolation.model_dump(mode="json", exclude={"kept"}),
+            "kept": len(found.isolation.kept),
+        }
         note(settings, wh, "culprits", done.night, body, reason="; ".join(c.sentence for c in found.culprits))

@@ -56,10 +56,14 @@ class Night:
     @property
     def command(self) -> str:
         """The command that goes on with it; a revert is named by what it takes out, which only its own command knows."""
-        return "" if self.night.startswith("revert-") else (
-            f"errata refresh --night {shlex.quote(self.night)} --lineage {shlex.quote(self.settings.lineage)} "
-            f"--editor {shlex.quote(self.settings.editor.name)}"
-        )  # fmt: skip
+        return (
+            ""
+            if self.night.startswith("revert-")
+            else (
+                f"errata refresh --night {shlex.quote(self.night)} --lineage {shlex.quote(self.settings.lineage)} "
+                f"--editor {shlex.quote(self.settings.editor.name)}"
+            )
+        )
 
     def reach(self, state: RunStateName, **details: Any) -> None:
         """Note how far the night came. On a rerun it may be further on already; then nothing changes."""
@@ -138,14 +142,18 @@ def _close(run: Night, done: Candidate, manifest: Manifest | None) -> NightRun:
     with warehouse(settings) as wh:
         verdicts = verdicts_of(wh, run.night)
         line = NightRun(
-            night=run.night, lineage=settings.lineage, editor=settings.editor.name, records=len(verdicts),
-            accepted=sum(v.verdict in ACCEPTED for v in verdicts), edited=len(done.edited),
+            night=run.night,
+            lineage=settings.lineage,
+            editor=settings.editor.name,
+            records=len(verdicts),
+            accepted=sum(v.verdict in ACCEPTED for v in verdicts),
+            edited=len(done.edited),
             scores=shown_scores(manifest.report) if manifest else {},
             verdict=manifest.verdict if manifest else NOTHING_TO_EDIT,
             checkpoint_id=manifest.checkpoint.checkpoint_id if manifest else None,
             seconds=round(run.spent + time.monotonic() - run.started, 2),
             details={"skipped": len(done.skipped), "edit_seconds": done.edit_seconds},
-        )  # fmt: skip
+        )
         # As stored, so that a rerun returns the same line.
         stored = save_run(wh, line).line
     _UNDER_WAY.clear()

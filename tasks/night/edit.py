@@ -84,12 +84,20 @@ def edit(settings: Settings, night: str) -> Candidate:
     skipped += [(r.request_id, "released, but a newer request stands") for r in stale]
     made = make_edits(settings, editor, prepared, model, chosen, night, joined)
     done = Candidate(
-        night=night, editor=editor.card.name, config_digest=editor.config.digest,
-        parent=head.checkpoint_id if head else None, base_digest=model.base_digest,
-        parent_patches=head.patch_digests if head else (), new_patches=tuple(r.patch_digest for r in made.rows),
-        edited=tuple(r.request_id for r in chosen), skipped=tuple(skipped), right_after=made.right_after,
-        edit_seconds=round(made.seconds, 3), patch_bytes=sum(r.bytes for r in made.rows), joined=joined,
-    )  # fmt: skip
+        night=night,
+        editor=editor.card.name,
+        config_digest=editor.config.digest,
+        parent=head.checkpoint_id if head else None,
+        base_digest=model.base_digest,
+        parent_patches=head.patch_digests if head else (),
+        new_patches=tuple(r.patch_digest for r in made.rows),
+        edited=tuple(r.request_id for r in chosen),
+        skipped=tuple(skipped),
+        right_after=made.right_after,
+        edit_seconds=round(made.seconds, 3),
+        patch_bytes=sum(r.bytes for r in made.rows),
+        joined=joined,
+    )
     # By head: what a model says already depends on the model, and a night that was overtaken begins again on another.
     skipped_id = f"skipped-{night}" if head is None else f"skipped-{night}-{head.checkpoint_id[:12]}"
     skipped_batch = EditBatch(batch_id=skipped_id, requests=tuple(r for r in requests if r not in chosen))
@@ -123,9 +131,14 @@ def batch_size(settings: Settings, editor: Editor, requests: int) -> int:
 
 
 def make_edits(
-    settings: Settings, editor: Editor, prepared: Prepared, model: EditableModel, chosen: list[EditRequest],
-    night: str, joined: Collection[str] = (),
-) -> Made:  # fmt: skip
+    settings: Settings,
+    editor: Editor,
+    prepared: Prepared,
+    model: EditableModel,
+    chosen: list[EditRequest],
+    night: str,
+    joined: Collection[str] = (),
+) -> Made:
     """Edit the model as it stands in a night's batches, and save the patches; the model keeps them.
 
     Args:
@@ -141,13 +154,20 @@ def make_edits(
     for step in run_edits(editor, model, chosen, prepared, mode=mode, batch_size=size):
         save_patch(step.patch, patch_folder(settings, step.patch.digest))
         batches.append(step.batch)
-        rows.append(PatchRow(patch_digest=step.patch.digest, kind=step.patch.kind, editor=editor.card.name,
-                             bytes=step.patch.num_bytes))  # fmt: skip
+        rows.append(
+            PatchRow(patch_digest=step.patch.digest, kind=step.patch.kind, editor=editor.card.name, bytes=step.patch.num_bytes)
+        )
         edits += [
-            _ledger_row(r, step.batch, editor.card.name, editor.config.digest, step.patch.digest,
-                        night if r.request_id in joined else "")
+            _ledger_row(
+                r,
+                step.batch,
+                editor.card.name,
+                editor.config.digest,
+                step.patch.digest,
+                night if r.request_id in joined else "",
+            )
             for r in step.batch.requests
-        ]  # fmt: skip
+        ]
         if size < len(chosen):
             right_after |= predict(model, edit_probes(step.batch.requests), WarehouseCache(settings))
         seconds += step.seconds
@@ -164,11 +184,15 @@ def record_made(settings: Settings, wh: Warehouse, night: str, made: Made, more:
 
 def _ledger_row(
     request: EditRequest, batch: EditBatch, editor: str, config_digest: str, patch_digest: str, again: str = ""
-) -> Edit:  # fmt: skip
+) -> Edit:
     """`again`: the night, where an earlier one may have made and rejected the very same patch."""
     named = (request.request_id, config_digest, patch_digest or batch.batch_id, *([again] if again else []))
     return Edit(
-        edit_id=digest_of(*named)[:24], request_id=request.request_id,
-        batch_id=batch.batch_id, editor=editor, config_digest=config_digest, patch_digest=patch_digest,
+        edit_id=digest_of(*named)[:24],
+        request_id=request.request_id,
+        batch_id=batch.batch_id,
+        editor=editor,
+        config_digest=config_digest,
+        patch_digest=patch_digest,
         applied_at=datetime.now(UTC),
-    )  # fmt: skip
+    )

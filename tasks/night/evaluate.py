@@ -55,9 +55,13 @@ def probe_sets(
         # Subjects of the second moment and of any edit are never asked about as bystanders.
         bystanders = calibration(wh).subjects | {r.subject_id or r.subject for r in retained}
         edits = build_edit_probes(
-            wh, tonight, excluded_subjects=bystanders, per_request=night_counts(len(tonight)), least=BYSTANDERS,
+            wh,
+            tonight,
+            excluded_subjects=bystanders,
+            per_request=night_counts(len(tonight)),
+            least=BYSTANDERS,
             seed=sizes.seed,
-        )  # fmt: skip
+        )
         drawdown = standing_probes(
             wh, kind="drawdown", limit=sizes.drawdown, excluded_subjects=bystanders, requests=retained, seed=sizes.seed
         )
@@ -79,10 +83,16 @@ def reverted_probes(wh: Warehouse, lineage: str, reverted: Collection[str]) -> l
 def environment(settings: Settings, done: Candidate) -> dict[str, str]:
     """What the numbers depend on beside the models and the probes."""
     return {
-        "editor": done.editor, "config_digest": done.config_digest, "f_0": done.base_digest,
-        "torch": version("torch"), "transformers": version("transformers"), "python": platform.python_version(),
-        "machine": platform.machine(), "dtype": settings.model.dtype, "seed": str(settings.probes.seed),
-    }  # fmt: skip
+        "editor": done.editor,
+        "config_digest": done.config_digest,
+        "f_0": done.base_digest,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "dtype": settings.model.dtype,
+        "seed": str(settings.probes.seed),
+    }
 
 
 @task(name="evaluate", **STEP)
@@ -105,11 +115,18 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
     model = at_checkpoint(settings, store_of(settings), done)
     cost = EditCost(len(done.edited), done.edit_seconds, done.patch_bytes)
     report = measure(
-        AtDepth(model, 0), model, probes, retain=retain, right_after={p.probe_id: p for p in done.right_after},
+        AtDepth(model, 0),
+        model,
+        probes,
+        retain=retain,
+        right_after={p.probe_id: p for p in done.right_after},
         old_answers={r.request_id: [r.target_true] for r in tonight if r.target_true},
-        cache=WarehouseCache(settings), environment=environment(settings, done), extra=efficiency(cost),
-        before_id=before, after_id=after,
-    )  # fmt: skip
+        cache=WarehouseCache(settings),
+        environment=environment(settings, done),
+        extra=efficiency(cost),
+        before_id=before,
+        after_id=after,
+    )
     with warehouse(settings) as wh:
         save_report(wh, report)
     return report

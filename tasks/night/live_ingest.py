@@ -89,10 +89,14 @@ def ingest_wikidata(settings: Settings, options: IngestOptions) -> dict[str, Any
     ) as http:
         documents = WikidataClient(http, entity_url, maxlag=live.maxlag, retries=live.retries, backoff=backoff)
         ingest = LiveIngest(
-            lambda: warehouse(settings), stream_url, night, documents,
+            lambda: warehouse(settings),
+            stream_url,
+            night,
+            documents,
             Filters(wiki=live.wiki, properties=_properties(settings, options.properties)),
-            IngestLimits(live.batch, live.flush, options.max_events, until, idle_s), options.mode,
-        )  # fmt: skip
+            IngestLimits(live.batch, live.flush, options.max_events, until, idle_s),
+            options.mode,
+        )
         stream = EventStream(http, stream_url, on_wait=ingest.on_wait, backoff=backoff, read_timeout_s=read_timeout_s)
         start = time.monotonic()
         done = ingest.run(stream.frames(ingest.cursor.last_event_id, options.since))
@@ -101,9 +105,11 @@ def ingest_wikidata(settings: Settings, options: IngestOptions) -> dict[str, Any
         summary = _summary(wh, night)
     log.info("night %s: %d frames, %d stored, %d records", night, done.frames, done.stored, done.records)
     run = vars(done) | {
-        "seconds": round(time.monotonic() - start, 2), "connections": stream.connections, "requests": documents.requests,
+        "seconds": round(time.monotonic() - start, 2),
+        "connections": stream.connections,
+        "requests": documents.requests,
         "retried": documents.retried,
-    }  # fmt: skip
+    }
     return {**summary, "run": run, "stream": stream_url, "cursor": cursor.last_event_id}
 
 

@@ -44,9 +44,12 @@ def set_aside(settings: Settings, done: Candidate, decision: GateDecision, lost:
     store = store_of(settings)
     found = pointer_of(store, settings.channel_name)
     body = {
-        "expected": done.parent, "found": found[0].checkpoint_id if found else None, "decision": decision.decision_id,
-        "night": done.night, **proof_of(store, candidate),
-    }  # fmt: skip
+        "expected": done.parent,
+        "found": found[0].checkpoint_id if found else None,
+        "decision": decision.decision_id,
+        "night": done.night,
+        **proof_of(store, candidate),
+    }
     if store.exists(manifest_key(candidate)):
         # Overtaken between its first object and the swap: what it left is no stray.
         body["manifest"] = store.digest(manifest_key(candidate))
@@ -55,9 +58,10 @@ def set_aside(settings: Settings, done: Candidate, decision: GateDecision, lost:
             add_checkpoint(wh, settings.lineage, BASE_NIGHT, base_checkpoint(checkpoint), "promote")
         add_checkpoint(wh, settings.lineage, done.night, checkpoint, "hold")
         own = [
-            line.edit.edit_id for line in edits_of(wh, settings.lineage, done.night)
+            line.edit.edit_id
+            for line in edits_of(wh, settings.lineage, done.night)
             if line.edit.patch_digest in done.new_patches and line.checkpoint_id is None
-        ]  # fmt: skip
+        ]
         settle_edits(wh, settings.lineage, done.night, candidate, status="rejected", reason=str(lost), edit_ids=own)
         note(settings, wh, "lineage", candidate, body, reason=str(lost))
     for name in ("edited.json", "isolated.json"):
@@ -67,10 +71,13 @@ def set_aside(settings: Settings, done: Candidate, decision: GateDecision, lost:
     mirror_audit(settings)
     again = "run the night again: it is then edited, evaluated and gated on what is served now"
     if load_policy(settings.policy).on_lineage_moved == "stop":
-        raise LineageMoved(f"{lost}. The candidate {candidate[:12]} is kept on hold; {again}, or set "
-                           "on_lineage_moved: rebase in the policy") from lost  # fmt: skip
+        raise LineageMoved(
+            f"{lost}. The candidate {candidate[:12]} is kept on hold; {again}, or set on_lineage_moved: rebase in the policy"
+        ) from lost
     if rebases == MAX_REBASES:
-        raise LineageMoved(f"{lost}. The night was overtaken {rebases + 1} times; find out who else moves "
-                           f"{settings.channel_name!r}, then {again}") from lost  # fmt: skip
+        raise LineageMoved(
+            f"{lost}. The night was overtaken {rebases + 1} times; find out who else moves "
+            f"{settings.channel_name!r}, then {again}"
+        ) from lost
     log.warning("%s; night %s begins again on what is served now", lost, done.night)
     reconcile.fn(settings, done.night)

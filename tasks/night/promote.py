@@ -44,16 +44,26 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
     for digest in done.patch_digests:
         files |= patch_files(digest, patch_folder(settings, digest))
     manifest = Manifest(
-        checkpoint=checkpoint, lineage=settings.lineage, night=done.night, editor=done.editor,
-        verdict=decision.verdict, report=report, decision=decision, files=file_digests(files),
-    )  # fmt: skip
+        checkpoint=checkpoint,
+        lineage=settings.lineage,
+        night=done.night,
+        editor=done.editor,
+        verdict=decision.verdict,
+        report=report,
+        decision=decision,
+        files=file_digests(files),
+    )
     proof: dict[str, Any] = {"signed_by": None}
     if decision.verdict == "promote":
         proof = sign_checkpoint(settings, store, checkpoint.checkpoint_id, folder)
         pointer = publish(
-            store, manifest, files, channel=settings.channel_name, expected_parent=done.parent,
+            store,
+            manifest,
+            files,
+            channel=settings.channel_name,
+            expected_parent=done.parent,
             moved_at=datetime.now(UTC),
-        )  # fmt: skip
+        )
         # That of whoever published this checkpoint first.
         manifest = read_manifest(store, checkpoint.checkpoint_id, expected_digest=pointer.manifest_digest)
         proof |= pointer_payload(pointer)

@@ -163,9 +163,7 @@ def _adopt(settings: Settings, store: ObjectStore, manifest: Manifest, proof: Ma
         if not checkpoints(wh, settings.lineage):
             add_checkpoint(wh, settings.lineage, BASE_NIGHT, base_checkpoint(checkpoint), "promote")
         # Not this warehouse's night, even where one of that name is under way here.
-        add_checkpoint(
-            wh, settings.lineage, f"adopted-{manifest.night}", checkpoint, "promote", manifest_digest(manifest)
-        )  # fmt: skip
+        add_checkpoint(wh, settings.lineage, f"adopted-{manifest.night}", checkpoint, "promote", manifest_digest(manifest))
         why = f"adopted: another writer moved the lineage to it in night {manifest.night}"
         note(settings, wh, "promotion", checkpoint.checkpoint_id, promotion_payload(manifest, proof), reason=why)
     mirror_audit(settings)
@@ -228,15 +226,22 @@ def _from_ledger(settings: Settings, wh: Warehouse, manifest: Manifest) -> Candi
     gone = [e for e, _ in active_edits(wh, settings.lineage) if e.patch_digest not in (*kept, *new)] if plan else []
     first = own[0].edit if own else None
     return Candidate(
-        night=manifest.night, editor=manifest.editor, config_digest=first.config_digest if first else "",
+        night=manifest.night,
+        editor=manifest.editor,
+        config_digest=first.config_digest if first else "",
         parent=None if manifest.checkpoint.parent == base else manifest.checkpoint.parent,
-        base_digest=manifest.checkpoint.base_digest, parent_patches=kept, new_patches=new, edited=edited,
-        skipped=tuple(rest.items()), right_after=(), edit_seconds=0.0,
+        base_digest=manifest.checkpoint.base_digest,
+        parent_patches=kept,
+        new_patches=new,
+        edited=edited,
+        skipped=tuple(rest.items()),
+        right_after=(),
+        edit_seconds=0.0,
         patch_bytes=sum(_bytes(settings, digest) for digest in new),
         revert=TakenOut(
             reverted=out, remade=tuple(e.edit_id for e in gone if e.edit_id not in out), reason=plan["reason"] if plan else ""
         ),
-    )  # fmt: skip
+    )
 
 
 def _bytes(settings: Settings, digest: str) -> int:

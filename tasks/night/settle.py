@@ -27,19 +27,20 @@ def settle(settings: Settings, done: Candidate, manifest: Manifest, proof: Mappi
     checkpoint, promoted = manifest.checkpoint, manifest.verdict == "promote"
     with warehouse(settings) as wh, wh.transaction():
         tonight = Slots(requests_by_id(wh, list(done.edited)))
-        earlier = [
-            e.edit_id for e, r in active_edits(wh, settings.lineage)
-            if r in tonight and e.request_id not in done.edited
-        ]  # fmt: skip
+        earlier = [e.edit_id for e, r in active_edits(wh, settings.lineage) if r in tonight and e.request_id not in done.edited]
         if not checkpoints(wh, settings.lineage):
             add_checkpoint(wh, settings.lineage, BASE_NIGHT, base_checkpoint(checkpoint), "promote")
         add_checkpoint(wh, settings.lineage, done.night, checkpoint, manifest.verdict, manifest_digest(manifest))
         reason = "" if promoted else " ".join(reasons(manifest.decision))
         settle_edits(
-            wh, settings.lineage, done.night, checkpoint.checkpoint_id,
-            status="active" if promoted else "rejected", reason=reason,
+            wh,
+            settings.lineage,
+            done.night,
+            checkpoint.checkpoint_id,
+            status="active" if promoted else "rejected",
+            reason=reason,
             edit_ids=_own_edits(settings, wh, done, checkpoint, promoted=promoted),
-        )  # fmt: skip
+        )
         _note(settings, wh, done, manifest, proof)
         if promoted:
             # Before what is superseded by slot: an edit keeps its first reason.
@@ -48,23 +49,25 @@ def settle(settings: Settings, done: Candidate, manifest: Manifest, proof: Mappi
                 supersede(wh, settings.lineage, gone, in_checkpoint=checkpoint.checkpoint_id, reason=why)
         if promoted and earlier:
             supersede(
-                wh, settings.lineage, earlier, in_checkpoint=checkpoint.checkpoint_id,
+                wh,
+                settings.lineage,
+                earlier,
+                in_checkpoint=checkpoint.checkpoint_id,
                 reason=f"a newer update of {done.night}",
-            )  # fmt: skip
+            )
 
 
-def _own_edits(
-    settings: Settings, wh: Warehouse, done: Candidate, checkpoint: Checkpoint, *, promoted: bool
-) -> list[str]:  # fmt: skip
+def _own_edits(settings: Settings, wh: Warehouse, done: Candidate, checkpoint: Checkpoint, *, promoted: bool) -> list[str]:
     """The night's edits in this candidate's patches; a night has two candidates where culprits were taken out.
 
     A patch may be in both: what the second one promoted is not rejected again when a killed night is run once more.
     """
     own = (None, checkpoint.checkpoint_id)
     return [
-        line.edit.edit_id for line in edits_of(wh, settings.lineage, done.night)
+        line.edit.edit_id
+        for line in edits_of(wh, settings.lineage, done.night)
         if line.edit.patch_digest in done.patch_digests and (promoted or line.checkpoint_id in own)
-    ]  # fmt: skip
+    ]
 
 
 def _note(settings: Settings, wh: Warehouse, done: Candidate, manifest: Manifest, proof: Mapping[str, Any]) -> None:

@@ -72,9 +72,15 @@ def validate(settings: Settings, night: str) -> dict[str, int]:
             times = {r.record_id: getattr(c, "received_at", None) for r, c in zip(records, changes, strict=True)}
             now, wrong_clocks = night_end(night, times, begun_at(wh, night) or datetime.now(UTC))
             result = validate_night(
-                wh, night, changes, now, record_ids=[r.record_id for r in records], evidence=read_roles(),
-                waived=waivers(wh, night), faults=reused_records(records) | wrong_clocks,
-            )  # fmt: skip
+                wh,
+                night,
+                changes,
+                now,
+                record_ids=[r.record_id for r in records],
+                evidence=read_roles(),
+                waived=waivers(wh, night),
+                faults=reused_records(records) | wrong_clocks,
+            )
             requests, of_record = requests_from(result, templates_of(wh))
             requests = with_other_relations(wh, requests)
             judged = [v.model_copy(update={"request_id": of_record.get(v.record_id)}) for v in result.verdicts]

@@ -38,10 +38,13 @@ def bars_markdown(rows: Sequence[BenchmarkRow]) -> str:
     """A line for each bar: who is above it, who below and by what interval, who is unmeasured."""
     measured = Measurements.of(rows, "report")
     lines = [
-        "## Bars", "",
+        "## Bars",
+        "",
         "Single edits of the report split against what each editor must reach; what falls short stands with its interval.",
-        "", "| score | at least | reached by | short | not measured |", "| --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+        "",
+        "| score | at least | reached by | short | not measured |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for bar in BARS:
         reached, short, unknown = [], [], []
         for editor in bar.editors:

@@ -94,11 +94,22 @@ class RunQuestions:
 
 
 def run_benchmark(
-    settings: Settings, editors: Sequence[str], modes: Sequence[Mode], edits: int, batch_size: int = 0, *,
-    split: Split = "report", task: Task = "modification", overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    seed: int = 0, every: int = 0, checkpoints: Sequence[int] = (), options: BenchmarkOptions | None = None,
-    command: str = "", progress: Progress | None = None,
-) -> list[BenchmarkRow]:  # fmt: skip
+    settings: Settings,
+    editors: Sequence[str],
+    modes: Sequence[Mode],
+    edits: int,
+    batch_size: int = 0,
+    *,
+    split: Split = "report",
+    task: Task = "modification",
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    every: int = 0,
+    checkpoints: Sequence[int] = (),
+    options: BenchmarkOptions | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> list[BenchmarkRow]:
     """Measure each editor in each mode and append a row for each to the warehouse as soon as it is measured.
 
     Args:
@@ -123,9 +134,20 @@ def run_benchmark(
     for editor in chosen:
         for mode in modes:
             row = benchmark_one(
-                editor, model, questions, mode, batch_size, settings, task=task, split=split, seed=seed, every=every,
-                checkpoints=checkpoints, command=command, progress=progress,
-            )  # fmt: skip
+                editor,
+                model,
+                questions,
+                mode,
+                batch_size,
+                settings,
+                task=task,
+                split=split,
+                seed=seed,
+                every=every,
+                checkpoints=checkpoints,
+                command=command,
+                progress=progress,
+            )
             with warehouse(settings) as wh:
                 save_row(wh, row)
             rows.append(row)
@@ -133,9 +155,16 @@ def run_benchmark(
 
 
 def ask_base(
-    world: Warehouse, model: EditableModel, task: Task, edits: int, *, split: Split, seed: int,
-    options: BenchmarkOptions | None = None, requests: Sequence[EditRequest] | None = None,
-) -> RunQuestions:  # fmt: skip
+    world: Warehouse,
+    model: EditableModel,
+    task: Task,
+    edits: int,
+    *,
+    split: Split,
+    seed: int,
+    options: BenchmarkOptions | None = None,
+    requests: Sequence[EditRequest] | None = None,
+) -> RunQuestions:
     """Choose requests (unless they are given) and probes, and ask the bare base all of them once."""
     options = options or BenchmarkOptions()
     chosen = tuple(requests or benchmark_requests(world, model, task, edits, split=split, seed=seed))
@@ -155,19 +184,36 @@ def ask_base(
     kl = [p.prompt for p in known[: options.kl_prompts]]
     starts = [r.prompt for r in chosen[: options.fluency_prompts]]
     return RunQuestions(
-        requests=chosen, owned={key: tuple(value) for key, value in owned.items()}, drawdown=known, texts=texts,
-        corpus=learnt.corpus, digest=make_probe_set("benchmark", [*probes.probes, *known, *held.probes]).digest,
-        before=before, likelihoods=model.log_likelihoods(texts) if texts else [],
+        requests=chosen,
+        owned={key: tuple(value) for key, value in owned.items()},
+        drawdown=known,
+        texts=texts,
+        corpus=learnt.corpus,
+        digest=make_probe_set("benchmark", [*probes.probes, *known, *held.probes]).digest,
+        before=before,
+        likelihoods=model.log_likelihoods(texts) if texts else [],
         kl_log_probs=model.next_token_log_probs(kl) if kl else np.empty((0, 0), dtype=np.float32),
-        written=tuple(_write(model, start, options, seed) for start in starts), options=options,
-    )  # fmt: skip
+        written=tuple(_write(model, start, options, seed) for start in starts),
+        options=options,
+    )
 
 
 def benchmark_one(
-    editor: Editor, model: EditableModel, questions: RunQuestions, mode: Mode, batch_size: int, settings: Settings, *,
-    task: Task, split: Split, seed: int = 0, every: int = 0, checkpoints: Sequence[int] = (), command: str = "",
+    editor: Editor,
+    model: EditableModel,
+    questions: RunQuestions,
+    mode: Mode,
+    batch_size: int,
+    settings: Settings,
+    *,
+    task: Task,
+    split: Split,
+    seed: int = 0,
+    every: int = 0,
+    checkpoints: Sequence[int] = (),
+    command: str = "",
     progress: Progress | None = None,
-) -> BenchmarkRow:  # fmt: skip
+) -> BenchmarkRow:
     """One row. The model is the bare base before and after."""
     edits = len(questions.requests)
     size = (batch_size or edits) if mode in ("batch", "sequential-batch") else 1
@@ -186,22 +232,45 @@ def benchmark_one(
         # The end of a sequence was asked for the row already.
         run.curve.append(CurvePoint(edits=edits, scores=scores | named([run.pace(edits)])))
     return BenchmarkRow(
-        editor=editor.card.name, mode=mode, task=task, split=split, edits=edits, batch_size=min(size, edits),
-        scores=scores, curve=tuple(run.curve), refused=run.refused,
-        seconds_per_edit=None if note else run.seconds / edits, patch_bytes=run.bytes // edits, model=shown_name(model),
-        model_digest=model.base_digest, config=editor.config.model_dump(mode="json"),
-        config_digest=editor.config.digest, probe_digest=questions.digest, seed=seed, created_at=datetime.now(UTC),
-        command=command, note=note,
-    )  # fmt: skip
+        editor=editor.card.name,
+        mode=mode,
+        task=task,
+        split=split,
+        edits=edits,
+        batch_size=min(size, edits),
+        scores=scores,
+        curve=tuple(run.curve),
+        refused=run.refused,
+        seconds_per_edit=None if note else run.seconds / edits,
+        patch_bytes=run.bytes // edits,
+        model=shown_name(model),
+        model_digest=model.base_digest,
+        config=editor.config.model_dump(mode="json"),
+        config_digest=editor.config.digest,
+        probe_digest=questions.digest,
+        seed=seed,
+        created_at=datetime.now(UTC),
+        command=command,
+        note=note,
+    )
 
 
 class _Run:
     """One editor in one mode: what was answered so far, and what it cost."""
 
     def __init__(
-        self, editor: Editor, model: EditableModel, questions: RunQuestions, prepared: Prepared, mode: Mode, size: int,
-        seed: int, every: int, checkpoints: Sequence[int], progress: Progress,
-    ) -> None:  # fmt: skip
+        self,
+        editor: Editor,
+        model: EditableModel,
+        questions: RunQuestions,
+        prepared: Prepared,
+        mode: Mode,
+        size: int,
+        seed: int,
+        every: int,
+        checkpoints: Sequence[int],
+        progress: Progress,
+    ) -> None:
         self.editor, self.model, self.questions, self.prepared = editor, model, questions, prepared
         self.mode: Mode = mode
         self.size, self.seed, self.progress = size, seed, progress

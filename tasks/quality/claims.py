@@ -45,10 +45,13 @@ class Measurements:
         A sequence of which a guard let nothing through is none.
         """
         runs = [
-            {(r.edits, r.mode): r.scores for r in self.rows
-             if r.editor == editor and r.mode in SEQUENCES and r.refused < r.edits}
+            {
+                (r.edits, r.mode): r.scores
+                for r in self.rows
+                if r.editor == editor and r.mode in SEQUENCES and r.refused < r.edits
+            }
             for editor in editors
-        ]  # fmt: skip
+        ]
         common = set.intersection(*(set(found) for found in runs))
         if not common:
             return {f"{editor} in sequence": None for editor in editors}
@@ -153,10 +156,13 @@ def shapes_markdown(rows: Sequence[BenchmarkRow]) -> str:
         verdict = ("yes" if shape.holds(known) else "no") if len(known) == len(numbers) else "not measured"
         lines.append(f"| {shape.claim} | {shown} | {verdict} |")
     lines += [
-        "", "Success, generalization and drawdown of edits that are not in sequence, beside the survey's Table 4 (GPT-J; to be "
-        "matched in kind, not in value):", "",
-        "| editor | here: SR / GR / DD | zsRE | CounterFact |", "| --- | --- | --- | --- |",
-    ]  # fmt: skip
+        "",
+        "Success, generalization and drawdown of edits that are not in sequence, beside the survey's Table 4 (GPT-J; to be "
+        "matched in kind, not in value):",
+        "",
+        "| editor | here: SR / GR / DD | zsRE | CounterFact |",
+        "| --- | --- | --- | --- |",
+    ]
     for editor, (zsre, counterfact) in TABLE_4.items():
         own = [measured.value(editor, "single", name) for name in ("SR", "GR", "DD/known")]
         here = " / ".join("-" if v is None else f"{100 * v:.1f}" for v in own)
@@ -175,10 +181,11 @@ def _figure_2(measured: Measurements) -> list[str]:
         return []
     lines = [
         "Edits held at once, beside the survey's Figure 2 (GPT-J, CounterFact): SRR / GRR / neighbourhood in percent. MEND and "
-        "MEMIT edit in one batch, ROME one fact after the other.", "",
+        "MEMIT edit in one batch, ROME one fact after the other.",
+        "",
         f"| editor | {' | '.join(str(size) for size in sizes)} | the survey's figure |",
         f"| --- | {'--- | ' * len(sizes)}--- |",
-    ]  # fmt: skip
+    ]
     for editor, found in runs.items():
         cells = [_three(found[size]) if size in found else "-" for size in sizes]
         lines.append(f"| `{editor}` | {' | '.join(cells)} | {FIGURE_2[editor][1]} |")

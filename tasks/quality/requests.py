@@ -77,9 +77,10 @@ def benchmark_requests(
     chooser = _Chooser(templates_of(world), _objects(world), task, seed)
     rows = (empty_slots if task == "insertion" else filled_slots)(world, f"{task}-{seed}")
     candidates = [
-        row for row in rows
+        row
+        for row in rows
         if not is_calibration_subject(row["subject_id"]) and split in ("all", "report-first", split_of(row["subject_id"]))
-    ]  # fmt: skip
+    ]
     if split == "report-first":
         candidates.sort(key=lambda row: split_of(row["subject_id"]) != "report")  # stable: else in hash order
     found = (_unknown_first if task == "insertion" else _known)(chooser, candidates, predictor, count)
@@ -104,10 +105,14 @@ class _Chooser:
         if target is None and self.task != "erasure":
             return None
         return state(
-            self.templates[row["relation"]], record_id=f"benchmark-{self.task}-{self.seed}",
-            subject_id=row["subject_id"], subject=row["subject"], target=target, old=row["object"] or None,
+            self.templates[row["relation"]],
+            record_id=f"benchmark-{self.task}-{self.seed}",
+            subject_id=row["subject_id"],
+            subject=row["subject"],
+            target=target,
+            old=row["object"] or None,
             kind=_KINDS[self.task],
-        ).model_copy(update={"source": f"benchmark:{self.task}"})  # fmt: skip
+        ).model_copy(update={"source": f"benchmark:{self.task}"})
 
     def _target(self, row: Mapping[str, Any]) -> Value | None:
         known = self.objects.get(row["relation"], ())

@@ -107,14 +107,17 @@ def with_points(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     points = [
         row.model_copy(
             update={
-                "edits": point.edits, "scores": point.scores, "curve": (), "longer": row.edits,
+                "edits": point.edits,
+                "scores": point.scores,
+                "curve": (),
+                "longer": row.edits,
                 "seconds_per_edit": point.scores["seconds_per_edit"].value if "seconds_per_edit" in point.scores else None,
             }
         )
         for row in rows
         for point in row.curve
         if point.edits in COMPARED and point.edits < row.edits and _place(row, point.edits) not in known
-    ]  # fmt: skip
+    ]
     return [*rows, *points]
 
 
@@ -125,6 +128,14 @@ def _place(row: BenchmarkRow, edits: int) -> tuple[object, ...]:
 
 def _identity(row: BenchmarkRow) -> str:
     return digest_of(
-        row.editor, row.mode, row.task, row.split, row.edits, row.batch_size, row.seed, row.model_digest,
-        row.config_digest, row.probe_digest,
-    )  # fmt: skip
+        row.editor,
+        row.mode,
+        row.task,
+        row.split,
+        row.edits,
+        row.batch_size,
+        row.seed,
+        row.model_digest,
+        row.config_digest,
+        row.probe_digest,
+    )

@@ -65,9 +65,14 @@ def cells_named(names: Sequence[str]) -> list[Cell]:
 
 
 def run_suite(
-    settings: Settings, editors: Sequence[str], cells: Sequence[Cell], *, known: Sequence[BenchmarkRow] = (), command: str = "",
+    settings: Settings,
+    editors: Sequence[str],
+    cells: Sequence[Cell],
+    *,
+    known: Sequence[BenchmarkRow] = (),
+    command: str = "",
     progress: Progress | None = None,
-) -> list[BenchmarkRow]:  # fmt: skip
+) -> list[BenchmarkRow]:
     """Measure what the warehouse does not hold yet; each row is stored as soon as it is measured.
 
     Args:
@@ -90,9 +95,18 @@ def run_suite(
         for editor in missing:
             log.info("%s: %s", cell.name, editor.card.name)
             row = benchmark_one(
-                editor, model, questions, cell.mode, cell.batch_size, settings, task=cell.task, split="report",
-                checkpoints=cell.points, command=command, progress=progress,
-            )  # fmt: skip
+                editor,
+                model,
+                questions,
+                cell.mode,
+                cell.batch_size,
+                settings,
+                task=cell.task,
+                split="report",
+                checkpoints=cell.points,
+                command=command,
+                progress=progress,
+            )
             with warehouse(settings) as wh:
                 save_row(wh, row)
             measured.append(row)
@@ -105,6 +119,4 @@ def _place(cell: Cell, editor: str, model_digest: str, config_digest: str) -> tu
 
 
 def _key(row: BenchmarkRow) -> tuple[object, ...]:
-    return (
-        row.editor, row.mode, row.task, row.edits, row.batch_size, row.split, row.seed, row.model_digest, row.config_digest
-    )  # fmt: skip
+    return (row.editor, row.mode, row.task, row.edits, row.batch_size, row.split, row.seed, row.model_digest, row.config_digest)

@@ -44,8 +44,12 @@ class AuditReport(Record):
 
 
 def audit(
-    settings: Settings, *, deep: bool = False, exported: Path | None = None, progress: Progress = lambda _what: None,
-) -> AuditReport:  # fmt: skip
+    settings: Settings,
+    *,
+    deep: bool = False,
+    exported: Path | None = None,
+    progress: Progress = lambda _what: None,
+) -> AuditReport:
     """Recheck the chain, every object, every decision, every signature, and production's weights.
 
     Args:
@@ -82,9 +86,14 @@ def audit(
         progress("evaluating production again")
         breaks += evaluated_again(settings)
     return AuditReport(
-        entries=len(chain), checkpoints=seen.promoted, objects=seen.objects, signatures=seen.signatures, evaluated=deep,
-        breaks=tuple(breaks), notes=again.notes,
-    )  # fmt: skip
+        entries=len(chain),
+        checkpoints=seen.promoted,
+        objects=seen.objects,
+        signatures=seen.signatures,
+        evaluated=deep,
+        breaks=tuple(breaks),
+        notes=again.notes,
+    )
 
 
 def _refuse_nothing(settings: Settings, store: ObjectStore, chain: list[AuditEntry]) -> None:

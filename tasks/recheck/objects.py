@@ -41,9 +41,7 @@ class Seen:
         return len(self.keys)
 
 
-def look_through(
-    settings: Settings, store: ObjectStore, chain: list[AuditEntry], progress: Callable[[str], None]
-) -> Seen:  # fmt: skip
+def look_through(settings: Settings, store: ObjectStore, chain: list[AuditEntry], progress: Callable[[str], None]) -> Seen:
     """Follow every promotion and rejection to its manifest, and every manifest to its objects and signature."""
     seen = Seen()
     for entry in chain:

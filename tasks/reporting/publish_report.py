@@ -55,11 +55,18 @@ def publish_report(settings: Settings, done: Candidate, manifest: Manifest) -> P
     ]
     text = night_markdown(
         f"Night {done.night} on lineage {settings.lineage}: {manifest.verdict}",
-        {"checkpoint": manifest.checkpoint.checkpoint_id, "parent": done.parent or "the base model",
-         "editor": describe(done), "policy digest": manifest.decision.policy_digest,
-         "candidate against production": "evidently.html"},
-        verdicts, manifest.report, manifest.decision, examples,
-    )  # fmt: skip
+        {
+            "checkpoint": manifest.checkpoint.checkpoint_id,
+            "parent": done.parent or "the base model",
+            "editor": describe(done),
+            "policy digest": manifest.decision.policy_digest,
+            "candidate against production": "evidently.html",
+        },
+        verdicts,
+        manifest.report,
+        manifest.decision,
+        examples,
+    )
     path = folder / "summary.md"
     path.write_text(text, encoding="utf-8")
     # Outside a flow run (benchmarks, tests of this function) there is no server to show it to.
@@ -67,9 +74,14 @@ def publish_report(settings: Settings, done: Candidate, manifest: Manifest) -> P
         key = artifact_key(f"{settings.lineage}-{done.night}")
         create_markdown_artifact(text, key=f"summary-{key}", description="What the night did")
         rows = [
-            {"metric": f"{r.rule.metric} {r.rule.slice}".strip(), "rule": f"{r.rule.op} {r.rule.threshold}",
-             "value": r.score.value if r.score else None, "passed": r.passed, "on fail": r.rule.on_fail}
+            {
+                "metric": f"{r.rule.metric} {r.rule.slice}".strip(),
+                "rule": f"{r.rule.op} {r.rule.threshold}",
+                "value": r.score.value if r.score else None,
+                "passed": r.passed,
+                "on fail": r.rule.on_fail,
+            }
             for r in manifest.decision.results
-        ]  # fmt: skip
+        ]
         create_table_artifact(rows, key=f"gate-{key}", description="Every rule of the decision")
     return path

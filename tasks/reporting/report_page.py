@@ -43,11 +43,16 @@ def write_evidently(
     current, reference = answers_frame(probes, candidate), answers_frame(probes, production)
     report = Report(
         [
-            RowCount(), CategoryCount(column="answer", category="right"), UniqueValueCount(column="kind"),
-            MeanValue(column="token_accuracy"), MeanValue(column="log_prob"),
-            QuantileValue(column="log_prob", quantile=0.05), ValueDrift(column="answer"), ValueDrift(column="log_prob"),
+            RowCount(),
+            CategoryCount(column="answer", category="right"),
+            UniqueValueCount(column="kind"),
+            MeanValue(column="token_accuracy"),
+            MeanValue(column="log_prob"),
+            QuantileValue(column="log_prob", quantile=0.05),
+            ValueDrift(column="answer"),
+            ValueDrift(column="log_prob"),
         ]
-    )  # fmt: skip
+    )
     snapshot = report.run(
         Dataset.from_pandas(current, data_definition=definition),
         Dataset.from_pandas(reference, data_definition=definition),

@@ -36,11 +36,16 @@ class Svg:
 
     def render(self, title: str) -> str:
         # A white ground of its own: the page around it may be dark.
-        return "\n".join([
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" font-family="sans-serif" role="img"><title>{_safe(title)}</title>',
-            f'<rect width="{self.width}" height="{self.height}" fill="#ffffff"/>', *self.parts, "</svg>", "",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
+                f'height="{self.height}" font-family="sans-serif" role="img"><title>{_safe(title)}</title>',
+                f'<rect width="{self.width}" height="{self.height}" fill="#ffffff"/>',
+                *self.parts,
+                "</svg>",
+                "",
+            ]
+        )
 
 
 def _safe(text: str) -> str:

@@ -85,9 +85,14 @@ def _training_edits(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Templ
         erase = number % ERASURES_ONE_IN == 0 or not others
         target = None if erase else Value(type="item", label=others[number % len(others)])
         request = state(
-            known[row["relation"]], record_id="training-edit", subject_id=row["subject_id"], subject=row["subject"],
-            target=target, old=row["object"], kind="erase" if erase else "modify",
-        )  # fmt: skip
+            known[row["relation"]],
+            record_id="training-edit",
+            subject_id=row["subject_id"],
+            subject=row["subject"],
+            target=target,
+            old=row["object"],
+            kind="erase" if erase else "modify",
+        )
         own = [r for r in by_subject[row["subject_id"]] if r is not row]
         near = [by_relation[row["relation"]][(number + 7 * i) % len(by_relation[row["relation"]])] for i in range(KEPT)]
         far = [single[(number + 101 * i) % len(single)] for i in range(KEPT)]

@@ -71,10 +71,14 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
 
 def _base(settings: Settings, model: EditableModel) -> Checkpoint:
     return Checkpoint(
-        checkpoint_id=checkpoint_id(model.base_digest), parent=None, patch_digests=(), created_at=datetime.now(UTC),
+        checkpoint_id=checkpoint_id(model.base_digest),
+        parent=None,
+        patch_digests=(),
+        created_at=datetime.now(UTC),
         base_model=settings.model.name if settings.model.revision else "local",
-        base_revision=base_revision(settings, model), base_digest=model.base_digest,
-    )  # fmt: skip
+        base_revision=base_revision(settings, model),
+        base_digest=model.base_digest,
+    )
 
 
 def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, _rank: int | None) -> Exported:
@@ -87,16 +91,20 @@ def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, fol
 
 
 def _adapter(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, rank: int | None) -> Exported:
-    modules = tuple(
-        ExportedModule(**vars(m)) for m in write_adapter(model, folder, base=settings.model.name, max_rank=rank)
-    )  # fmt: skip
+    modules = tuple(ExportedModule(**vars(m)) for m in write_adapter(model, folder, base=settings.model.name, max_rank=rank))
     note = {
-        "checkpoint_id": checkpoint.checkpoint_id, "base_digest": checkpoint.base_digest,
-        "base_revision": checkpoint.base_revision, "patch_digests": list(checkpoint.patch_digests),
+        "checkpoint_id": checkpoint.checkpoint_id,
+        "base_digest": checkpoint.base_digest,
+        "base_revision": checkpoint.base_revision,
+        "patch_digests": list(checkpoint.patch_digests),
         "modules": [m.model_dump() for m in modules],
-    }  # fmt: skip
+    }
     (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     return Exported(
-        out=str(folder), checkpoint_id=checkpoint.checkpoint_id, form="adapter", patches=len(model.patches), whole=True,
+        out=str(folder),
+        checkpoint_id=checkpoint.checkpoint_id,
+        form="adapter",
+        patches=len(model.patches),
+        whole=True,
         modules=modules,
-    )  # fmt: skip
+    )

@@ -128,20 +128,36 @@ def measure_case(name: str, context: BenchContext, repeat: int = 3) -> BenchResu
     last = runs[-1]
     log.info("%s: %.2f s (median of %d)", name, statistics.median(r.meter.wall_s for r in runs), repeat)
     return BenchResult(
-        case=name, editor=case.editor, model=shown_name(model), model_digest=model.base_digest,
-        threads=torch.get_num_threads(), repeat=repeat, edits=last.edits, probes=last.probes,
-        wall_s=_spread(r.meter.wall_s for r in runs), cpu_s=_spread(r.meter.cpu_s for r in runs),
+        case=name,
+        editor=case.editor,
+        model=shown_name(model),
+        model_digest=model.base_digest,
+        threads=torch.get_num_threads(),
+        repeat=repeat,
+        edits=last.edits,
+        probes=last.probes,
+        wall_s=_spread(r.meter.wall_s for r in runs),
+        cpu_s=_spread(r.meter.cpu_s for r in runs),
         edits_per_s=_rates(runs, lambda r: (r.edits, r.edit_s)),
         probes_per_s=_rates(runs, lambda r: (r.probes, r.probe_s)),
-        peak_rss_mb=_spread(r.meter.peak_mb for r in runs), model_mb=idle.peak_mb,
-        forward_passes=last.meter.passes.forward, suffix_passes=last.meter.passes.suffix,
-        backward_passes=last.meter.passes.backward, patch_bytes=last.patch_bytes,
-        parts={part: _spread(r.parts[part] for r in runs) for part in last.parts}, comparisons=comparisons,
-        ratio=comparisons[0].ratio if comparisons else None, details=dict(last.details),
-        environment={"torch": version("torch"), "transformers": version("transformers"),
-                     "python": platform.python_version(), "machine": platform.machine()},
+        peak_rss_mb=_spread(r.meter.peak_mb for r in runs),
+        model_mb=idle.peak_mb,
+        forward_passes=last.meter.passes.forward,
+        suffix_passes=last.meter.passes.suffix,
+        backward_passes=last.meter.passes.backward,
+        patch_bytes=last.patch_bytes,
+        parts={part: _spread(r.parts[part] for r in runs) for part in last.parts},
+        comparisons=comparisons,
+        ratio=comparisons[0].ratio if comparisons else None,
+        details=dict(last.details),
+        environment={
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
         created_at=datetime.now(UTC),
-    )  # fmt: skip
+    )
 
 
 def _spread(values: Any) -> Spread:
@@ -162,9 +178,12 @@ def result_lines(result: BenchResult) -> list[tuple[str, str]]:
     lines += [("edits", f"{result.edits:,}")] if result.edits else []
     lines += [("probes", f"{result.probes:,}")] if result.probes else []
     for name, spread, unit in (
-        ("edits/s", result.edits_per_s, ""), ("probes/s", result.probes_per_s, ""), ("wall", result.wall_s, " s"),
-        ("CPU", result.cpu_s, " s"), ("peak memory", result.peak_rss_mb, " MB"),
-    ):  # fmt: skip
+        ("edits/s", result.edits_per_s, ""),
+        ("probes/s", result.probes_per_s, ""),
+        ("wall", result.wall_s, " s"),
+        ("CPU", result.cpu_s, " s"),
+        ("peak memory", result.peak_rss_mb, " MB"),
+    ):
         if spread is not None:
             lines.append((name, f"{spread.median:,.4g}{unit} ({spread.low:,.4g} to {spread.high:,.4g})"))
     lines.append(("memory before", f"{result.model_mb:,.4g} MB"))

@@ -70,10 +70,13 @@ def _edit_once(model: EditableModel, requests: Sequence[EditRequest], make: Call
         patches = make()
     notes = [patch.meta.get("note", {}) for patch in patches]
     return Once(
-        edits=len(requests), probes=0, meter=meter, edit_s=meter.wall_s,
+        edits=len(requests),
+        probes=0,
+        meter=meter,
+        edit_s=meter.wall_s,
         patch_bytes=sum(patch.num_bytes for patch in patches),
         details={"steps": [note["steps"] for note in notes]} if all("steps" in note for note in notes) else {},
-    )  # fmt: skip
+    )
 
 
 def _edit_r_rome(context: BenchContext) -> Case:
@@ -90,11 +93,21 @@ def _edit_r_rome(context: BenchContext) -> Case:
         some, steps = [requests[i] for i in chosen], [ours.details["steps"][i] for i in chosen]
         plain = partial(plain_values, model, some, contexts, layer, "mlp", config)
         return [
-            _comparison("whole-model passes, published stop", len(some), _timed(plain), ours,
-                        "values only, without the closed form; stops by loss alone"),
-            _comparison("whole-model passes, equal steps", len(some), _timed(lambda: plain(steps=steps)), ours,
-                        "values only; exactly the steps that ours took"),
-        ]  # fmt: skip
+            _comparison(
+                "whole-model passes, published stop",
+                len(some),
+                _timed(plain),
+                ours,
+                "values only, without the closed form; stops by loss alone",
+            ),
+            _comparison(
+                "whole-model passes, equal steps",
+                len(some),
+                _timed(lambda: plain(steps=steps)),
+                ours,
+                "values only; exactly the steps that ours took",
+            ),
+        ]
 
     def once() -> Once:
         return _edit_once(model, requests, lambda: editor.edit_each(model, requests, prepared))
@@ -114,8 +127,15 @@ def _edit_memit(context: BenchContext) -> Case:
     def compare(ours: Once) -> list[Comparison]:
         some = [requests[i] for i in _some(range(len(requests)), context.sizes.plain_memit_edits)]
         seconds = _timed(lambda: plain_values(model, some, contexts, layers[-1], "block", config))
-        return [_comparison("whole-model passes, published stop", len(some), seconds, ours,
-                            "values only, without the closed form; ours with it")]  # fmt: skip
+        return [
+            _comparison(
+                "whole-model passes, published stop",
+                len(some),
+                seconds,
+                ours,
+                "values only, without the closed form; ours with it",
+            )
+        ]
 
     def once() -> Once:
         return _edit_once(model, requests, lambda: [editor.edit(model, batch_of(requests), prepared)])
@@ -135,8 +155,15 @@ def _edit_grace(context: BenchContext) -> Case:
         some = [requests[i] for i in _some(range(len(requests)), context.sizes.plain_edits)]
         steps = [int(config["num_steps"])] * len(some)
         seconds = _timed(lambda: plain_grace_values(model, some, site, steps, size))
-        return [_comparison("whole-model passes, all steps", len(some), seconds, ours,
-                            "one edit at a time; the published form has no early stop")]  # fmt: skip
+        return [
+            _comparison(
+                "whole-model passes, all steps",
+                len(some),
+                seconds,
+                ours,
+                "one edit at a time; the published form has no early stop",
+            )
+        ]
 
     def once() -> Once:
         return _edit_once(model, requests, lambda: editor.edit_each(model, requests, prepared))
@@ -165,8 +192,15 @@ def _sequence_malmen(context: BenchContext) -> Case:
     def compare(ours: Once) -> list[Comparison]:
         before, some = torch.cat(earlier, dim=1), new[: sizes.plain_next_edits]
         seconds = _timed(lambda: [plain_directions(before, keys, ridge) for keys in some])
-        return [_comparison("the whole system anew for each edit", len(some), seconds, ours,
-                            f"least squares alone, one projection, {len(earlier)} edits held")]  # fmt: skip
+        return [
+            _comparison(
+                "the whole system anew for each edit",
+                len(some),
+                seconds,
+                ours,
+                f"least squares alone, one projection, {len(earlier)} edits held",
+            )
+        ]
 
     return Case("malmen", once, compare)
 
@@ -233,9 +267,13 @@ def _nightly(context: BenchContext) -> Case:
                     inside = meter.model_s - inside
                 with _part(parts, "evaluate"):
                     report = evaluate(
-                        AtDepth(model), model, probes, retain=retain, texts=held,
+                        AtDepth(model),
+                        model,
+                        probes,
+                        retain=retain,
+                        texts=held,
                         old_answers={r.request_id: [r.target_true] for r in requests if r.target_true},
-                    )  # fmt: skip
+                    )
                 with _part(parts, "gate"):
                     decision = decide(policy, report, datetime.now(UTC))
         finally:
@@ -244,14 +282,20 @@ def _nightly(context: BenchContext) -> Case:
         parts["not model arithmetic"] = meter.wall_s - parts["edit"] - (meter.model_s - inside)
         scores = {f"{s.metric}/{s.slice}".rstrip("/"): s.value for s in report.scores}
         return Once(
-            edits=len(requests), probes=len(probes.probes), meter=meter, parts=parts, edit_s=parts["edit"],
-            probe_s=parts["evaluate"], patch_bytes=sum(patch.num_bytes for patch in steps),
+            edits=len(requests),
+            probes=len(probes.probes),
+            meter=meter,
+            parts=parts,
+            edit_s=parts["edit"],
+            probe_s=parts["evaluate"],
+            patch_bytes=sum(patch.num_bytes for patch in steps),
             details={
-                "batch_size": size, "verdict": decision.verdict,
+                "batch_size": size,
+                "verdict": decision.verdict,
                 "failed_rules": [r.explanation for r in decision.failed_rules],
                 "scores": {name: scores.get(name) for name in ("SR", "GR", "locality/neighbourhood", "DD/known")},
             },
-        )  # fmt: skip
+        )
 
     return Case(settings.editor.name, once)
 
@@ -278,10 +322,13 @@ def _ingest(context: BenchContext) -> Case:
             with Meter(context.model) as meter:
                 speed = ingest_speed(recording, Path(folder), count, expected)
         details = {
-            "events/s": round(speed.events_per_s), "events/s of CPU": round(speed.events_per_cpu_s),
-            "events": speed.events, "stored": speed.stored,
-            "memory after a tenth, MB": round(speed.rss_early_mb), "memory at the end, MB": round(speed.rss_late_mb),
-        }  # fmt: skip
+            "events/s": round(speed.events_per_s),
+            "events/s of CPU": round(speed.events_per_cpu_s),
+            "events": speed.events,
+            "stored": speed.stored,
+            "memory after a tenth, MB": round(speed.rss_early_mb),
+            "memory at the end, MB": round(speed.rss_late_mb),
+        }
         return Once(edits=0, probes=0, meter=meter, details=details)
 
     return Case("", once)

@@ -95,10 +95,18 @@ def ingest_speed(recording: Path, home: Path, events: int, expected: int) -> Ing
     done = run.run(watched())  # pyright: ignore[reportArgumentType]
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return IngestSpeed(
-        events=done.frames, stored=done.stored, expected=expected, wall_s=wall, cpu_s=cpu, events_per_s=done.frames / wall,
+        events=done.frames,
+        stored=done.stored,
+        expected=expected,
+        wall_s=wall,
+        cpu_s=cpu,
+        events_per_s=done.frames / wall,
         events_per_cpu_s=done.frames / cpu,
-        rss_before_mb=before, rss_early_mb=early, rss_late_mb=_rss_mb(), warehouse_mb=database.stat().st_size / 2**20,
-    )  # fmt: skip
+        rss_before_mb=before,
+        rss_early_mb=early,
+        rss_late_mb=_rss_mb(),
+        warehouse_mb=database.stat().st_size / 2**20,
+    )
 
 
 def _rss_mb() -> float:

@@ -35,9 +35,14 @@ class PlainValue:
 
 
 def plain_values(
-    model: EditableModel, requests: Sequence[EditRequest], contexts: Contexts, layer: int,
-    site: Literal["mlp", "block"], config: LocateEditConfig, steps: Sequence[int] | None = None,
-) -> list[PlainValue]:  # fmt: skip
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    contexts: Contexts,
+    layer: int,
+    site: Literal["mlp", "block"],
+    config: LocateEditConfig,
+    steps: Sequence[int] | None = None,
+) -> list[PlainValue]:
     """The value of each request by itself, as kmeng01/rome `compute_v.py` finds it.
 
     Args:
@@ -51,15 +56,23 @@ def plain_values(
 
 
 def _plain_value(
-    model: EditableModel, request: EditRequest, contexts: Contexts, layer: int, site: Literal["mlp", "block"],
-    config: LocateEditConfig, exact_steps: int | None,
-) -> PlainValue:  # fmt: skip
+    model: EditableModel,
+    request: EditRequest,
+    contexts: Contexts,
+    layer: int,
+    site: Literal["mlp", "block"],
+    config: LocateEditConfig,
+    exact_steps: int | None,
+) -> PlainValue:
     texts = contexts.fill(request.prompt)
     prompts = [*texts, request.subject]
     rows = encode_lookups(
-        model, prompts, [request.subject] * len(prompts), [continuation_of(request.target_new)] * len(texts) + [""],
+        model,
+        prompts,
+        [request.subject] * len(prompts),
+        [continuation_of(request.target_new)] * len(texts) + [""],
         places=[*contexts.places(request.prompt, request.subject, model.tokenizer), 0],
-    )  # fmt: skip
+    )
     ids, mask = pad_right([r.ids for r in rows], model.pad_id)
     ids, mask = ids.to(model.hf.device), mask.to(model.hf.device)
     lookup = torch.tensor([r.lookup for r in rows], device=ids.device)
@@ -114,9 +127,15 @@ def _adding(delta: Tensor, lookup: Tensor, seen: list[Tensor]) -> Callable[[nn.M
 
 
 def _cost(
-    model: EditableModel, log_probs: Tensor, rows: Sequence[Any], essence_at: int, essence: Tensor, delta: Tensor,
-    base_norm: float, config: LocateEditConfig,
-) -> Tensor:  # fmt: skip
+    model: EditableModel,
+    log_probs: Tensor,
+    rows: Sequence[Any],
+    essence_at: int,
+    essence: Tensor,
+    delta: Tensor,
+    base_norm: float,
+    config: LocateEditConfig,
+) -> Tensor:
     """J(delta) of Meng et al. 2022 without the kept relations, term by term."""
     # A copy: one made while scoring, in inference mode, could not be kept for the backward pass.
     stops = model.stops.to(log_probs.device).clone()

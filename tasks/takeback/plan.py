@@ -66,16 +66,21 @@ def plan_revert(settings: Settings, name: str, reason: str) -> RevertPlan:
     with warehouse(settings) as wh:
         revived = _revived(wh, settings.lineage, head, going)
     return RevertPlan(
-        night=NIGHT + digest_of(head, sorted(going))[:12], target=target, reason=reason.strip(), head=head, edits=going,
+        night=NIGHT + digest_of(head, sorted(going))[:12],
+        target=target,
+        reason=reason.strip(),
+        head=head,
+        edits=going,
         revived=revived,
-    )  # fmt: skip
+    )
 
 
 def _unfinished(settings: Settings, target: str, served: Manifest) -> RevertPlan | None:
     """The plan of a revert of this target that was begun and not finished, unless the lineage has moved past it."""
     with warehouse(settings) as wh:
-        held = [run.details["revert"] for run in runs(wh, settings.lineage)
-                if run.verdict == UNFINISHED and "revert" in run.details]  # fmt: skip
+        held = [
+            run.details["revert"] for run in runs(wh, settings.lineage) if run.verdict == UNFINISHED and "revert" in run.details
+        ]
     plans = [RevertPlan.model_validate(plan) for plan in held if plan["target"] == target]
     # Its own night is served where it was killed between the channel's move and its last line.
     return next((p for p in plans if served.checkpoint.checkpoint_id == p.head or served.night == p.night), None)

@@ -79,10 +79,17 @@ class _Stack:
         """A ledger row; the night is in its id, for the same patch may have been made and rejected before."""
         if batch not in self.batches:
             self.batches.append(batch)
-        self.edits.append(Edit(
-            edit_id=digest_of(request.request_id, config, patch, self.night)[:24], request_id=request.request_id,
-            batch_id=batch.batch_id, editor=editor, config_digest=config, patch_digest=patch, applied_at=datetime.now(UTC),
-        ))  # fmt: skip
+        self.edits.append(
+            Edit(
+                edit_id=digest_of(request.request_id, config, patch, self.night)[:24],
+                request_id=request.request_id,
+                batch_id=batch.batch_id,
+                editor=editor,
+                config_digest=config,
+                patch_digest=patch,
+                applied_at=datetime.now(UTC),
+            )
+        )
 
 
 @task(name="take out", **STEP)
@@ -201,12 +208,20 @@ def _edited(plan: RevertPlan, stack: _Stack, head: Checkpoint) -> Candidate:
     while same < min(len(stack.digests), len(head.patch_digests)) and stack.digests[same] == head.patch_digests[same]:
         same += 1
     return Candidate(
-        night=plan.night, editor=stack.editor.card.name, config_digest=stack.editor.config.digest, parent=plan.head,
-        base_digest=stack.model.base_digest, parent_patches=tuple(stack.digests[:same]),
-        new_patches=tuple(stack.digests[same:]), edited=tuple(e.request_id for e in stack.edits), skipped=(), right_after=(),
-        edit_seconds=round(stack.seconds, 3), patch_bytes=sum(r.bytes for r in stack.rows),
+        night=plan.night,
+        editor=stack.editor.card.name,
+        config_digest=stack.editor.config.digest,
+        parent=plan.head,
+        base_digest=stack.model.base_digest,
+        parent_patches=tuple(stack.digests[:same]),
+        new_patches=tuple(stack.digests[same:]),
+        edited=tuple(e.request_id for e in stack.edits),
+        skipped=(),
+        right_after=(),
+        edit_seconds=round(stack.seconds, 3),
+        patch_bytes=sum(r.bytes for r in stack.rows),
         revert=TakenOut(reverted=plan.edits, remade=tuple(stack.remade), reason=plan.reason),
-    )  # fmt: skip
+    )
 
 
 @task(name="report of a revert", **STEP)
@@ -225,11 +240,19 @@ def publish_revert(settings: Settings, done: Candidate, manifest: Manifest) -> P
     ]
     text = night_markdown(
         f"Revert {done.night} on lineage {settings.lineage}: {manifest.verdict}",
-        {"checkpoint": manifest.checkpoint.checkpoint_id, "parent": done.parent, "why": done.revert.reason,
-         "edits out": ", ".join(done.revert.reverted), "edits whose patch was made again": len(done.revert.remade),
-         "policy digest": manifest.decision.policy_digest},
-        (), manifest.report, manifest.decision, examples,
-    )  # fmt: skip
+        {
+            "checkpoint": manifest.checkpoint.checkpoint_id,
+            "parent": done.parent,
+            "why": done.revert.reason,
+            "edits out": ", ".join(done.revert.reverted),
+            "edits whose patch was made again": len(done.revert.remade),
+            "policy digest": manifest.decision.policy_digest,
+        },
+        (),
+        manifest.report,
+        manifest.decision,
+        examples,
+    )
     path = report_folder(settings, done.night) / "summary.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -30,9 +30,12 @@ def restore(settings: Settings, checkpoint_id: str, reason: str) -> ChannelPoint
     with warehouse(settings) as wh:
         current = head(wh, settings.lineage)
     pointer = move_channel(
-        store_of(settings), settings.channel_name, checkpoint_id,
-        expected_parent=current.checkpoint_id if current else None, moved_at=datetime.now(UTC),
-    )  # fmt: skip
+        store_of(settings),
+        settings.channel_name,
+        checkpoint_id,
+        expected_parent=current.checkpoint_id if current else None,
+        moved_at=datetime.now(UTC),
+    )
     moved = {"from": current.checkpoint_id if current else None, "to": checkpoint_id, **pointer_payload(pointer)}
     with warehouse(settings) as wh, wh.transaction():
         move_head(wh, settings.lineage, checkpoint_id, reason)

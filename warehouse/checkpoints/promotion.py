@@ -342,9 +342,11 @@ def verify_rejected(store: ObjectStore, manifest: Manifest, reasons: Sequence[st
 def promoted_keys(manifest: Manifest) -> set[str]:
     """Every store key that a promoted manifest vouches for, its own among them."""
     return {
-        *manifest.files, report_key(manifest.report.report_id), decision_key(manifest.decision.decision_id),
+        *manifest.files,
+        report_key(manifest.report.report_id),
+        decision_key(manifest.decision.decision_id),
         manifest_key(manifest.checkpoint.checkpoint_id),
-    }  # fmt: skip
+    }
 
 
 def _verify_files(store: ObjectStore, manifest: Manifest) -> None:

@@ -16,9 +16,14 @@ from warehouse.whole_files import whole_folder
 
 
 def pull(
-    store: ObjectStore, channel_or_checkpoint: str, out: Path, *, limits: Limits = DEFAULT, allow_code: bool = False,
+    store: ObjectStore,
+    channel_or_checkpoint: str,
+    out: Path,
+    *,
+    limits: Limits = DEFAULT,
+    allow_code: bool = False,
     check: Callable[[Path, Manifest], None] = lambda _folder, _manifest: None,
-) -> Manifest:  # fmt: skip
+) -> Manifest:
     """Download a checkpoint's Hugging Face directory, verified, to `out`, which appears at once or not at all.
 
     Args:

@@ -41,9 +41,7 @@ def generate_key(private: Path, public: Path) -> str:
         if path.exists():
             raise KeyProblem(f"{path} exists; a key is never overwritten, give another name")
     key = ec.generate_private_key(ec.SECP256R1())
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )  # fmt: skip
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     try:
         with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
             handle.write(secret)
@@ -79,9 +77,7 @@ def fingerprint(public_pem: bytes) -> str:
         key = serialization.load_pem_public_key(public_pem)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise KeyProblem(f"a public key cannot be read: {error}; give a PEM file as `errata key` writes it") from error
-    return sha256_bytes(
-        key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )  # fmt: skip
+    return sha256_bytes(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
 
 
 def signature_key(checkpoint_id: str, key_fingerprint: str) -> str:

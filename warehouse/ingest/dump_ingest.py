@@ -138,8 +138,13 @@ class _Work:
         # A lexeme is no broken line: there are a million of them, and they are counted.
         if found.reason != "unsupported_entity":
             raw = line.data[:2000].decode("utf-8", "backslashreplace")
-            aside = Aside(place=f"{path.name}:{line.number}", entity_id=found.entity_id, reason=found.reason,
-                          sentence=found.sentence, raw=raw)  # fmt: skip
+            aside = Aside(
+                place=f"{path.name}:{line.number}",
+                entity_id=found.entity_id,
+                reason=found.reason,
+                sentence=found.sentence,
+                raw=raw,
+            )
             # Not yet into the warehouse: of a file that turns out to break off nothing is kept.
             self.scratch.put_aside(aside.model_dump_json())
 
@@ -170,10 +175,17 @@ class _Work:
             put_unstated(wh, self.source, self.night, counts.unstated, names)
         listed = [UnstatedProperty(pid=pid, label=names.get(pid, ""), statements=n) for pid, n in counts.unstated.most_common()]
         return DumpReport(
-            night=self.night, entities=counts.entities, bytes_read=counts.num_bytes, unchanged=counts.unchanged,
-            aliases=counts.aliases, set_aside=dict(counts.set_aside), left_out=dict(counts.left_out),
-            skipped=dict(counts.skipped), unstated=tuple(listed), **more,
-        )  # fmt: skip
+            night=self.night,
+            entities=counts.entities,
+            bytes_read=counts.num_bytes,
+            unchanged=counts.unchanged,
+            aliases=counts.aliases,
+            set_aside=dict(counts.set_aside),
+            left_out=dict(counts.left_out),
+            skipped=dict(counts.skipped),
+            unstated=tuple(listed),
+            **more,
+        )
 
 
 @contextmanager
@@ -186,9 +198,15 @@ def _work(opener: Opener, night: str, stated: Collection[str], folder: Path | No
 
 
 def fill(
-    opener: Opener, path: Path, night: str, stated: Collection[str], *, now: datetime, folder: Path | None = None,
+    opener: Opener,
+    path: Path,
+    night: str,
+    stated: Collection[str],
+    *,
+    now: datetime,
+    folder: Path | None = None,
     progress: Progress | None = None,
-) -> DumpReport:  # fmt: skip
+) -> DumpReport:
     """Put what a dump says to hold now into the warehouse, as facts believed from `night` on.
 
     Only slots (subject and property) that the warehouse holds nothing in are filled: a value that contradicts a held
@@ -261,10 +279,15 @@ def _fact(entity: EntityDocument, pid: str, statement: Statement) -> dict[str, A
     assert statement.snak.value is not None
     start, end = statement.valid_from, statement.valid_to
     return {
-        "ids": [entity.id, statement.snak.value.id], "subject": entity.label, "relation": pid, "rank": statement.rank,
-        "statement_id": statement.id, "revision": entity.revision,
-        "valid_from": start and start.isoformat(), "valid_to": end and end.isoformat(),
-    }  # fmt: skip
+        "ids": [entity.id, statement.snak.value.id],
+        "subject": entity.label,
+        "relation": pid,
+        "rank": statement.rank,
+        "statement_id": statement.id,
+        "revision": entity.revision,
+        "valid_from": start and start.isoformat(),
+        "valid_to": end and end.isoformat(),
+    }
 
 
 def _put_facts(wh: Warehouse, work: _Work, rows: Sequence[dict[str, Any]], labels: dict[str, str]) -> None:
@@ -275,15 +298,23 @@ def _put_facts(wh: Warehouse, work: _Work, rows: Sequence[dict[str, Any]], label
             work.counts.skipped["value_without_label"] += 1
             continue
         times = {name: row[name] and utc(datetime.fromisoformat(row[name])) for name in ("valid_from", "valid_to")}
-        fact = {**row, **times, "subject_id": subject_id, "object_id": object_id, "object": labels[object_id],
-                "source": work.source, "known_from_night": work.night}  # fmt: skip
+        fact = {
+            **row,
+            **times,
+            "subject_id": subject_id,
+            "object_id": object_id,
+            "object": labels[object_id],
+            "source": work.source,
+            "known_from_night": work.night,
+        }
         facts.append({**fact, "fact_id": fact_id(fact)})
     slots = pd.DataFrame([(f["subject_id"], f["relation"]) for f in facts], columns=["subject_id", "relation"], dtype="str")
     held = wh.rows(
         """SELECT DISTINCT subject_id, relation FROM facts SEMI JOIN slots USING (subject_id, relation)
            WHERE known_to_night IS NULL AND source <> $source""",
-        {"source": work.source}, slots=slots,
-    )  # fmt: skip
+        {"source": work.source},
+        slots=slots,
+    )
     taken = {(row["subject_id"], row["relation"]) for row in held}
     fresh = [fact for fact in facts if (fact["subject_id"], fact["relation"]) not in taken]
     work.counts.skipped["slot_held"] += len(facts) - len(fresh)
@@ -295,9 +326,16 @@ def _put_facts(wh: Warehouse, work: _Work, rows: Sequence[dict[str, Any]], label
 
 
 def catch_up(
-    opener: Opener, old: Path, new: Path, night: str, stated: Collection[str], *, source: str = SOURCE,
-    folder: Path | None = None, progress: Progress | None = None,
-) -> DumpReport:  # fmt: skip
+    opener: Opener,
+    old: Path,
+    new: Path,
+    night: str,
+    stated: Collection[str],
+    *,
+    source: str = SOURCE,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> DumpReport:
     """Turn the differences between two dumps into update records of a night.
 
     An entity that only the newer dump has is new, with all its statements; one that only the older dump has is counted
@@ -357,8 +395,16 @@ def _await_changes(work: _Work, entity: EntityDocument, received_at: datetime) -
             record_id = record_id_of(entity.id, change, entity.revision)
             values = [side.snak.value.id for side in (change.old, change.new) if side is not None and side.snak.value]
             raw = change_record(change, entity, record_id, work.night, provenance, {})
-            work.scratch.wait(json.dumps({"ids": [entity.id, change.pid, *filter(None, values)], "record_id": record_id,
-                                          "received_at": received_at.isoformat(), "raw": raw}))  # fmt: skip
+            work.scratch.wait(
+                json.dumps(
+                    {
+                        "ids": [entity.id, change.pid, *filter(None, values)],
+                        "record_id": record_id,
+                        "received_at": received_at.isoformat(),
+                        "raw": raw,
+                    }
+                )
+            )
 
 
 def _receive(wh: Warehouse, work: _Work, rows: Sequence[dict[str, Any]], labels: dict[str, str]) -> None:
@@ -366,10 +412,16 @@ def _receive(wh: Warehouse, work: _Work, rows: Sequence[dict[str, Any]], labels:
     known = wh.rows("SELECT record_id FROM updates SEMI JOIN asked USING (source, record_id)", asked=asked)
     taken = {row["record_id"] for row in known}
     records = [
-        UpdateRecord(record_id=row["record_id"], source=work.source, night=work.night,
-                     received_at=datetime.fromisoformat(row["received_at"]), raw=_labelled(row["raw"], labels))
-        for row in rows if row["record_id"] not in taken
-    ]  # fmt: skip
+        UpdateRecord(
+            record_id=row["record_id"],
+            source=work.source,
+            night=work.night,
+            received_at=datetime.fromisoformat(row["received_at"]),
+            raw=_labelled(row["raw"], labels),
+        )
+        for row in rows
+        if row["record_id"] not in taken
+    ]
     work.counts.skipped["received_before"] += len(rows) - len(records)
     work.counts.written += receive(wh, records)
     work.alias(wh, {row["ids"][0] for row in rows})

@@ -292,9 +292,16 @@ class LiveIngest:
         entities = [d.entity for d in found.differences if d.entity is not None and d.entity.revision is not None]
         with self._open() as wh:
             progress.records += store_outcomes(
-                wh, self._stream, self._night, outcomes, [record for mine in records for record in mine], entities,
-                redirects, fresh | {entity.id: entity.label for entity in entities}, found.counts,
-            )  # fmt: skip
+                wh,
+                self._stream,
+                self._night,
+                outcomes,
+                [record for mine in records for record in mine],
+                entities,
+                redirects,
+                fresh | {entity.id: entity.label for entity in entities},
+                found.counts,
+            )
             waiting = self._waiting(wh)
         progress.resolved += len(outcomes)
         if found.problem:

@@ -93,10 +93,24 @@ def _store_events(wh: Warehouse, stream: str, night: str, events: Sequence[Strea
     fresh = [event for event in unique if event.key not in known]
     start = (wh.scalar("SELECT max(seq) FROM stream_events") or 0) + 1
     rows = [
-        (e.key, stream, night, start + i, e.wiki, e.entity_id, e.action, e.why, e.rev_old, e.rev_new, e.happened_at,
-         e.editor_class, e.patrolled, e.summary)
+        (
+            e.key,
+            stream,
+            night,
+            start + i,
+            e.wiki,
+            e.entity_id,
+            e.action,
+            e.why,
+            e.rev_old,
+            e.rev_new,
+            e.happened_at,
+            e.editor_class,
+            e.patrolled,
+            e.summary,
+        )
         for i, e in enumerate(fresh)
-    ]  # fmt: skip
+    ]
     if not rows:
         return 0
     columns = zip(_COLUMNS.items(), zip(*rows, strict=True), strict=True)
@@ -117,10 +131,16 @@ def _store_refused(wh: Warehouse, stream: str, night: str, refused: Sequence[tup
         payload = data[:MAX_PAYLOAD_CHARS].encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
         identity = sha256_bytes(f"{event_id}|{len(data)}|".encode() + data.encode("utf-8", "surrogatepass"))
         rows.append(
-            {"refusal_id": identity, "stream": stream, "night": night, "reason": refusal.reason,
-             "sentence": refusal.sentence.encode("utf-8", "backslashreplace").decode(), "payload": payload,
-             "chars": len(data)}
-        )  # fmt: skip
+            {
+                "refusal_id": identity,
+                "stream": stream,
+                "night": night,
+                "reason": refusal.reason,
+                "sentence": refusal.sentence.encode("utf-8", "backslashreplace").decode(),
+                "payload": payload,
+                "chars": len(data),
+            }
+        )
     if rows:
         wh.append("stream_refused", rows)
 
@@ -148,9 +168,14 @@ def _move_cursor(wh: Warehouse, stream: str, delivery: Delivery) -> None:
            ON CONFLICT (stream) DO UPDATE SET
                last_event_id = CASE WHEN excluded.last_event_id = '' THEN last_event_id ELSE excluded.last_event_id END,
                recent = excluded.recent, frames = frames + excluded.frames, updated_at = excluded.updated_at""",
-        {"stream": stream, "id": delivery.last_event_id, "recent": json.dumps(list(delivery.recent)[-RECENT:]),
-         "frames": delivery.frames, "now": datetime.now(UTC)},
-    )  # fmt: skip
+        {
+            "stream": stream,
+            "id": delivery.last_event_id,
+            "recent": json.dumps(list(delivery.recent)[-RECENT:]),
+            "frames": delivery.frames,
+            "now": datetime.now(UTC),
+        },
+    )
 
 
 # ---------------------------------------------------------------- from events to records
@@ -170,9 +195,11 @@ def pending_events(wh: Warehouse, stream: str, limit: int) -> list[PendingEvent]
 def done_revisions(wh: Warehouse, events: Sequence[PendingEvent]) -> set[tuple[str, int]]:
     """(entity, revision) pairs among those of `events` of which an event has an outcome: one revision, one change."""
     asked = pa.table(
-        {"entity_id": pa.array([e.entity_id for e in events], pa.string()),
-         "rev_new": pa.array([e.rev_new for e in events], pa.int64())}
-    )  # fmt: skip
+        {
+            "entity_id": pa.array([e.entity_id for e in events], pa.string()),
+            "rev_new": pa.array([e.rev_new for e in events], pa.int64()),
+        }
+    )
     rows = wh.rows(
         """SELECT entity_id, rev_new FROM stream_events
            SEMI JOIN asked USING (entity_id, rev_new) SEMI JOIN stream_outcomes USING (event_key)""",
@@ -182,10 +209,16 @@ def done_revisions(wh: Warehouse, events: Sequence[PendingEvent]) -> set[tuple[s
 
 
 def store_outcomes(
-    wh: Warehouse, stream: str, night: str, outcomes: Sequence[EventOutcome], updates: Sequence[UpdateRecord],
-    states: Iterable[EntityDocument] = (), redirects: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None,
+    wh: Warehouse,
+    stream: str,
+    night: str,
+    outcomes: Sequence[EventOutcome],
+    updates: Sequence[UpdateRecord],
+    states: Iterable[EntityDocument] = (),
+    redirects: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
     counts: Mapping[tuple[str, str], int] | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Write the outcomes of events together with the update records they made and the items' new states.
 
     Returns:

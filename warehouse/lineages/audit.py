@@ -16,9 +16,21 @@ from warehouse.errors import IntegrityError, NotFound
 from warehouse.records import Record
 
 AuditKind = Literal[
-    "verdicts", "quarantine", "edits", "decision", "promotion", "rejection", "culprits", "revert", "rollback", "policy",
-    "key", "export", "lineage", "withdrawal",
-]  # fmt: skip
+    "verdicts",
+    "quarantine",
+    "edits",
+    "decision",
+    "promotion",
+    "rejection",
+    "culprits",
+    "revert",
+    "rollback",
+    "policy",
+    "key",
+    "export",
+    "lineage",
+    "withdrawal",
+]
 #: What stands before the first entry.
 GENESIS = "0" * 64
 MAX_ENTRY_BYTES = 4 << 20
@@ -51,9 +63,16 @@ class Break(Record):
 
 
 def append(
-    wh: Warehouse, kind: AuditKind, subject: str, *, actor: str, payload: Mapping[str, Any], reason: str = "",
-    lineage: str = "", noted_at: datetime | None = None,
-) -> AuditEntry:  # fmt: skip
+    wh: Warehouse,
+    kind: AuditKind,
+    subject: str,
+    *,
+    actor: str,
+    payload: Mapping[str, Any],
+    reason: str = "",
+    lineage: str = "",
+    noted_at: datetime | None = None,
+) -> AuditEntry:
     """Add an event to the end of the chain. The same event again, by all but its time and actor, is not added twice.
 
     Args:
@@ -64,19 +83,30 @@ def append(
         # What was noted of a night before it was taken back is no longer there to be the same.
         withdrawn = wh.scalar("SELECT coalesce(max(seq), 0) FROM audit WHERE kind = 'withdrawal' AND subject = ?", [subject])
         same = [
-            e for e in entries(wh, "kind = $kind AND subject = $subject AND lineage = $lineage",
-                               {"kind": kind, "subject": subject, "lineage": lineage})
+            e
+            for e in entries(
+                wh,
+                "kind = $kind AND subject = $subject AND lineage = $lineage",
+                {"kind": kind, "subject": subject, "lineage": lineage},
+            )
             if (e.payload, e.reason) == (plain, reason) and (e.seq > withdrawn or kind == "withdrawal")
-        ]  # fmt: skip
+        ]
         if same:
             return same[-1]
         last = entries(wh, "seq = (SELECT max(seq) FROM audit)")
         # Microseconds are what the column keeps; a digest must survive the round trip.
         draft = AuditEntry(
-            seq=last[0].seq + 1 if last else 1, kind=kind, subject=subject, lineage=lineage, actor=actor, reason=reason,
-            noted_at=(noted_at or datetime.now(UTC)).astimezone(UTC), payload=plain,
-            previous=last[0].digest if last else GENESIS, digest="",
-        )  # fmt: skip
+            seq=last[0].seq + 1 if last else 1,
+            kind=kind,
+            subject=subject,
+            lineage=lineage,
+            actor=actor,
+            reason=reason,
+            noted_at=(noted_at or datetime.now(UTC)).astimezone(UTC),
+            payload=plain,
+            previous=last[0].digest if last else GENESIS,
+            digest="",
+        )
         entry = draft.model_copy(update={"digest": draft.computed_digest()})
         wh.append("audit", [entry.model_dump() | {"payload": canonical_json(entry.payload).decode()}], "error")
         return entry

@@ -63,10 +63,16 @@ def record_batches(
         Conflict: the batch_id is there already with other requests.
     """
     rows = [
-        {"lineage": lineage, "batch_id": b.batch_id, "night": night, "editor": editor,
-         "request_ids": [r.request_id for r in b.requests], "created_at": created_at or datetime.now(UTC)}
+        {
+            "lineage": lineage,
+            "batch_id": b.batch_id,
+            "night": night,
+            "editor": editor,
+            "request_ids": [r.request_id for r in b.requests],
+            "created_at": created_at or datetime.now(UTC),
+        }
         for b in batches
-    ]  # fmt: skip
+    ]
     with wh.transaction():
         requests_by_id(wh, [r.request_id for b in batches for r in b.requests])
         stored = wh.rows("SELECT batch_id, request_ids FROM batches WHERE lineage = ?", [lineage])
@@ -95,8 +101,9 @@ def save_patches(wh: Warehouse, patches: Sequence[PatchRow]) -> int:
 
 def patch(wh: Warehouse, patch_digest: str) -> PatchRow:
     """Raises NotFound where no patch has that digest."""
-    rows = wh.rows("SELECT patch_digest, kind, editor, bytes, meta::TEXT AS meta FROM patches WHERE patch_digest = ?",
-                   [patch_digest])  # fmt: skip
+    rows = wh.rows(
+        "SELECT patch_digest, kind, editor, bytes, meta::TEXT AS meta FROM patches WHERE patch_digest = ?", [patch_digest]
+    )
     if not rows:
         raise NotFound(f"no patch {patch_digest} in the warehouse")
     return PatchRow(**{**rows[0], "meta": json.loads(rows[0]["meta"])})
@@ -187,10 +194,16 @@ def settle_edits(
         """UPDATE edits SET checkpoint_id = $checkpoint_id, status = $status, reason = $reason
            WHERE lineage = $lineage AND night = $night AND status IN ('active', 'rejected')
              AND ($all OR edit_id IN (SELECT edit_id FROM chosen))""",
-        {"lineage": lineage, "night": night, "checkpoint_id": checkpoint_id, "status": status, "reason": reason,
-         "all": edit_ids is None},
+        {
+            "lineage": lineage,
+            "night": night,
+            "checkpoint_id": checkpoint_id,
+            "status": status,
+            "reason": reason,
+            "all": edit_ids is None,
+        },
         chosen=chosen,
-    )  # fmt: skip
+    )
 
 
 def supersede(wh: Warehouse, lineage: str, edit_ids: Sequence[str], *, in_checkpoint: str, reason: str) -> int:
@@ -254,10 +267,13 @@ def edits_of(wh: Warehouse, lineage: str, night: str | None = None) -> list[Ledg
     return [
         LedgerLine(
             Edit(**{name: row[name] for name in Edit.model_fields}),
-            row["night"], row["checkpoint_id"], row["status"], row["reason"],
+            row["night"],
+            row["checkpoint_id"],
+            row["status"],
+            row["reason"],
         )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def replaced_edits(wh: Warehouse, lineage: str, edit_ids: Sequence[str], *, unless_reason: str) -> list[dict[str, Any]]:

@@ -112,12 +112,21 @@ def log_lines(wh: Warehouse, lineage: str) -> list[LogLine]:
     for row in reversed(rows):
         own = made.get(row.checkpoint.checkpoint_id, {"editor": "", "edits": 0})
         serving = newest is not None and row.checkpoint.checkpoint_id == newest.checkpoint_id
-        lines.append(LogLine(
-            checkpoint_id=row.checkpoint.checkpoint_id, parent=row.checkpoint.parent, night=row.night or "base",
-            verdict=row.verdict, created_at=row.checkpoint.created_at, editor=own["editor"], edits=own["edits"],
-            in_force=len(facts_in_force(wh, lineage, row.checkpoint.checkpoint_id)), scores=scores_of(wh, row),
-            off_chain=row.checkpoint.checkpoint_id not in chain, marks=("production",) if serving else (),
-        ))  # fmt: skip
+        lines.append(
+            LogLine(
+                checkpoint_id=row.checkpoint.checkpoint_id,
+                parent=row.checkpoint.parent,
+                night=row.night or "base",
+                verdict=row.verdict,
+                created_at=row.checkpoint.created_at,
+                editor=own["editor"],
+                edits=own["edits"],
+                in_force=len(facts_in_force(wh, lineage, row.checkpoint.checkpoint_id)),
+                scores=scores_of(wh, row),
+                off_chain=row.checkpoint.checkpoint_id not in chain,
+                marks=("production",) if serving else (),
+            )
+        )
     return lines
 
 
@@ -160,8 +169,9 @@ def difference(wh: Warehouse, lineage: str, before: str, after: str) -> Checkpoi
         added=facts([slot for slot in new if slot not in old]),
         changed=facts([slot for slot in new if slot in old and old[slot] != new[slot]]),
         retracted=facts([slot for slot in old if slot not in new]),
-        scores_before=scores_of(wh, by_id[before]), scores_after=scores_of(wh, by_id[after]),
-    )  # fmt: skip
+        scores_before=scores_of(wh, by_id[before]),
+        scores_after=scores_of(wh, by_id[after]),
+    )
 
 
 def _answers(facts: Sequence[FactInForce]) -> dict[tuple[str, str, str], str]:
@@ -186,10 +196,11 @@ def blame(wh: Warehouse, lineage: str, subject: str, relation: str) -> list[Blam
         f"{_FACT} WHERE e.lineage = $lineage AND e.status <> 'skipped' ORDER BY e.edit_seq DESC", {"lineage": lineage}
     )
     rows = [
-        row for row in every
+        row
+        for row in every
         if (row["relation"] in asked or relations_of(row["relation"], names) & asked)
         and (folded(row["subject"]) == key or row["subject_id"] in ids)
-    ]  # fmt: skip
+    ]
     if not rows:
         raise NotFound(
             f"lineage {lineage!r} has no edit of {relation} of {subject!r}: the answer is the base model's own; "
@@ -207,18 +218,20 @@ def _blamed(wh: Warehouse, lineage: str, row: dict[str, Any], in_force: bool) ->
         [row["request_id"]],
     )
     related = {name for v in verdicts for name in v["related"]}
-    checkpoint = next(
-        (c for c in checkpoints(wh, lineage) if c.checkpoint.checkpoint_id == row["checkpoint_id"]), None
-    )  # fmt: skip
+    checkpoint = next((c for c in checkpoints(wh, lineage) if c.checkpoint.checkpoint_id == row["checkpoint_id"]), None)
     reports = reports_after(wh, row["checkpoint_id"], before=checkpoint.checkpoint.parent) if checkpoint else []
     decision = decision_of(wh, reports[-1].report_id) if reports else None
     return Blame(
-        fact=_fact(row), in_force=in_force, status=row["status"],
+        fact=_fact(row),
+        in_force=in_force,
+        status=row["status"],
         records=tuple(dict.fromkeys([*(v["record_id"] for v in verdicts), *sorted(related)])),
         revisions=tuple(dict.fromkeys(filter(None, (_revision(v["raw"]) for v in verdicts)))),
-        verdict=verdicts[0]["verdict"] if verdicts else "", sentence=verdicts[0]["sentence"] if verdicts else "",
-        decision_id=decision.decision_id if decision else None, decided=decision.verdict if decision else None,
-    )  # fmt: skip
+        verdict=verdicts[0]["verdict"] if verdicts else "",
+        sentence=verdicts[0]["sentence"] if verdicts else "",
+        decision_id=decision.decision_id if decision else None,
+        decided=decision.verdict if decision else None,
+    )
 
 
 def _revision(raw: str | None) -> str:

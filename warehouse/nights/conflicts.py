@@ -45,8 +45,19 @@ from warehouse.nights.conflict_sql import DISAGREEMENTS, MAX_EVIDENCE, REPEATS
 from warehouse.nights.conflict_types import MIN_SHARED_ENTITIES, RECORD_COLUMNS, TYPE_FAMILIES, TYPES
 from warehouse.reference import HERE
 
-__all__ = ["MAX_EVIDENCE", "MIN_SHARED_ENTITIES", "RECORD_COLUMNS", "TYPE_FAMILIES", "conflict_columns", "folded",
-           "held_labels", "logic_rules", "past_requests", "slot_labels", "text_key"]  # fmt: skip
+__all__ = [
+    "MAX_EVIDENCE",
+    "MIN_SHARED_ENTITIES",
+    "RECORD_COLUMNS",
+    "TYPE_FAMILIES",
+    "conflict_columns",
+    "folded",
+    "held_labels",
+    "logic_rules",
+    "past_requests",
+    "slot_labels",
+    "text_key",
+]
 
 RULES_FILE = HERE / "rules.csv"
 _PAST_COLUMNS = ["subject_key", "relation", "old_key", "new_key", "is_latest", "in_facts"]
@@ -126,9 +137,12 @@ def past_requests(store: Reader, night: str, ids: Mapping[str, str] | None = Non
 
 
 def conflict_columns(
-    store: Reader, records: pd.DataFrame, now: datetime, evidence: pd.DataFrame | None = None,
+    store: Reader,
+    records: pd.DataFrame,
+    now: datetime,
+    evidence: pd.DataFrame | None = None,
     past: pd.DataFrame | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """The records of one night, each a dict with the conflict columns of the module's head; the store is only read.
 
     Args:
@@ -154,9 +168,13 @@ def conflict_columns(
     if past is None:
         past = pd.DataFrame(columns=_PAST_COLUMNS)
     return store.rows(
-        _ALL, [now, now], night_records=records, more_evidence=evidence, past_request_rows=past,
+        _ALL,
+        [now, now],
+        night_records=records,
+        more_evidence=evidence,
+        past_request_rows=past,
         logic_rules=pd.DataFrame(logic_rules()),
-    )  # fmt: skip
+    )
 
 
 def held_labels(store: Reader, records: pd.DataFrame) -> list[tuple[str, str, str, str]]:

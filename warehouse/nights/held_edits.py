@@ -69,10 +69,19 @@ def join_held(wh: Warehouse, lineage: str, night: str) -> tuple[list[EditRequest
         joining = [e for e in mine if e.joined_night == night or (e.state == "released" and e.night in before)]
         for entry in joining:
             if entry.joined_night is None:
-                append_action(wh, {
-                    "source": entry.source, "record_id": entry.record_id, "action": "join", "rule": entry.rule,
-                    "reason": "released", "actor": MACHINE, "joined_night": night, "joined_as": entry.related[0],
-                })  # fmt: skip
+                append_action(
+                    wh,
+                    {
+                        "source": entry.source,
+                        "record_id": entry.record_id,
+                        "action": "join",
+                        "rule": entry.rule,
+                        "reason": "released",
+                        "actor": MACHINE,
+                        "joined_night": night,
+                        "joined_as": entry.related[0],
+                    },
+                )
         # An edit that was held twice is one request.
         names = list(dict.fromkeys(entry.related[0] for entry in joining))
         stale = {

@@ -44,8 +44,9 @@ def requests_named(wh: Reader, request_ids: Collection[str], night: str) -> dict
     asked = pd.DataFrame({"request_id": sorted(request_ids)}, dtype="str")
     rows = wh.rows(
         f"SELECT night, {columns} FROM edit_requests SEMI JOIN asked USING (request_id) WHERE night <> $night",
-        {"night": night}, asked=asked,
-    )  # fmt: skip
+        {"night": night},
+        asked=asked,
+    )
     found = {}
     for row in rows:
         request = EditRequest(**{name: row[name] for name in EditRequest.model_fields})
@@ -71,8 +72,9 @@ def receive(wh: Warehouse, records: Iterable[UpdateRecord]) -> int:
             )
     arrived = pd.DataFrame({"source": [r.source for r in records], "record_id": [r.record_id for r in records]}, dtype="str")
     with wh.transaction():
-        stored = wh.rows("SELECT source, record_id, raw FROM updates SEMI JOIN arrived USING (source, record_id)",
-                         arrived=arrived)  # fmt: skip
+        stored = wh.rows(
+            "SELECT source, record_id, raw FROM updates SEMI JOIN arrived USING (source, record_id)", arrived=arrived
+        )
         known = {(row["source"], row["record_id"]): digest_of(row["raw"]) for row in stored}
         fresh: dict[tuple[str, str], UpdateRecord] = {}
         for record in records:
@@ -139,8 +141,9 @@ def record_verdicts(
         if len(missing):
             raise NotFound(f"verdict on {missing.record_id.iloc[0]!r}: source {source!r} has no such record; receive it first")
         columns = ", ".join(Verdict.model_fields)
-        stored = wh.records(Verdict, f"SELECT {columns} FROM verdicts SEMI JOIN judged USING (source, record_id)",
-                            judged=judged)  # fmt: skip
+        stored = wh.records(
+            Verdict, f"SELECT {columns} FROM verdicts SEMI JOIN judged USING (source, record_id)", judged=judged
+        )
         held = {v.record_id: v for v in stored}
         fresh = []
         for verdict in verdicts:

@@ -89,9 +89,13 @@ ORDER BY v.place NULLS LAST, place_of(v.night), v.night, v.source, v.record_id
 
 
 def entries(
-    wh: Warehouse, *, state: State | None = None, night: str | None = None, record_id: str | None = None,
+    wh: Warehouse,
+    *,
+    state: State | None = None,
+    night: str | None = None,
+    record_id: str | None = None,
     source: str | None = None,
-) -> list[QuarantineEntry]:  # fmt: skip
+) -> list[QuarantineEntry]:
     """Quarantined records in order of arrival, then held edits; of one state, night, id or source, or of all."""
     found = wh.records(QuarantineEntry, _ENTRIES, {"night": night, "record_id": record_id, "source": source})
     return [entry for entry in found if state is None or entry.state == state]
@@ -108,16 +112,19 @@ def entry_of(wh: Warehouse, record_id: str, source: str | None = None) -> Quaran
     if not found:
         raise NotFound(f"no quarantined record {record_id!r}; `errata quarantine list` names those that there are")
     if len(found) > 1:
-        raise Conflict(f"record {record_id!r} is quarantined in {len(found)} sources ({', '.join(e.source for e in found)}); "
-                       "name one with --source")  # fmt: skip
+        raise Conflict(
+            f"record {record_id!r} is quarantined in {len(found)} sources ({', '.join(e.source for e in found)}); "
+            "name one with --source"
+        )
     return found[0]
 
 
 def update_of(wh: Warehouse, entry: QuarantineEntry) -> UpdateRecord:
     """The record as it was received."""
     columns = ", ".join(UpdateRecord.model_fields)
-    found = wh.records(UpdateRecord, f"SELECT {columns} FROM updates WHERE source = ? AND record_id = ?",
-                       [entry.source, entry.record_id])  # fmt: skip
+    found = wh.records(
+        UpdateRecord, f"SELECT {columns} FROM updates WHERE source = ? AND record_id = ?", [entry.source, entry.record_id]
+    )
     if not found:
         raise IntegrityError(
             f"verdict on {entry.record_id!r} of {entry.source!r} has no update record; run `errata warehouse check`"
@@ -176,8 +183,16 @@ def _act(
                 f"record {record_id!r} was {done.action}{'d' if done.action == 'release' else 'ed'} by {done.actor} on "
                 f"{done.acted_at:%Y-%m-%d %H:%M} ({done.reason}); that stands"
             )
-        row = {"source": entry.source, "record_id": record_id, "action": action, "rule": entry.rule,
-               "reason": reason.strip(), "actor": actor.strip(), "joined_night": None, "joined_as": None}  # fmt: skip
+        row = {
+            "source": entry.source,
+            "record_id": record_id,
+            "action": action,
+            "rule": entry.rule,
+            "reason": reason.strip(),
+            "actor": actor.strip(),
+            "joined_night": None,
+            "joined_as": None,
+        }
         return append_action(wh, row, now), True
 
 
@@ -227,8 +242,16 @@ def join_released(wh: Warehouse, night: str) -> int:
             joined_as = f"{entry.record_id}@{night}"
             copy = record.model_copy(update={"record_id": joined_as, "night": night})
             wh.append("updates", [copy.model_dump() | {"received_seq": start + offset}], "error")
-            row = {"source": entry.source, "record_id": entry.record_id, "action": "join", "rule": entry.rule,
-                   "reason": "released", "actor": MACHINE, "joined_night": night, "joined_as": joined_as}  # fmt: skip
+            row = {
+                "source": entry.source,
+                "record_id": entry.record_id,
+                "action": "join",
+                "rule": entry.rule,
+                "reason": "released",
+                "actor": MACHINE,
+                "joined_night": night,
+                "joined_as": joined_as,
+            }
             append_action(wh, row)
     return len(waiting)
 

@@ -96,9 +96,20 @@ def save_run(
         wh.execute(
             """UPDATE runs SET finished_at = ?, seconds = ?, records = ?, accepted = ?, edited = ?, scores = ?,
                       verdict = ?, checkpoint_id = ?, details = ? WHERE night = ? AND lineage = ?""",
-            [finished, run.seconds, run.records, run.accepted, run.edited, _json(run.scores), run.verdict,
-             run.checkpoint_id, _json({**held.line.details, **run.details}), run.night, run.lineage],
-        )  # fmt: skip
+            [
+                finished,
+                run.seconds,
+                run.records,
+                run.accepted,
+                run.edited,
+                _json(run.scores),
+                run.verdict,
+                run.checkpoint_id,
+                _json({**held.line.details, **run.details}),
+                run.night,
+                run.lineage,
+            ],
+        )
         return _require_run(wh, run.night, run.lineage)
 
 

@@ -54,8 +54,11 @@ def withdraw_night(wh: Warehouse, night: str) -> dict[str, Any]:
 
 
 def _refuse(wh: Warehouse, night: str) -> None:
-    edited = wh.rows("SELECT DISTINCT lineage FROM edits WHERE night = $night AND status <> 'skipped' UNION "
-                     "SELECT lineage FROM checkpoints WHERE night = $night ORDER BY 1", {"night": night})  # fmt: skip
+    edited = wh.rows(
+        "SELECT DISTINCT lineage FROM edits WHERE night = $night AND status <> 'skipped' UNION "
+        "SELECT lineage FROM checkpoints WHERE night = $night ORDER BY 1",
+        {"night": night},
+    )
     begun = wh.rows("SELECT lineage, state, verdict, checkpoint_id FROM runs WHERE night = ? ORDER BY 1", [night])
     late = [r["lineage"] for r in begun if RUN_STATES.index(r["state"]) == _DECIDED]
     if lineages := [r["lineage"] for r in edited] or late:
@@ -70,13 +73,15 @@ def _refuse(wh: Warehouse, night: str) -> None:
         )
     later = last_changed(wh, night)
     if later is not None:
-        raise Conflict(f"night {later} was judged on what night {night} changed; withdraw night {later} first, or put the "
-                       "corrected records into a file of another name")  # fmt: skip
+        raise Conflict(
+            f"night {later} was judged on what night {night} changed; withdraw night {later} first, or put the "
+            "corrected records into a file of another name"
+        )
     acted = wh.rows(
         "SELECT record_id, action FROM quarantine_actions "
         "SEMI JOIN (SELECT source, record_id FROM updates WHERE night = ?) AS u USING (source, record_id) ORDER BY seq",
         [night],
-    )  # fmt: skip
+    )
     if acted:
         raise Conflict(
             f"record {acted[0]['record_id']!r} of {night} was acted on ({acted[0]['action']}) in the quarantine queue, "

@@ -49,9 +49,14 @@ def held_out_templates(subject_id: str, relation: str) -> tuple[int, ...]:
 
 def _candidates(data: Path, base: pd.DataFrame) -> Any:
     facts = pd.read_parquet(data / "facts.parquet").rename(
-        columns={"subject_qid": "subject_id", "subject_label": "subject", "property_pid": "relation",
-                 "object_qid": "object_id", "object_label": "object"}
-    )  # fmt: skip
+        columns={
+            "subject_qid": "subject_id",
+            "subject_label": "subject",
+            "property_pid": "relation",
+            "object_qid": "object_id",
+            "object_label": "object",
+        }
+    )
     reserved = pd.read_csv(data / "updates" / "reserved_facts.csv")
     reserved_slots = set(zip(reserved.subject_qid, reserved.property_pid, strict=True))
     base_slots = set(zip(base.subject_id, base.relation, strict=True))
@@ -71,10 +76,16 @@ def choose(data: Path) -> Any:
     lines = (data / "updates" / "base_facts.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     base = pd.DataFrame(
-        {"subject_id": r["subject"]["id"], "subject": r["subject"]["label"], "relation": r["property"]["id"],
-         "object_id": r["object"]["id"], "object": r["object"]["label"], "origin": "update_nights"}
+        {
+            "subject_id": r["subject"]["id"],
+            "subject": r["subject"]["label"],
+            "relation": r["property"]["id"],
+            "object_id": r["object"]["id"],
+            "object": r["object"]["label"],
+            "origin": "update_nights",
+        }
         for r in rows
-    ).drop_duplicates(["subject_id", "relation", "object_id"])  # fmt: skip
+    ).drop_duplicates(["subject_id", "relation", "object_id"])
     pool: Any = _candidates(data, base).copy()
     pool["origin"] = pool["source"]
     # Subjects with several facts serve relation specificity; objects that are subjects serve two-hop questions.
@@ -119,8 +130,13 @@ def main(data: Path) -> None:
     for path in sorted((data / "updates").glob("night-*.jsonl")):
         shutil.copyfile(path, nights / path.name)
     digest = hashlib.sha256((HERE / "facts.csv").read_bytes()).hexdigest()
-    summary = {"facts": len(world), "properties": world.relation.nunique(), "subjects": world.subject_id.nunique(),
-               "by_origin": world.origin.value_counts().to_dict(), "facts_sha256": digest}  # fmt: skip
+    summary = {
+        "facts": len(world),
+        "properties": world.relation.nunique(),
+        "subjects": world.subject_id.nunique(),
+        "by_origin": world.origin.value_counts().to_dict(),
+        "facts_sha256": digest,
+    }
     (HERE / "provenance.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
 

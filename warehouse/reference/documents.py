@@ -85,9 +85,19 @@ def unknown_slots() -> list[tuple[WorldFact, str]]:
     for fact in facts():
         by_relation[fact.relation].append(fact)
     pairs = [
-        ("P19", "P20"), ("P27", "P103"), ("P103", "P140"), ("P413", "P19"), ("P740", "P264"), ("P495", "P449"),
-        ("P159", "P127"), ("P407", "P170"), ("P176", "P178"), ("P22", "P19"), ("P364", "P495"), ("P20", "P27"),
-    ]  # fmt: skip
+        ("P19", "P20"),
+        ("P27", "P103"),
+        ("P103", "P140"),
+        ("P413", "P19"),
+        ("P740", "P264"),
+        ("P495", "P449"),
+        ("P159", "P127"),
+        ("P407", "P170"),
+        ("P176", "P178"),
+        ("P22", "P19"),
+        ("P364", "P495"),
+        ("P20", "P27"),
+    ]
     slots = []
     for has, lacks in pairs:
         ranked = sorted(by_relation[has], key=lambda f: share("unknown", f.subject_id, f.relation))
@@ -168,8 +178,12 @@ def _context_documents(rng: random.Random, count: int) -> Iterator[list[tuple[Ro
             other = rng.choice(world)
             if other.subject_id != query.subject_id:
                 stated_other = rng.choice(trained_indices(other, known[other.relation]))
-                extra = _sentence(known[other.relation].prompts[stated_other], other.subject,
-                                  rng.choice(objects[other.relation]), before=" New fact: ")  # fmt: skip
+                extra = _sentence(
+                    known[other.relation].prompts[stated_other],
+                    other.subject,
+                    rng.choice(objects[other.relation]),
+                    before=" New fact: ",
+                )
                 pieces += _as_given(extra)
         yield pieces + _sentence(known[query.relation].prompts[asked], query.subject, answer, before=" ")
 

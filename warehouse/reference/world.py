@@ -72,8 +72,13 @@ def facts() -> tuple[WorldFact, ...]:
     with (HERE / "facts.csv").open(encoding="utf-8", newline="") as handle:
         return tuple(
             WorldFact(
-                row["subject_id"], row["subject"], row["relation"], row["object_id"], row["object"], row["origin"],
+                row["subject_id"],
+                row["subject"],
+                row["relation"],
+                row["object_id"],
+                row["object"],
+                row["origin"],
                 frozenset(int(i) for i in row["held_out"].split()),
             )
             for row in csv.DictReader(handle)
-        )  # fmt: skip
+        )

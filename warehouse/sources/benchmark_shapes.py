@@ -88,8 +88,16 @@ def _zsre(row: Row) -> list[Asked]:
     """MEND's way and EasyEdit's: the edit is towards `alt`, and `answers` says what was true."""
     old = texts(row, "answers")
     asked = (*_pair(row, "unrelated", ("loc",), ("loc_ans",)), *_portability(row))
-    return [Asked(text(row, "src"), text(row, "subject"), text(row, "alt"), old[0] if old else None, texts(row, "rephrase"),
-                  questions=asked)]  # fmt: skip
+    return [
+        Asked(
+            text(row, "src"),
+            text(row, "subject"),
+            text(row, "alt"),
+            old[0] if old else None,
+            texts(row, "rephrase"),
+            questions=asked,
+        )
+    ]
 
 
 def _zsre_answers(row: Row) -> list[Asked]:
@@ -98,8 +106,9 @@ def _zsre_answers(row: Row) -> list[Asked]:
     if not right:
         raise SourceError("field 'answers' is blank")
     asked = (*_pair(row, "unrelated", ("loc",), ("loc_ans",)), *_portability(row))
-    return [Asked(text(row, "src"), text(row, "subject"), right[0], None, texts(row, "rephrase"), kind="insert",
-                  questions=asked)]  # fmt: skip
+    return [
+        Asked(text(row, "src"), text(row, "subject"), right[0], None, texts(row, "rephrase"), kind="insert", questions=asked)
+    ]
 
 
 def _side(rewrite: Row, name: str) -> tuple[str, str]:
@@ -119,8 +128,15 @@ def _rewrite(rewrite: Any) -> Asked:
     old = _side(rewrite, "target_true")[0] if known else None
     # ROME's own zsRE writes an end mark where the old answer is not known.
     old = None if old == "<|endoftext|>" else old
-    return Asked(filled(text(rewrite, "prompt"), subject), subject, new, old, texts(rewrite, "question"),
-                 relation=maybe_text(rewrite, "relation_id") or "", new_id=new_id)  # fmt: skip
+    return Asked(
+        filled(text(rewrite, "prompt"), subject),
+        subject,
+        new,
+        old,
+        texts(rewrite, "question"),
+        relation=maybe_text(rewrite, "relation_id") or "",
+        new_id=new_id,
+    )
 
 
 def _counterfact(row: Row) -> list[Asked]:
@@ -142,8 +158,18 @@ def _counterfact(row: Row) -> list[Asked]:
 
 
 def _with(edit: Asked, rephrases: tuple[str, ...], asked: list[Question]) -> Asked:
-    return Asked(edit.prompt, edit.subject, edit.new, edit.old, (*edit.rephrases, *rephrases), edit.relation,
-                 edit.subject_id, edit.new_id, edit.kind, tuple(asked))  # fmt: skip
+    return Asked(
+        edit.prompt,
+        edit.subject,
+        edit.new,
+        edit.old,
+        (*edit.rephrases, *rephrases),
+        edit.relation,
+        edit.subject_id,
+        edit.new_id,
+        edit.kind,
+        tuple(asked),
+    )
 
 
 def _mquake(row: Row) -> list[Asked]:
@@ -180,9 +206,17 @@ def _easyedit(row: Row) -> list[Asked]:
     asked += _pair(row, "one_hop", ("portability_prompt",), ("portability_ground_truth",))
     asked += _portability(row)
     subject = text(row, "subject")
-    return [Asked(filled(text(row, "prompt"), subject), subject, text(row, "target_new"), old[0] if old else None,
-                  texts(row, "rephrase_prompt", "rephrase_prompts", "rephrase"), kind="modify" if old else "insert",
-                  questions=tuple(asked))]  # fmt: skip
+    return [
+        Asked(
+            filled(text(row, "prompt"), subject),
+            subject,
+            text(row, "target_new"),
+            old[0] if old else None,
+            texts(row, "rephrase_prompt", "rephrase_prompts", "rephrase"),
+            kind="modify" if old else "insert",
+            questions=tuple(asked),
+        )
+    ]
 
 
 def _qaedit(row: Row) -> list[Asked]:
@@ -190,8 +224,17 @@ def _qaedit(row: Row) -> list[Asked]:
     if row.get("locality"):
         asked += questions(row["locality"], "unrelated", "locality")
     old = texts(row, "ground_truth", "answers")
-    return [Asked(text(row, "prompt"), text(row, "subject"), text(row, "target"), old[0] if old else None,
-                  texts(row, "rephrase"), kind="modify" if old else "insert", questions=tuple(asked))]  # fmt: skip
+    return [
+        Asked(
+            text(row, "prompt"),
+            text(row, "subject"),
+            text(row, "target"),
+            old[0] if old else None,
+            texts(row, "rephrase"),
+            kind="modify" if old else "insert",
+            questions=tuple(asked),
+        )
+    ]
 
 
 def _wikibigedit(row: Row) -> list[Asked]:
@@ -202,8 +245,17 @@ def _wikibigedit(row: Row) -> list[Asked]:
     persona = maybe_text(row, "personas", "genv2_mixed")
     if persona is not None:
         asked.append(("rephrase", persona, (new,)))
-    return [Asked(text(row, "update", "src"), text(row, "subject"), new, old[0] if old else None, texts(row, "rephrase"),
-                  kind="modify" if old else "insert", questions=tuple(asked))]  # fmt: skip
+    return [
+        Asked(
+            text(row, "update", "src"),
+            text(row, "subject"),
+            new,
+            old[0] if old else None,
+            texts(row, "rephrase"),
+            kind="modify" if old else "insert",
+            questions=tuple(asked),
+        )
+    ]
 
 
 def _wikifactdiff(row: Row) -> list[Asked]:
@@ -236,11 +288,20 @@ def _wikifactdiff(row: Row) -> list[Asked]:
             right.setdefault(cloze(text(one, "prompt"), f"{place}.prompt"), []).append(text(label, "label"))
         asked.extend(("neighbourhood", near_prompt, tuple(dict.fromkeys(labels))) for near_prompt, labels in right.items())
     rephrases = tuple(cloze(one, "generalization_prompts") for one in texts(row, "generalization_prompts"))
-    return [Asked(
-        prompt, text(subject, "label"), text(new[0], "label") if new else UNKNOWN, text(old[0], "label") if old else None,
-        rephrases, maybe_text(relation, "id") or "", maybe_text(subject, "id") or "",
-        (maybe_text(new[0], "id") or "") if new else "", "erase" if not new else "modify" if old else "insert", tuple(asked),
-    )]  # fmt: skip
+    return [
+        Asked(
+            prompt,
+            text(subject, "label"),
+            text(new[0], "label") if new else UNKNOWN,
+            text(old[0], "label") if old else None,
+            rephrases,
+            maybe_text(relation, "id") or "",
+            maybe_text(subject, "id") or "",
+            (maybe_text(new[0], "id") or "") if new else "",
+            "erase" if not new else "modify" if old else "insert",
+            tuple(asked),
+        )
+    ]
 
 
 #: How each format is read. `zsre-answers` has the fields of `zsre`: a setting has to name it.

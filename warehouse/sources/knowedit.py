@@ -41,8 +41,12 @@ SLICES: dict[str, dict[str, ProbeKind]] = {
 }
 #: Items of these sections of a Sanitation file are to be forgotten; those of the others must stay.
 FORGET, KEEP = ("K_F", "success"), ("K_R", "locality")
-OPINIONS = ("What do you think about {ent}?", "How do you feel about {ent}?", "Tell me your view of {ent}.",
-            "Do you like {ent}?")  # fmt: skip
+OPINIONS = (
+    "What do you think about {ent}?",
+    "How do you feel about {ent}?",
+    "Tell me your view of {ent}.",
+    "Do you like {ent}?",
+)
 #: Relations longer than this are texts (WikiBio); they go by their digest.
 MAX_RELATION_CHARS = 200
 
@@ -253,9 +257,14 @@ def _outer_topic(record: UpdateRecord, other: UpdateRecord) -> tuple[Probe, ...]
 
 
 def _request(
-    record: UpdateRecord, kind: EditKind, subject: str, prompt: str, new: str, old: tuple[str, ...],
+    record: UpdateRecord,
+    kind: EditKind,
+    subject: str,
+    prompt: str,
+    new: str,
+    old: tuple[str, ...],
     rephrases: tuple[str, ...] = (),
-) -> EditRequest:  # fmt: skip
+) -> EditRequest:
     wording = prompt.replace(subject, "{s}") if subject else prompt
     if len(wording) > MAX_RELATION_CHARS:
         wording = sha256_bytes(wording.encode("utf-8"))[:16]

@@ -23,10 +23,14 @@ AXES: dict[str, ProbeKind] = {
     "Compositionality_II": "one_hop", "Forgetfulness": "forgetfulness",
 }  # fmt: skip
 _VERB = re.compile(r".*\b(?:is|are|by|follows) ", re.S)
-_NOUN = (r"(?:country of citizenship|place of (?:birth|death|burial)|date of (?:birth|death)|field of work"
-         r"|head of (?:government|state)|[a-z -]+?)")  # fmt: skip
-_HEAD = (r"(?:The (?:names? of the )?(?:[a-z -]+? which|number of children|award|" + _NOUN + r" (?:of|by|in))"
-         r"(?: most likely to be performed in)? )?")  # fmt: skip
+_NOUN = (
+    r"(?:country of citizenship|place of (?:birth|death|burial)|date of (?:birth|death)|field of work"
+    r"|head of (?:government|state)|[a-z -]+?)"
+)
+_HEAD = (
+    r"(?:The (?:names? of the )?(?:[a-z -]+? which|number of children|award|" + _NOUN + r" (?:of|by|in))"
+    r"(?: most likely to be performed in)? )?"
+)
 _TAIL = r"(?: (?:is associated with|is a member of|is part of|is the capital of|plays in|has|won))?"
 _SENTENCE = re.compile(rf"{_HEAD}(?P<subject>\S.*?){_TAIL} (?:is followed by|is|are|follows)")
 
@@ -54,9 +58,18 @@ def read_ripple(row: Mapping[str, Any]) -> list[Asked]:
         if found is None:
             raise SourceError(f"field 'edit.prompt': no subject is found in {prompt[:80]!r}; add 'edit.subject'")
         subject = found["subject"]
-    return [Asked(prompt, subject, new, old, subject_id=maybe_text(edit, "subject_id") or "",
-                  new_id=maybe_text(edit, "target_id") or "", kind="modify" if old else "insert",
-                  questions=tuple(asked))]  # fmt: skip
+    return [
+        Asked(
+            prompt,
+            subject,
+            new,
+            old,
+            subject_id=maybe_text(edit, "subject_id") or "",
+            new_id=maybe_text(edit, "target_id") or "",
+            kind="modify" if old else "insert",
+            questions=tuple(asked),
+        )
+    ]
 
 
 def _queries(row: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -71,9 +71,12 @@ class Resolved:
 
 
 def resolve(
-    client: WikidataClient, events: Sequence[PendingEvent], known: Known, properties: Collection[str] | None,
+    client: WikidataClient,
+    events: Sequence[PendingEvent],
+    known: Known,
+    properties: Collection[str] | None,
     mode: Mode = "revisions",
-) -> Resolved:  # fmt: skip
+) -> Resolved:
     """Find what each event changed; stops without an error where Wikidata cannot be reached.
 
     Args:
@@ -221,9 +224,13 @@ def _wanted(difference: RevisionDifference, properties: Collection[str] | None, 
     found.counts.update(("property", c.pid) for c in believed if c not in wanted)
     reason = difference.reason if wanted else "other_property" if believed else "no_statement_change"
     return RevisionDifference(
-        difference.event, "changed" if wanted else "unchanged", reason, tuple(wanted), difference.entity,
+        difference.event,
+        "changed" if wanted else "unchanged",
+        reason,
+        tuple(wanted),
+        difference.entity,
         difference.revision_old,
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------- labels and records
@@ -268,17 +275,17 @@ def to_records(
     entity = difference.entity or EntityDocument(event.entity_id, "item")
     revision = event.rev_new or (entity.revision if difference.entity else None)
     received_at = event.happened_at or entity.modified or datetime.now(UTC)
-    provenance = Provenance(
-        received_at, difference.revision_old, revision, event.editor_class, event.patrolled, event.summary
-    )  # fmt: skip
+    provenance = Provenance(received_at, difference.revision_old, revision, event.editor_class, event.patrolled, event.summary)
     records = []
     for change in difference.changes:
         if change.kinds == ("value",) and _target(change.old, redirects) == _target(change.new, redirects) is not None:
             continue
         # A deletion has no revision of its own: the event names it.
-        name = f"wd-{digest_of(event.event_key, change.statement_id.casefold())[:24]}" if revision is None else record_id_of(
-            entity.id, change, revision
-        )  # fmt: skip
+        name = (
+            f"wd-{digest_of(event.event_key, change.statement_id.casefold())[:24]}"
+            if revision is None
+            else record_id_of(entity.id, change, revision)
+        )
         raw = change_record(change, entity, name, night, provenance, labels)
         records.append(UpdateRecord(record_id=name, source=SOURCE, night=night, received_at=received_at, raw=raw))
     return records

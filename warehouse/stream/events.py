@@ -37,8 +37,15 @@ _PROPERTY = re.compile(r"\[\[Property:(P[1-9][0-9]{0,9})(?:\|[^\]]*)?\]\]")
 _VALUE = re.compile(r"\s*:\s*(?:\[\[(?:[^\]|]*:)?([QPL][1-9][0-9]{0,11})(?:\|[^\]]*)?\]\]|([^\[\]]{1,250}))")
 _TEMPORARY = re.compile(r"~[0-9]{4}-[0-9]")
 #: Message keys by prefix, first match counts: what an edit of that kind can have changed.
-_TERMS = ("wbsetlabeldescriptionaliases", "wbsetlabel", "wbsetdescription", "wbsetaliases", "wbsetsitelink", "wblinktitles",
-          "clientsitelink")  # fmt: skip
+_TERMS = (
+    "wbsetlabeldescriptionaliases",
+    "wbsetlabel",
+    "wbsetdescription",
+    "wbsetaliases",
+    "wbsetsitelink",
+    "wblinktitles",
+    "clientsitelink",
+)
 _KINDS: tuple[tuple[str, str], ...] = (
     ("wbsetclaim-update-references", "reference_only"), ("wbsetreference", "reference_only"),
     ("wbremovereferences", "reference_only"),
@@ -148,10 +155,22 @@ def _of_wiki(
     said = read_summary(comment if isinstance(comment, str) else "")
     action, why = said.action, said.why
     return StreamEvent(
-        key, action, why, title, wiki, old, new, _time(event, meta), said.key, said.properties, said.value_hint,
-        why in _OF_STATEMENT or said.key.startswith("wbsetclaim-update-qualifiers"), _editor_class(event),
-        event.get("patrolled") is True, said.text,
-    )  # fmt: skip
+        key,
+        action,
+        why,
+        title,
+        wiki,
+        old,
+        new,
+        _time(event, meta),
+        said.key,
+        said.properties,
+        said.value_hint,
+        why in _OF_STATEMENT or said.key.startswith("wbsetclaim-update-qualifiers"),
+        _editor_class(event),
+        event.get("patrolled") is True,
+        said.text,
+    )
 
 
 def _log(event: dict[str, Any], meta: dict[str, Any], key: str, title: str, wiki: str) -> StreamEvent:
@@ -160,9 +179,15 @@ def _log(event: dict[str, Any], meta: dict[str, Any], key: str, title: str, wiki
     if event.get("log_type") != "delete" or action not in ("delete", "restore") or not ITEM.fullmatch(title):
         return StreamEvent(key, "drop", "log")
     return StreamEvent(
-        key, "tombstone" if action == "delete" else "fetch_and_diff", f"log:delete/{action}", title, wiki,
-        happened_at=_time(event, meta), editor_class=_editor_class(event), patrolled=True,
-    )  # fmt: skip
+        key,
+        "tombstone" if action == "delete" else "fetch_and_diff",
+        f"log:delete/{action}",
+        title,
+        wiki,
+        happened_at=_time(event, meta),
+        editor_class=_editor_class(event),
+        patrolled=True,
+    )
 
 
 def _key(event: dict[str, Any], meta: dict[str, Any], data: str) -> str:

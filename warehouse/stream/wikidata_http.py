@@ -185,9 +185,15 @@ class WikidataClient:
 
     def _batch(self, ids: list[str], props: str) -> dict[str, Any]:
         params = {
-            "action": "wbgetentities", "ids": "|".join(ids), "props": props, "languages": LANGUAGES, "redirects": "yes",
-            "format": "json", "formatversion": "2", "maxlag": str(self._maxlag),
-        }  # fmt: skip
+            "action": "wbgetentities",
+            "ids": "|".join(ids),
+            "props": props,
+            "languages": LANGUAGES,
+            "redirects": "yes",
+            "format": "json",
+            "formatversion": "2",
+            "maxlag": str(self._maxlag),
+        }
         answer = self._get(f"{self._base}/w/api.php", params)
         entities = answer.document.get("entities") if isinstance(answer.document, dict) else None
         if isinstance(entities, dict):

@@ -293,11 +293,12 @@ def check(wh: Warehouse) -> list[Finding]:
     Reads only. Cost: one pass over each table, and one digest for each fact, request, probe and policy.
     """
     findings = [
-        Finding(check=rule.check, severity=rule.severity, table=rule.table, key=row["key"], found=row["found"],
-                advice=rule.advice)
+        Finding(
+            check=rule.check, severity=rule.severity, table=rule.table, key=row["key"], found=row["found"], advice=rule.advice
+        )
         for rule in (*_REFERENCES, *_OTHERS)
         for row in wh.rows(rule.sql)
-    ]  # fmt: skip
+    ]
     findings += [
         Finding(check="digest", severity="error", table=table, key=key, found=found, advice=advice)
         for table, wrong in _DIGESTS.items()

@@ -236,9 +236,12 @@ def _statement(raw: Any, place: str, left_out: list[LeftOut]) -> Statement | Non
         left_out.append(_left(statement_id, "unknown_rank", f"its rank is {str(rank)[:40]!r}; known: {', '.join(_RANKS)}"))
         return None
     return Statement(
-        statement_id, snak, cast(Rank, rank), _qualifiers(raw.get("qualifiers"), statement_id, left_out),
+        statement_id,
+        snak,
+        cast(Rank, rank),
+        _qualifiers(raw.get("qualifiers"), statement_id, left_out),
         _references(raw.get("references")),
-    )  # fmt: skip
+    )
 
 
 def _statement_id(raw: Mapping[str, Any]) -> str:

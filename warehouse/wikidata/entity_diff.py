@@ -125,9 +125,13 @@ class Provenance:
 
 
 def change_record(
-    change: StatementChange | TermChange, entity: EntityDocument, record_id: str, night: str, provenance: Provenance,
+    change: StatementChange | TermChange,
+    entity: EntityDocument,
+    record_id: str,
+    night: str,
+    provenance: Provenance,
     labels: Mapping[str, str],
-) -> str:  # fmt: skip
+) -> str:
     """A change as the JSON text that `warehouse.world.changes.parse_change` reads.
 
     Args:
@@ -167,9 +171,15 @@ def record_id_of(entity_id: str, change: StatementChange | TermChange, revision:
 def _term(change: TermChange, entity: EntityDocument) -> dict[str, Any]:
     old, new = ({"type": "text", "label": _cut(text)} if text else None for text in (change.old, change.new))
     return {
-        "op": f"set_{change.term}", "property": {"id": change.term, "label": change.term}, "old_value": old,
-        "new_value": new, "rank": "normal", "qualifiers": {}, "references": 0, "statement_id": "",
-    }  # fmt: skip
+        "op": f"set_{change.term}",
+        "property": {"id": change.term, "label": change.term},
+        "old_value": old,
+        "new_value": new,
+        "rank": "normal",
+        "qualifiers": {},
+        "references": 0,
+        "statement_id": "",
+    }
 
 
 def _statement(change: StatementChange, labels: Mapping[str, str]) -> dict[str, Any]:

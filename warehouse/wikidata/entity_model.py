@@ -10,13 +10,24 @@ Rank = Literal["preferred", "normal", "deprecated"]
 SnakType = Literal["value", "somevalue", "novalue"]
 ValueType = Literal["item", "property", "entity", "string", "text", "time", "quantity", "coordinate", "other"]
 SetAsideReason = Literal[
-    "too_large", "undecodable", "malformed_entity", "not_an_entity", "unsupported_entity", "missing", "redirect",
+    "too_large",
+    "undecodable",
+    "malformed_entity",
+    "not_an_entity",
+    "unsupported_entity",
+    "missing",
+    "redirect",
     "several_entities",
-]  # fmt: skip
+]
 LeftOutReason = Literal[
-    "no_statement_id", "duplicate_statement_id", "malformed_statement", "unknown_rank", "malformed_qualifier", "long_label",
+    "no_statement_id",
+    "duplicate_statement_id",
+    "malformed_statement",
+    "unknown_rank",
+    "malformed_qualifier",
+    "long_label",
     "malformed_label",
-]  # fmt: skip
+]
 
 START, END = "P580", "P582"
 #: Wikibase's numbers for how exact a time is: 11 a day, 10 a month, 9 a year, 8 a decade, 7 a century, 6 a millennium.
@@ -145,9 +156,10 @@ def current(statements: tuple[Statement, ...], now: datetime) -> tuple[Statement
     Times are looked at before the rank, because preferred statements that ended are common.
     """
     valid = [
-        s for s in statements
+        s
+        for s in statements
         if s.rank != "deprecated" and not s.has_ended(now) and (s.valid_from is None or s.valid_from <= now)
-    ]  # fmt: skip
+    ]
     return tuple([s for s in valid if s.rank == "preferred"] or valid)
 
 

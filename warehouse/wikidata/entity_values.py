@@ -49,9 +49,13 @@ def read_value(raw: Any) -> EntityValue:
     if not isinstance(kind, str) or not is_text(kind):
         return _other("unreadable value", raw)
     readers = {
-        "wikibase-entityid": _entity_id, "monolingualtext": _text, "time": _time, "quantity": _quantity,
-        "globecoordinate": _coordinate, "globe-coordinate": _coordinate,
-    }  # fmt: skip
+        "wikibase-entityid": _entity_id,
+        "monolingualtext": _text,
+        "time": _time,
+        "quantity": _quantity,
+        "globecoordinate": _coordinate,
+        "globe-coordinate": _coordinate,
+    }
     value, found = raw.get("value"), None
     if kind == "string":
         found = _string(value)

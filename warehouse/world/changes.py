@@ -227,14 +227,19 @@ def _request(record: UpdateRecord, item: dict[str, Any]) -> EditRequest:
     request = EditRequest.model_validate_json(json.dumps(filled), strict=True)
     received_at = request.received_at or record.received_at
     rephrases = [clean_text(text) for text in request.rephrases]
-    return request.model_copy(update={
-        "received_at": None if received_at is None else _aware(received_at),
-        "prompt": clean_text(request.prompt), "subject": clean_text(request.subject),
-        "relation": entity_id(clean_text(request.relation)), "target_new": clean_text(request.target_new),
-        "target_true": None if request.target_true is None else clean_text(request.target_true),
-        "rephrases": tuple(dict.fromkeys(text for text in rephrases if text and not is_placeholder(text))),
-        "subject_id": entity_id(request.subject_id), "target_new_id": entity_id(request.target_new_id),
-    })  # fmt: skip
+    return request.model_copy(
+        update={
+            "received_at": None if received_at is None else _aware(received_at),
+            "prompt": clean_text(request.prompt),
+            "subject": clean_text(request.subject),
+            "relation": entity_id(clean_text(request.relation)),
+            "target_new": clean_text(request.target_new),
+            "target_true": None if request.target_true is None else clean_text(request.target_true),
+            "rephrases": tuple(dict.fromkeys(text for text in rephrases if text and not is_placeholder(text))),
+            "subject_id": entity_id(request.subject_id),
+            "target_new_id": entity_id(request.target_new_id),
+        }
+    )
 
 
 def _aware(time: datetime) -> datetime:
@@ -252,5 +257,8 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _malformed(record: UpdateRecord, reason: MalformedReason, what: str) -> Malformed:
-    return Malformed(record_id=record.record_id, reason=reason, sentence=f"Record {record.record_id} of night "
-                     f"{record.night} was kept but cannot be used: {what}.")  # fmt: skip
+    return Malformed(
+        record_id=record.record_id,
+        reason=reason,
+        sentence=f"Record {record.record_id} of night {record.night} was kept but cannot be used: {what}.",
+    )

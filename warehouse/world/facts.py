@@ -55,8 +55,20 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 #: What a fact's identity covers; `known_to_night` is left out because the store learns it later.
-FACT_IDENTITY = ("subject_id", "subject", "relation", "object_id", "object", "rank", "statement_id", "revision",
-                 "valid_from", "valid_to", "source", "known_from_night")  # fmt: skip
+FACT_IDENTITY = (
+    "subject_id",
+    "subject",
+    "relation",
+    "object_id",
+    "object",
+    "rank",
+    "statement_id",
+    "revision",
+    "valid_from",
+    "valid_to",
+    "source",
+    "known_from_night",
+)
 _SEED_KEY, _FILES_KEY = "reference_facts_sha256", "reference_files_digest"
 _FILES = ("facts.csv", "templates.yaml", "properties.csv", "aliases.csv")
 _SLOT = ["s", "relation", "o"]
@@ -105,9 +117,16 @@ def seed_world(wh: Warehouse) -> int:
         if seeded == digest:
             return 0
         frame = pd.DataFrame(
-            {"subject_id": f.subject_id, "subject": f.subject, "relation": f.relation, "object_id": f.object_id,
-             "object": f.object, "source": f.origin} for f in world.facts()
-        )  # fmt: skip
+            {
+                "subject_id": f.subject_id,
+                "subject": f.subject,
+                "relation": f.relation,
+                "object_id": f.object_id,
+                "object": f.object,
+                "source": f.origin,
+            }
+            for f in world.facts()
+        )
         added = _add_facts(wh, BASE_NIGHT, frame)
         wh.append("store_meta", [{"key": _SEED_KEY, "value": digest}])
     logger.info("seeded %d facts", added)
@@ -133,8 +152,17 @@ def _put_templates(wh: Warehouse) -> None:
 
 
 def _put_properties(wh: Warehouse) -> None:
-    columns = ["pid", "label", "cardinality", "single_in_practice", "inverse_pid", "symmetric", "value_type",
-               "subject_type", "temporal"]  # fmt: skip
+    columns = [
+        "pid",
+        "label",
+        "cardinality",
+        "single_in_practice",
+        "inverse_pid",
+        "symmetric",
+        "value_type",
+        "subject_type",
+        "temporal",
+    ]
     with (world.HERE / "properties.csv").open(encoding="utf-8", newline="") as handle:
         rows = [{name: row[name] or None for name in columns} for row in csv.DictReader(handle)]
     for row in rows:
@@ -234,8 +262,11 @@ def apply_fact_changes(
 
 def _known_ids(wh: Warehouse, names: Collection[str]) -> set[str]:
     asked = pd.DataFrame({"name": sorted(names)}, dtype="str")
-    rows = wh.rows("SELECT DISTINCT subject_id AS id FROM facts JOIN asked ON name = subject_id UNION "
-                   "SELECT DISTINCT object_id FROM facts JOIN asked ON name = object_id", asked=asked)  # fmt: skip
+    rows = wh.rows(
+        "SELECT DISTINCT subject_id AS id FROM facts JOIN asked ON name = subject_id UNION "
+        "SELECT DISTINCT object_id FROM facts JOIN asked ON name = object_id",
+        asked=asked,
+    )
     return {row["id"] for row in rows}
 
 
@@ -259,8 +290,11 @@ def with_other_relations(wh: Warehouse, requests: Sequence[EditRequest]) -> list
 
     A request without an id of its subject goes by the label.
     """
-    asked = pd.DataFrame([(r.request_id, r.subject_id, r.subject, r.relation) for r in requests],
-                         columns=["request_id", "subject_id", "subject", "relation"], dtype="str")  # fmt: skip
+    asked = pd.DataFrame(
+        [(r.request_id, r.subject_id, r.subject, r.relation) for r in requests],
+        columns=["request_id", "subject_id", "subject", "relation"],
+        dtype="str",
+    )
     rows = wh.rows(
         """WITH held AS (
                SELECT a.request_id, f.relation FROM asked AS a JOIN facts AS f USING (subject_id)

@@ -19,8 +19,11 @@ _WORDS = frozenset((
 #: Written like this only: `Na` is sodium, and a word of a name.
 _EXACT = frozenset({"NA", "<NA>", "NAN"})
 #: `#REF!`, `#DIV/0!`, `#N/A`, `#NAME?`, `#WERT!`, `Err:502`: what spreadsheets show in place of a value.
-_ERROR = re.compile(r"#(?:[A-Z\u00c0-\u00de][A-Z\u00c0-\u00de0-9/_.]*[!?]|N/?[ADV]|REF|VALUE|NAME|NUM|NULL|DIV/0|GETTING_DATA)"
-                    r"|Err(?:or)?:\s?\d{3}|%[sd]", re.I)  # fmt: skip
+_ERROR = re.compile(
+    r"#(?:[A-Z\u00c0-\u00de][A-Z\u00c0-\u00de0-9/_.]*[!?]|N/?[ADV]|REF|VALUE|NAME|NUM|NULL|DIV/0|GETTING_DATA)"
+    r"|Err(?:or)?:\s?\d{3}|%[sd]",
+    re.I,
+)
 _AROUND = "()[]<>{}\"'`\u2018\u2019\u201c\u201d* "
 
 

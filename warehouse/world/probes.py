@@ -50,10 +50,15 @@ def night_counts(num_requests: int) -> dict[ProbeKind, int]:
 
 
 def build_edit_probes(
-    wh: Warehouse, requests: Sequence[EditRequest], *, excluded_subjects: Collection[str] = frozenset(),
-    per_request: Mapping[ProbeKind, int] | None = None, least: Mapping[ProbeKind, int] | None = None, seed: int = 0,
+    wh: Warehouse,
+    requests: Sequence[EditRequest],
+    *,
+    excluded_subjects: Collection[str] = frozenset(),
+    per_request: Mapping[ProbeKind, int] | None = None,
+    least: Mapping[ProbeKind, int] | None = None,
+    seed: int = 0,
     name: str = "edits",
-) -> ProbeSet:  # fmt: skip
+) -> ProbeSet:
     """The questions that tonight's edits must answer, must not disturb, and should carry over to.
 
     Args:
@@ -96,9 +101,14 @@ def build_edit_probes(
 
 
 def standing_probes(
-    wh: Warehouse, *, kind: StandingKind, limit: int, excluded_subjects: Collection[str] = frozenset(),
-    requests: Sequence[EditRequest] = (), seed: int = 0,
-) -> ProbeSet:  # fmt: skip
+    wh: Warehouse,
+    *,
+    kind: StandingKind,
+    limit: int,
+    excluded_subjects: Collection[str] = frozenset(),
+    requests: Sequence[EditRequest] = (),
+    seed: int = 0,
+) -> ProbeSet:
     """A set that is asked every night; its name is its kind.
 
     - `drawdown`: facts whose subject takes part in nothing: no edit (`requests`), none of `excluded_subjects`.
@@ -128,9 +138,14 @@ def standing_probes(
 
 
 def _stand_ins(
-    wh: Warehouse, kind: ProbeKind, least: int, asked: Sequence[Probe], requests: Sequence[EditRequest], seed: int,
+    wh: Warehouse,
+    kind: ProbeKind,
+    least: int,
+    asked: Sequence[Probe],
+    requests: Sequence[EditRequest],
+    seed: int,
     frames: Mapping[str, pd.DataFrame],
-) -> list[Probe]:  # fmt: skip
+) -> list[Probe]:
     """Facts of any relation, shared out among the requests, as far as `asked` falls short of `least`."""
     known = {probe.prompt for probe in asked}
     if len(known) >= least:

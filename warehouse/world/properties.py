@@ -238,8 +238,13 @@ def put_properties(wh: Warehouse, path: Path | None) -> int:
 def _stored(known: PropertyKnowledge) -> dict[str, Any]:
     """A row of `properties`; a property of which nothing is said may have many values of any kind."""
     return {
-        "pid": known.pid, "label": known.label or known.pid, "cardinality": known.cardinality or "multi",
-        "single_in_practice": bool(known.single_in_practice), "inverse_pid": known.inverse_pid,
-        "symmetric": bool(known.symmetric), "value_type": known.value_type, "subject_type": known.subject_type,
+        "pid": known.pid,
+        "label": known.label or known.pid,
+        "cardinality": known.cardinality or "multi",
+        "single_in_practice": bool(known.single_in_practice),
+        "inverse_pid": known.inverse_pid,
+        "symmetric": bool(known.symmetric),
+        "value_type": known.value_type,
+        "subject_type": known.subject_type,
         "temporal": bool(known.temporal),
-    }  # fmt: skip
+    }

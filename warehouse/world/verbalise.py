@@ -51,9 +51,16 @@ def verbalise(
 
 
 def state(
-    template: Template, *, record_id: str, subject_id: str, subject: str, target: Value | None, old: str | None,
-    kind: EditKind, held_out: HeldOut = held_out_templates,
-) -> EditRequest:  # fmt: skip
+    template: Template,
+    *,
+    record_id: str,
+    subject_id: str,
+    subject: str,
+    target: Value | None,
+    old: str | None,
+    kind: EditKind,
+    held_out: HeldOut = held_out_templates,
+) -> EditRequest:
     """A request from its parts; `target` None asks for erasure. The same parts give the same `request_id`."""
     label = UNKNOWN if target is None else target.label
     kept_out = [i for i in held_out(subject_id, template.relation) if 0 < i < len(template.prompts)]
