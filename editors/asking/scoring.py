@@ -16,25 +16,9 @@ from warehouse.questions import Answer
 
 #: Small words that join the parts of a name: "Bank" before " of" is not yet the whole answer.
 CONNECTORS = {
-    "of",
-    "the",
-    "de",
-    "da",
-    "do",
-    "di",
-    "du",
-    "del",
-    "la",
-    "le",
-    "von",
-    "van",
-    "der",
-    "den",
-    "al",
-    "el",
-    "y",
-    "e",
-}
+    "of", "the", "de", "da", "do", "di", "du", "del", "la",
+    "le", "von", "van", "der", "den", "al", "el", "y", "e",
+}  # fmt: skip
 JOINERS = "-'’&‐‑·・׳״\u200c\u200d\u00ad"
 #: What a decoder writes for bytes that are no whole character (yet).
 PARTIAL = "\ufffd"

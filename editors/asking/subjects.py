@@ -13,26 +13,9 @@ from editors.errors import InvalidRequest
 
 #: Small words inside a name: "Republic of Congo" is one name.
 INNER = {
-    "of",
-    "the",
-    "and",
-    "de",
-    "del",
-    "della",
-    "di",
-    "da",
-    "do",
-    "du",
-    "des",
-    "la",
-    "le",
-    "von",
-    "van",
-    "der",
-    "den",
-    "al",
-    "el",
-}
+    "of", "the", "and", "de", "del", "della", "di", "da", "do",
+    "du", "des", "la", "le", "von", "van", "der", "den", "al", "el",
+}  # fmt: skip
 #: First and last syllable of Hangul, whose particles are written on to the name before them.
 HANGUL = ("\uac00", "\ud7a3")
 SLOT = "{}"
