@@ -87,14 +87,14 @@ def benchmark(
             rows = run_benchmark(
                 settings,
                 names,
-                modes,
+                modes,  # pyright: ignore[reportArgumentType]
                 edits,
-                batch_size,  # pyright: ignore[reportArgumentType]
-                split=split,
-                task=task,
+                batch_size,
+                split=split,  # pyright: ignore[reportArgumentType]
+                task=task,  # pyright: ignore[reportArgumentType]
                 overrides=overrides,
                 seed=seed,
-                every=every,  # pyright: ignore[reportArgumentType]
+                every=every,
                 checkpoints=points,
                 command=command,
                 progress=advance,
