@@ -29,9 +29,9 @@ test: setup check
 ## What must be equal to the bit, as another processor and another number of threads would compute it; CI runs it too.
 OLD_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 laws: setup
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m law -n 2
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m law
 	env $(OLD_PROCESSOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m law -n 2
-	env $(OLD_PROCESSOR) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m law -n 2
+	env $(OLD_PROCESSOR) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m law
 
 check: setup
 	$(BIN)/ruff check .
