@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from checks.errors import ChecksError
-from checks.requests import label_problem
+from checks.labels import label_problem
 from checks.scoring import fill_properties, score_nights
 from checks.suites.requests import run_request_suite
 from checks.verdicts import NightVerdicts, Suite, validate_night

@@ -12,9 +12,6 @@ from typing import Any
 import pandas as pd
 
 from checks.labels import (
-    MAX_LABEL_CHARS,
-    MAX_TEXT_CHARS,
-    has_control_characters,
     label_form,
     label_problem,
     plain_text_problem,
@@ -27,18 +24,6 @@ from warehouse.records import EditRequest
 from warehouse.wikidata.entity_model import date_of
 from warehouse.world.changes import Change, Malformed
 from warehouse.world.placeholders import is_placeholder
-
-__all__ = [
-    "MAX_LABEL_CHARS",
-    "MAX_TEXT_CHARS",
-    "Incoming",
-    "Slot",
-    "earliest",
-    "has_control_characters",
-    "label_problem",
-    "record_rows",
-    "shape_problem",
-]
 
 Incoming = Change | EditRequest | Malformed
 

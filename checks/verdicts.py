@@ -22,7 +22,7 @@ from checks.consistency import mutual_denials, read_logic, rival_targets
 from checks.errors import ValidatorBroke
 from checks.identity import Fault, Identified, identified, reused_ids
 from checks.outcome import ACCEPTING, FactAddition, FactEnd, NightVerdicts, accepted_rows, edited_rows, outcome
-from checks.requests import Incoming, Slot, record_rows, shape_problem
+from checks.requests import Incoming, record_rows, shape_problem
 from checks.suites.requests import SUITE_COLUMNS, run_request_suite
 from checks.text_safety import text_and_likeness
 from checks.text_safety_policy import DoorPolicy, shipped_door
@@ -30,6 +30,7 @@ from checks.text_safety_rates import rate_suspicions
 from checks.trust import TrustPolicy, shipped_trust
 from warehouse.database.connection import Reader
 from warehouse.errors import WarehouseError
+from warehouse.keys import Slot
 from warehouse.nights.conflicts import conflict_columns, held_labels, past_requests, text_key
 from warehouse.records import EditRequest, Verdict
 from warehouse.world.changes import Change, Malformed

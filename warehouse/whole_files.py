@@ -30,9 +30,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         fresh.unlink(missing_ok=True)
         yield fresh
-        _sync(fresh)
+        sync(fresh)
         fresh.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         # After the rename there is nothing of this name.
         fresh.unlink(missing_ok=True)
@@ -62,12 +62,12 @@ def whole_folder(path: Path, *, over: bool = False) -> Iterator[Path]:
         yield fresh
         for folder, _, files in os.walk(fresh):
             for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         if over and path.exists():
             shutil.rmtree(path)
         fresh.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -98,7 +98,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}{SUFFIX}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file's content, or the names in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:

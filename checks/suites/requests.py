@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from checks.errors import ValidatorBroke
-from checks.requests import MAX_LABEL_CHARS, MAX_TEXT_CHARS
+from checks.labels import MAX_LABEL_CHARS, MAX_TEXT_CHARS
 
 #: Columns of the frame. Flags are 0 or 1; `num_targets` counts targets of one subject and relation in the frame.
 SUITE_COLUMNS = (

@@ -11,14 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from editors.asking.calls import Call, Generation, Runner
+from editors.asking.subjects import PARTICLES
 from editors.asking.tokens import encode_prompts, said_text
 from warehouse.questions import Answer
 
 #: Small words that join the parts of a name: "Bank" before " of" is not yet the whole answer.
-CONNECTORS = {
-    "of", "the", "de", "da", "do", "di", "du", "del", "la",
-    "le", "von", "van", "der", "den", "al", "el", "y", "e",
-}  # fmt: skip
+CONNECTORS = PARTICLES | {"y", "e"}
 JOINERS = "-'’&‐‑·・׳״\u200c\u200d\u00ad"
 #: What a decoder writes for bytes that are no whole character (yet).
 PARTIAL = "\ufffd"

@@ -11,11 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from editors.asking.joining import is_spaceless
 from editors.errors import InvalidRequest
 
-#: Small words inside a name: "Republic of Congo" is one name.
-INNER = {
-    "of", "the", "and", "de", "del", "della", "di", "da", "do",
-    "du", "des", "la", "le", "von", "van", "der", "den", "al", "el",
-}  # fmt: skip
+#: Small words between the parts of a name.
+PARTICLES = frozenset(("of", "the", "de", "da", "do", "di", "du", "del", "la", "le", "von", "van", "der", "den", "al", "el"))
+#: Those that do not end one naming and begin another: "Republic of Congo" is one name.
+INNER = PARTICLES | {"and", "della", "des"}
 #: First and last syllable of Hangul, whose particles are written on to the name before them.
 HANGUL = ("\uac00", "\ud7a3")
 SLOT = "{}"

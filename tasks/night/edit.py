@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from prefect import task
 
@@ -23,8 +22,7 @@ from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, store_of, warehouse
 from warehouse.database.connection import Warehouse
-from warehouse.digests import digest_of
-from warehouse.lineages.edits import PatchRow, record_batches, record_edits, save_patches
+from warehouse.lineages.edits import PatchRow, ledger_row, record_batches, record_edits, save_patches
 from warehouse.nights.held_edits import join_held
 from warehouse.nights.intake import requests_of
 from warehouse.records import Edit, EditBatch, EditRequest, Prediction, Probe
@@ -106,7 +104,7 @@ def edit(settings: Settings, night: str) -> Candidate:
         why = dict(skipped)
         for request in skipped_batch.requests:
             again = night if request in released or request in stale else ""
-            row = _ledger_row(request, skipped_batch, editor.card.name, editor.config.digest, "", again)
+            row = ledger_row(request, skipped_batch, editor.card.name, editor.config.digest, "", again)
             record_edits(wh, settings.lineage, night, [row], status="skipped", reason=why[request.request_id])
     keep_edited(settings, done)
     return done
@@ -158,7 +156,7 @@ def make_edits(
             PatchRow(patch_digest=step.patch.digest, kind=step.patch.kind, editor=editor.card.name, bytes=step.patch.num_bytes)
         )
         edits += [
-            _ledger_row(
+            ledger_row(
                 r,
                 step.batch,
                 editor.card.name,
@@ -180,19 +178,3 @@ def record_made(settings: Settings, wh: Warehouse, night: str, made: Made, more:
     save_patches(wh, made.rows)
     record_batches(wh, settings.lineage, night, made.editor, [*made.batches, *more])
     record_edits(wh, settings.lineage, night, made.edits)
-
-
-def _ledger_row(
-    request: EditRequest, batch: EditBatch, editor: str, config_digest: str, patch_digest: str, again: str = ""
-) -> Edit:
-    """`again`: the night, where an earlier one may have made and rejected the very same patch."""
-    named = (request.request_id, config_digest, patch_digest or batch.batch_id, *([again] if again else []))
-    return Edit(
-        edit_id=digest_of(*named)[:24],
-        request_id=request.request_id,
-        batch_id=batch.batch_id,
-        editor=editor,
-        config_digest=config_digest,
-        patch_digest=patch_digest,
-        applied_at=datetime.now(UTC),
-    )

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import task
@@ -27,10 +26,9 @@ from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.takeback.plan import RevertPlan, requests_in_force
 from tasks.workspace import store_of, warehouse
-from warehouse.digests import digest_of
 from warehouse.errors import Conflict
 from warehouse.lineages.chain import checkpoint
-from warehouse.lineages.edits import PatchRow, active_edits, edits_of, record_batches, record_edits, save_patches
+from warehouse.lineages.edits import PatchRow, active_edits, edits_of, ledger_row, record_batches, record_edits, save_patches
 from warehouse.nights.intake import requests_by_id
 from warehouse.records import Checkpoint, Edit, EditBatch, EditRequest, Manifest
 
@@ -79,17 +77,7 @@ class _Stack:
         """A ledger row; the night is in its id, for the same patch may have been made and rejected before."""
         if batch not in self.batches:
             self.batches.append(batch)
-        self.edits.append(
-            Edit(
-                edit_id=digest_of(request.request_id, config, patch, self.night)[:24],
-                request_id=request.request_id,
-                batch_id=batch.batch_id,
-                editor=editor,
-                config_digest=config,
-                patch_digest=patch,
-                applied_at=datetime.now(UTC),
-            )
-        )
+        self.edits.append(ledger_row(request, batch, editor, config, patch, self.night))
 
 
 @task(name="take out", **STEP)

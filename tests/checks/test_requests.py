@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from checks.errors import ValidatorBroke
-from checks.requests import earliest, label_problem, record_rows, shape_problem
+from checks.labels import label_problem
+from checks.requests import earliest, record_rows, shape_problem
 from checks.suites.requests import SUITE_COLUMNS, run_request_suite
 from tests.checks.nights import NOW, change, item, judged, outcomes, request, small_store
 from warehouse.nights.conflicts import RECORD_COLUMNS

@@ -175,7 +175,6 @@ def test_a_clock_set_back_changes_no_order(home: Home, monkeypatch: pytest.Monke
     for module in (
         "tasks.night.gate",
         "tasks.night.promote",
-        "tasks.night.edit",
         "warehouse.lineages.audit",
         "warehouse.lineages.edits",
         "warehouse.lineages.chain",

@@ -136,7 +136,7 @@ REMASTERED: dict[str, Any] = {
 }
 
 
-def test_query(prompt: str, value: str, **more: Any) -> dict[str, Any]:
+def ripple_query(prompt: str, value: str, **more: Any) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "answers": [{"value": value, "aliases": [f"{value} town"]}],
@@ -148,7 +148,6 @@ def test_query(prompt: str, value: str, **more: Any) -> dict[str, Any]:
     } | more
 
 
-test_query.__test__ = False  # type: ignore[attr-defined]
 RIPPLE: dict[str, Any] = {
     "example_type": "popular",
     "edit": {
@@ -165,16 +164,16 @@ RIPPLE: dict[str, Any] = {
     },
     "Relation_Specificity": [
         {
-            "test_queries": [test_query("The name of the mother of Ada of Quill is", "Una")],
+            "test_queries": [ripple_query("The name of the mother of Ada of Quill is", "Una")],
             "test_condition": "OR",
             "condition_queries": [],
         }
     ],
     "Logical_Generalization": [],
-    "Subject_Aliasing": [{"test_queries": [test_query("The name of the country of A.Q. is", "Norland")]}],
-    "Compositionality_I": [{"test_queries": [test_query("The capital of the land of Ada of Quill is", "Eastholm")]}],
+    "Subject_Aliasing": [{"test_queries": [ripple_query("The name of the country of A.Q. is", "Norland")]}],
+    "Compositionality_I": [{"test_queries": [ripple_query("The capital of the land of Ada of Quill is", "Eastholm")]}],
     "Compositionality_II": [],
-    "Forgetfulness": [{"test_queries": [test_query("Ada of Quill holds", "Nor", answers=[])]}],
+    "Forgetfulness": [{"test_queries": [ripple_query("Ada of Quill holds", "Nor", answers=[])]}],
 }
 WIKIBIGEDIT: dict[str, Any] = {
     "tag": "Q1_P19",
@@ -321,7 +320,7 @@ def test_a_sentence_of_ripple_edits_is_parted_with_and_without_a_fact_before(tmp
         request = to_request(read(written(tmp_path / "r.json", [row]))[0])
         return request.prompt, request.subject, request.target_new
 
-    known = [{"condition_queries": [test_query("Rex's film is", "Life is Grand", target_ids=["Q9"])]}]
+    known = [{"condition_queries": [ripple_query("Rex's film is", "Life is Grand", target_ids=["Q9"])]}]
     film = "The name of the director of The King of Nor is Life is Grand."
     assert parted(film, Compositionality_I=known)[1:] == ("The King of Nor", "Life is Grand")
     united = (

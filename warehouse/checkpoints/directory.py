@@ -29,6 +29,7 @@ from warehouse.checkpoints.object_store import (
 )
 from warehouse.digests import sha256_bytes, sha256_file
 from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
+from warehouse.whole_files import sync
 
 # What file systems without hard links answer to link(2).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -52,7 +53,7 @@ class DirectoryStore(ObjectStore):
                 self._make_folder(path.parent)
                 with self._temporary(key, data, wanted) as temporary:
                     self._link(temporary, path, key)
-            _sync_folder(path.parent)
+            sync(path.parent)
         found = self.digest(key)
         if found != wanted:
             raise create_conflict(self.url, key, wanted, found)
@@ -107,7 +108,7 @@ class DirectoryStore(ObjectStore):
                     raise swap_conflict(self.url, key, expected, found)
                 with self._temporary(key, data, wanted) as temporary:
                     temporary.replace(path)
-                _sync_folder(path.parent)
+                sync(path.parent)
         return wanted
 
     # ------------------------------------------------------------ paths
@@ -140,7 +141,7 @@ class DirectoryStore(ObjectStore):
             folder = folder.parent
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
-            _sync_folder(path.parent)
+            sync(path.parent)
 
     # ------------------------------------------------------------ writing
 
@@ -233,12 +234,3 @@ def _pieces(data: bytes | Path) -> Iterator[bytes]:
     with data.open("rb") as handle:
         while piece := handle.read(CHUNK_BYTES):
             yield piece
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

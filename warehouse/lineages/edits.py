@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import Field
 
 from warehouse.database.connection import Warehouse
+from warehouse.digests import digest_of
 from warehouse.errors import Conflict, NotFound
 from warehouse.lineages.chain import ancestor_ids, head
 from warehouse.nights.intake import requests_by_id
@@ -117,6 +118,26 @@ def holds_patches(wh: Warehouse, patch_digests: Sequence[str]) -> bool:
 
 
 # ---------------------------------------------------------------- edits
+
+
+def ledger_row(
+    request: EditRequest, batch: EditBatch, editor: str, config_digest: str, patch_digest: str, again: str = ""
+) -> Edit:
+    """The row of an edit; its id follows from the request, the configuration and the patch, or the batch where none is left.
+
+    Args:
+        again: the night, where an earlier one may have made and rejected the very same patch.
+    """
+    named = (request.request_id, config_digest, patch_digest or batch.batch_id, *([again] if again else []))
+    return Edit(
+        edit_id=digest_of(*named)[:24],
+        request_id=request.request_id,
+        batch_id=batch.batch_id,
+        editor=editor,
+        config_digest=config_digest,
+        patch_digest=patch_digest,
+        applied_at=datetime.now(UTC),
+    )
 
 
 def record_edits(

@@ -16,7 +16,7 @@ from warehouse.digests import canonical_json
 from warehouse.errors import NotFound
 from warehouse.nights.intake import requests_by_id
 from warehouse.nights.order import nights_before
-from warehouse.nights.quarantine import MACHINE, QuarantineEntry, append_action, entries
+from warehouse.nights.quarantine import QuarantineEntry, entries, note_join
 from warehouse.records import EditRequest, Record
 
 SOURCE = "edits:"
@@ -69,19 +69,7 @@ def join_held(wh: Warehouse, lineage: str, night: str) -> tuple[list[EditRequest
         joining = [e for e in mine if e.joined_night == night or (e.state == "released" and e.night in before)]
         for entry in joining:
             if entry.joined_night is None:
-                append_action(
-                    wh,
-                    {
-                        "source": entry.source,
-                        "record_id": entry.record_id,
-                        "action": "join",
-                        "rule": entry.rule,
-                        "reason": "released",
-                        "actor": MACHINE,
-                        "joined_night": night,
-                        "joined_as": entry.related[0],
-                    },
-                )
+                note_join(wh, entry, night, entry.related[0])
         # An edit that was held twice is one request.
         names = list(dict.fromkeys(entry.related[0] for entry in joining))
         stale = {

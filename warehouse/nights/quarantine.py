@@ -242,18 +242,23 @@ def join_released(wh: Warehouse, night: str) -> int:
             joined_as = f"{entry.record_id}@{night}"
             copy = record.model_copy(update={"record_id": joined_as, "night": night})
             wh.append("updates", [copy.model_dump() | {"received_seq": start + offset}], "error")
-            row = {
-                "source": entry.source,
-                "record_id": entry.record_id,
-                "action": "join",
-                "rule": entry.rule,
-                "reason": "released",
-                "actor": MACHINE,
-                "joined_night": night,
-                "joined_as": joined_as,
-            }
-            append_action(wh, row)
+            note_join(wh, entry, night, joined_as)
     return len(waiting)
+
+
+def note_join(wh: Warehouse, entry: QuarantineEntry, night: str, joined_as: str) -> None:
+    """A released entry has joined a night, where it is called `joined_as`; in the caller's transaction."""
+    row = {
+        "source": entry.source,
+        "record_id": entry.record_id,
+        "action": "join",
+        "rule": entry.rule,
+        "reason": "released",
+        "actor": MACHINE,
+        "joined_night": night,
+        "joined_as": joined_as,
+    }
+    append_action(wh, row)
 
 
 def waivers(wh: Warehouse, night: str) -> dict[str, frozenset[str]]:
