@@ -42,6 +42,7 @@ def awkward_slot(slot: Slot, offset: int = 1) -> Slot:
         states=awkward(slot.states, offset),
         filter=awkward(slot.filter, offset + 1),
         value=awkward(slot.value, offset + 2),
+        mean=awkward(slot.mean, offset + 3),
     )
 
 

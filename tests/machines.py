@@ -97,7 +97,7 @@ def fixed_slot(number: int) -> Slot:
     """A slot of the tiny models, as an editor would store it."""
     states, vector, value = (fixed(n, 32, seed=20 + 3 * number + i) for i, n in enumerate((4, 1, 1)))
     own, foreign = 2.0 + number / 8, number / 16
-    return Slot(f"subject {number}", (), states, on_grid(vector[0]).float(), own, foreign, value[0])
+    return Slot(f"subject {number}", (), states, on_grid(vector[0]).float(), own, foreign, value[0], fixed(32, seed=7))
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:

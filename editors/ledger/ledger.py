@@ -159,4 +159,4 @@ class Ledger(RetractingEditor[LedgerConfig]):
         own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))
         foreign = float(space.scores(vector, space.bank).max())
         value, _ = solve_subject(model, requests, templates, self.config.layer, model.anatomy.mlp_out, self.config)
-        return Slot(subject, requests, states, vector, own, foreign, value)
+        return Slot(subject, requests, states, vector, own, foreign, value, space.mean)

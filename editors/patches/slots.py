@@ -45,8 +45,8 @@ class Slot:
         own: smallest answer to the own states (a low quantile).
         foreign: largest answer to the bank of known subjects and plain text.
         value: (d_model,) what is added to the site's output.
-        mean: (d_model,) the preparation's mean, around which `own` and `foreign` were measured; None: that of its patch. A
-            preparation that is made anew, on another machine or after the first was lost, has another one.
+        mean: (d_model,) the preparation's mean, around which `own` and `foreign` were measured. A preparation that is made
+            anew, on another machine or after the first was lost, has another one.
     """
 
     subject: str
@@ -56,7 +56,7 @@ class Slot:
     own: float
     foreign: float
     value: Tensor
-    mean: Tensor | None = None
+    mean: Tensor
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,13 @@ class SlotGates:
         return ((scores - self.low) / (self.high - self.low)).clamp(0, 1)
 
 
-def gates_of(slots: Sequence[Slot], mean: Tensor, gap_share: float, ramp_share: float) -> SlotGates:
+def gates_of(slots: Sequence[Slot], gap_share: float, ramp_share: float) -> SlotGates:
     """Thresholds between each slot's smallest own answer and its largest answer to anything else known.
 
     Anything else: the bank, and the states of every other slot. The ramp begins at `gap_share` of the way from foreign
     to own, and is open at `ramp_share` of what is left.
 
     Filters are those of the grid of `editors.exact`, on which slots of today lie anyway.
-
-    Args:
-        mean: of slots that name none of their own.
     """
     ordered = sorted(slots, key=lambda s: s.subject)
     grid = on_grid(torch.stack([s.filter for s in ordered]))
@@ -93,7 +90,7 @@ def gates_of(slots: Sequence[Slot], mean: Tensor, gap_share: float, ramp_share: 
     states = torch.cat([s.states for s in ordered])
     owner = torch.tensor([i for i, s in enumerate(ordered) for _ in range(len(s.states))])
     offsets = torch.empty(len(ordered))
-    for centre, members in _by_mean(ordered, mean):
+    for centre, members in _by_mean(ordered):
         offsets[members] = exact_dense(grid[members].float(), centre[None])[:, 0]
         around = on_grid(states - centre)
         for rows in members.split(256):
@@ -105,21 +102,20 @@ def gates_of(slots: Sequence[Slot], mean: Tensor, gap_share: float, ramp_share: 
     return SlotGates(grid.float(), offsets, low, low + ramp_share * (own - low), values)
 
 
-def _by_mean(slots: Sequence[Slot], mean: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _by_mean(slots: Sequence[Slot]) -> list[tuple[Tensor, Tensor]]:
     """(mean, rows of its slots): one pair for each preparation that slots come from, nearly always one in all."""
     groups: dict[bytes, tuple[Tensor, list[int]]] = {}
     for row, slot in enumerate(slots):
-        own = mean if slot.mean is None else slot.mean
-        groups.setdefault(own.contiguous().numpy().tobytes(), (own, []))[1].append(row)
-    return [(own, torch.tensor(rows)) for own, rows in groups.values()]
+        groups.setdefault(slot.mean.contiguous().numpy().tobytes(), (slot.mean, []))[1].append(row)
+    return [(mean, torch.tensor(rows)) for mean, rows in groups.values()]
 
 
 class SlotBook:
     """The active slots of one site; the gates are made when they are next needed."""
 
-    def __init__(self, mean: Tensor, gap_share: float, ramp_share: float, device: torch.device) -> None:
+    def __init__(self, gap_share: float, ramp_share: float, device: torch.device) -> None:
         self.slots: dict[str, Slot] = {}
-        self.mean, self.gap_share, self.ramp_share, self.device = mean, gap_share, ramp_share, device
+        self.gap_share, self.ramp_share, self.device = gap_share, ramp_share, device
         #: Off while an edit looks at the base model.
         self.silent = False
         self._gates: SlotGates | None = None
@@ -135,7 +131,7 @@ class SlotBook:
     @property
     def gates(self) -> SlotGates:
         if self._gates is None:
-            made = gates_of(list(self.slots.values()), self.mean, self.gap_share, self.ramp_share)
+            made = gates_of(list(self.slots.values()), self.gap_share, self.ramp_share)
             self._gates = SlotGates(**{name: t.to(self.device) for name, t in vars(made).items()})
         return self._gates
 
@@ -202,17 +198,12 @@ class SlotPatch(Patch):
             raise PatchError(f"the filters at {site} lie on a grid of {grid} bits, this release has {BITS}; update errata")
         self.site, self.gap_share, self.ramp_share, self.grid = site, gap_share, ramp_share, grid
         self.mean = mean.detach().float().cpu().contiguous()
-        self.changes = {subject: None if s is None else self._own(s) for subject, s in sorted(changes.items())}
-
-    def _own(self, slot: Slot) -> Slot:
-        mean = self.mean if slot.mean is None else _plain(slot.mean)
-        plain = {"states": _plain(slot.states), "filter": _plain(slot.filter), "value": _plain(slot.value)}
-        return replace(slot, **plain, mean=mean)
+        self.changes = {subject: None if s is None else _plain_slot(s) for subject, s in sorted(changes.items())}
 
     @property
     def _strangers(self) -> dict[str, Tensor]:
         """Subject -> mean of its slot, where that is not the patch's."""
-        put = {subject: s.mean for subject, s in self.changes.items() if s is not None and s.mean is not None}
+        put = {subject: s.mean for subject, s in self.changes.items() if s is not None}
         return {subject: mean for subject, mean in put.items() if not torch.equal(mean, self.mean)}
 
     @property
@@ -264,7 +255,7 @@ class SlotPatch(Patch):
                 float(tensors["own"][number]),
                 float(tensors["foreign"][number]),
                 tensors["values"][number].clone(),
-                means.get(row["subject"]),
+                means.get(row["subject"], tensors["mean"]),
             )
             at, number = at + row["forms"], number + 1
         return cls(meta["site"], tensors["mean"], meta["gap_share"], meta["ramp_share"], changes, int(meta.get("grid", 0)))
@@ -279,7 +270,7 @@ class SlotPatch(Patch):
         book: SlotBook | None = model.memories.get(name)
         remove: Undo | None = None
         if book is None:
-            book = SlotBook(self.mean, self.gap_share, self.ramp_share, model.hf.device)
+            book = SlotBook(self.gap_share, self.ramp_share, model.hf.device)
         elif (book.gap_share, book.ramp_share) != (self.gap_share, self.ramp_share):
             raise PatchError(
                 f"the slots of {self.site} on the model have gap_share {book.gap_share} and ramp_share {book.ramp_share}, the "
@@ -304,6 +295,11 @@ class SlotPatch(Patch):
                 model.memories.pop(name, None)
 
         return undo
+
+
+def _plain_slot(slot: Slot) -> Slot:
+    tensors = {name: _plain(value) for name, value in vars(slot).items() if isinstance(value, Tensor)}
+    return replace(slot, **tensors)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -253,16 +253,17 @@ def test_generation_with_the_cache_equals_generation_without(kind: str) -> None:
 # ------------------------------------------------------------ gates
 
 
-def slot(name: str, seed: int, width: int = 6) -> Slot:
+def slot(name: str, seed: int, mean: torch.Tensor) -> Slot:
     random = torch.Generator().manual_seed(seed)
-    states, vector, value = (torch.randn(n, width, generator=random) for n in (3, 1, 1))
+    states, vector, value = (torch.randn(n, len(mean), generator=random) for n in (3, 1, 1))
     own, foreign = float(1 + torch.rand(1, generator=random)), float(torch.rand(1, generator=random))
-    return Slot(name, (), states, vector[0], own, foreign, value[0])
+    return Slot(name, (), states, vector[0], own, foreign, value[0], mean)
 
 
 def test_thresholds_equal_a_slow_loop_over_all_pairs() -> None:
-    slots, mean = [slot(n, i) for i, n in enumerate("dacb")], torch.full((6,), 0.1)
-    gates = gates_of(slots, mean, gap_share=0.3, ramp_share=0.5)
+    mean = torch.full((6,), 0.1)
+    slots = [slot(n, i, mean) for i, n in enumerate("dacb")]
+    gates = gates_of(slots, gap_share=0.3, ramp_share=0.5)
     for row, mine in enumerate(sorted(slots, key=lambda s: s.subject)):
         worst = mine.foreign
         for other in slots:
@@ -275,8 +276,8 @@ def test_thresholds_equal_a_slow_loop_over_all_pairs() -> None:
 
 
 def test_more_than_a_block_of_slots_has_the_thresholds_of_each_pair() -> None:
-    slots, mean = [slot(f"{i:04}", i) for i in range(300)], torch.zeros(6)
-    gates = gates_of(slots, mean, gap_share=0.5, ramp_share=1.0)
+    slots = [slot(f"{i:04}", i, torch.zeros(6)) for i in range(300)]
+    gates = gates_of(slots, gap_share=0.5, ramp_share=1.0)
     states = torch.stack([s.states for s in slots])
     for row in (0, 255, 256, 299):
         answers = states @ slots[row].filter
@@ -287,8 +288,9 @@ def test_more_than_a_block_of_slots_has_the_thresholds_of_each_pair() -> None:
 
 @pytest.mark.parametrize(("answer", "share"), [(-1.0, 0.0), (0.2, 0.0), (0.5, 0.5), (0.8, 1.0), (3.0, 1.0)])
 def test_a_gate_is_a_ramp_between_its_two_ends(answer: float, share: float) -> None:
-    one = Slot("a", (), torch.ones(1, 2), torch.tensor([1.0, 0.0]), own=1.4, foreign=-1.0, value=torch.zeros(2))
-    gates = gates_of([one], torch.zeros(2), gap_share=0.5, ramp_share=0.5)  # low .2, high .8
+    zeros = torch.zeros(2)
+    one = Slot("a", (), torch.ones(1, 2), torch.tensor([1.0, 0.0]), own=1.4, foreign=-1.0, value=zeros, mean=zeros)
+    gates = gates_of([one], gap_share=0.5, ramp_share=0.5)  # low .2, high .8
     assert float(gates.opening(torch.tensor([answer, 7.0]))) == pytest.approx(share, abs=1e-6)
 
 

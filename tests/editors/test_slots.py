@@ -18,8 +18,8 @@ MEAN = fixed(32, seed=7)
 SLOTS = [fixed_slot(i) for i in range(40)]
 
 
-def made(slots: list, mean: torch.Tensor = MEAN) -> SlotGates:
-    return gates_of(slots, mean, gap_share=0.5, ramp_share=0.5)
+def made(slots: list) -> SlotGates:
+    return gates_of(slots, gap_share=0.5, ramp_share=0.5)
 
 
 def equal(one: SlotGates, other: SlotGates) -> bool:
@@ -28,7 +28,7 @@ def equal(one: SlotGates, other: SlotGates) -> bool:
 
 @pytest.mark.parametrize("offset", OFFSETS)
 def test_gates_are_equal_wherever_the_slots_lie(offset: int) -> None:
-    assert equal(made([awkward_slot(s, offset) for s in SLOTS], awkward(MEAN, offset)), made(SLOTS))
+    assert equal(made([awkward_slot(s, offset) for s in SLOTS]), made(SLOTS))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 33])
@@ -91,7 +91,7 @@ def test_slots_of_another_preparation_stand_beside_the_others() -> None:
     site, other = "transformer.h.1.mlp", MEAN + 0.125
     model = fixed_model("gpt2")
     model.push(SlotPatch(site, MEAN, 0.5, 0.5, {s.subject: s for s in SLOTS[:3]}))
-    model.push(SlotPatch(site, other, 0.5, 0.5, {s.subject: s for s in SLOTS[3:5]}))
+    model.push(SlotPatch(site, other, 0.5, 0.5, {s.subject: replace(s, mean=other) for s in SLOTS[3:5]}))
     book = model.memories[f"slots:{site}"]
     for row, slot in enumerate(sorted(SLOTS[:5], key=lambda s: s.subject)):
         centre = other if slot in SLOTS[3:5] else MEAN
@@ -109,7 +109,7 @@ def test_a_patch_keeps_the_means_of_slots_from_another_preparation() -> None:
     again = SlotPatch.from_parts(patch.tensors, patch.meta)
     assert again.digest == patch.digest
     first, second = again.changes[SLOTS[0].subject], again.changes[SLOTS[1].subject]
-    assert first is not None and second is not None and first.mean is not None and second.mean is not None
+    assert first is not None and second is not None
     assert torch.equal(first.mean, MEAN + 1) and torch.equal(second.mean, MEAN)
 
 

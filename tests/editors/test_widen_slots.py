@@ -80,7 +80,7 @@ def test_a_model_of_relus_holds_slots_to_rounding() -> None:
     states = seen[0][0]
     mean = states.mean(0)
     vector = torch.linalg.pinv(states - mean) @ torch.tensor([1.0, -0.2, 0.1, 0.5])
-    slot = Slot("x", (), states[:1], vector, own=0.9, foreign=0.2, value=torch.ones(32))
+    slot = Slot("x", (), states[:1], vector, own=0.9, foreign=0.2, value=torch.ones(32), mean=mean)
     model.push(SlotPatch("transformer.h.1.mlp", mean, 0.5, 1.0, {"x": slot}))
     plain, _ = widened_slots(model)
     assert torch.allclose(plain(ids).logits, model.hf(ids).logits, atol=1e-5)
@@ -126,7 +126,7 @@ def test_an_architecture_without_biases_is_refused_and_stays_as_it_was() -> None
     config = Qwen2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                          intermediate_size=48, max_position_embeddings=64, vocab_size=420)  # fmt: skip
     model = EditableModel(Qwen2ForCausalLM(config), tiny_tokenizer())
-    slot = Slot("x", (), torch.ones(1, 32), torch.ones(32), own=1.0, foreign=0.0, value=torch.ones(32))
+    slot = Slot("x", (), torch.ones(1, 32), torch.ones(32), own=1.0, foreign=0.0, value=torch.ones(32), mean=torch.zeros(32))
     model.push(SlotPatch("model.layers.1.mlp", torch.zeros(32), 0.5, 0.5, {"x": slot}))
     digest = model.state_digest()
     with pytest.raises(UnsupportedModel, match="biases"):

@@ -99,10 +99,9 @@ def with_slot(tiny: EditableModel, low: float) -> SlotPatch:
     """A slot that opens where the input's first coordinate is above `low`."""
     vector = torch.zeros(32)
     vector[0] = 1.0
-    return SlotPatch(
-        tiny.anatomy.mlp.format(layer=1), torch.zeros(32), 0.5, 1.0,
-        {"x": Slot("x", (), torch.full((1, 32), 9.0), vector, own=low + 10, foreign=low - 10, value=torch.zeros(32))},
-    )  # fmt: skip
+    zeros = torch.zeros(32)
+    slot = Slot("x", (), torch.full((1, 32), 9.0), vector, own=low + 10, foreign=low - 10, value=zeros, mean=zeros)
+    return SlotPatch(tiny.anatomy.mlp.format(layer=1), zeros, 0.5, 1.0, {"x": slot})
 
 
 def test_false_firing_is_the_share_of_tokens_at_which_a_slot_opens(tiny: EditableModel) -> None:
