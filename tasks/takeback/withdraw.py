@@ -9,6 +9,7 @@ from typing import Any
 from tasks.settings import Settings
 from tasks.trail import note
 from tasks.workspace import lineage_lock, night_folder, warehouse
+from warehouse.errors import UsageError
 from warehouse.nights.runs import runs
 from warehouse.nights.withdrawal import withdraw_night
 
@@ -22,11 +23,11 @@ def withdraw(settings: Settings, night: str, reason: str) -> dict[str, Any]:
     Raises:
         NotFound: no such night.
         Conflict: the night was edited, or something rests on it.
-        ValueError: no reason.
+        UsageError: no reason.
         LineageBusy: a run of one of the lineages is going on.
     """
     if not reason.strip():
-        raise ValueError(f"to withdraw night {night!r} give a reason; it is kept for whoever asks later")
+        raise UsageError(f"to withdraw night {night!r} give a reason; it is kept for whoever asks later")
     with warehouse(settings) as wh:
         lineages = sorted({run.lineage for run in runs(wh) if run.night == night} | {settings.lineage})
     concerned = [settings.model_copy(update={"lineage": lineage}) for lineage in lineages]

@@ -26,6 +26,7 @@ MISTAKES = [
     ("config show", {"THREADS": "many"}, "UsageError", "threads"),
     ("config show", {"MODEL": "{no"}, "UsageError", "model"),
     ("status", {"HOME": "afile"}, "HomeUnusable", "afile"),
+    ("night withdraw night-01 --reason ' '", {}, "UsageError", "give a reason"),
     ("status", {"TEMPLATES": "none.yaml"}, "SourceError", "none.yaml"),
     ("status", {"SOURCE__KIND": "nope"}, "UsageError", "source.kind"),
     ("show production", {"STORE": "ftp://x"}, "UsageError", "ftp"),
