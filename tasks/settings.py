@@ -251,8 +251,6 @@ def configure(
         raise UsageError(f"settings ({CONFIG_FILE}, ERRATA_* variables): {problems(error)}") from error
     except SettingsError as error:
         raise UsageError(f"settings (ERRATA_* variables): {error}; expected JSON") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{CONFIG_FILE} cannot be read: {error}") from error
     silence_telemetry(settings)
     if writes:
         ensure_home(settings.home)

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from editors.base import EditorCard, Prepared
 from editors.errors import EditRefused
-from editors.mechanics.contexts import BARE
 from editors.mechanics.locating import LocatingEditor
 from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from editors.solvers.solve import check_norm, key_directions, smallest_form
-from editors.targets.keys_values import lookup_states, written_keys
+from editors.targets.keys_values import written_keys
 from editors.targets.values import Site, anchored, optimise_values
 from warehouse.records import EditRequest
 
@@ -113,9 +112,8 @@ class Emmet(LocatingEditor[EmmetConfig]):
             norms = known.mlp_norms if config.value_site == "mlp" else known.block_norms
             changes = anchored(solution.targets, norms[layer], config) - solution.base_values
         written = written_keys(model, requests, known.contexts, layer, config)
-        bare = lookup_states(model, requests, BARE, path, layer).outputs[:, 0]
         # A change of the block's output is the same change of the MLP's; the wanted value is the bare prompt's plus it.
-        residuals = bare + changes - written.values
+        residuals = written.bare + changes - written.values
         patches, at = [], 0
         for group in groups:
             part = slice(at, at + len(group))

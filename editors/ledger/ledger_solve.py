@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Literal, final
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, field_validator
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, EditorCard, Patch, Prepared, RetractingEditor, Workbench
@@ -17,6 +17,7 @@ from editors.mechanics.answers import check_request
 from editors.mechanics.contexts import BARE
 from editors.mechanics.paraphrases import relation_templates
 from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
+from editors.mechanics.settings import AscendingLayers
 from editors.model import EditableModel
 from editors.patches.total import TotalPatch, active_total
 from editors.patches.weight import LowRank, Update
@@ -37,16 +38,9 @@ class LedgerSolveConfig(SubjectValueConfig):
         Equal to rounding, not bit for bit: order and batching then show in the last digits.
     """
 
-    layers: tuple[NonNegativeInt, ...]
+    layers: AscendingLayers
     second_moment_weight: PositiveFloat = 15_000.0
     resolve: Literal["full", "incremental"] = "full"
-
-    @field_validator("layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if not layers or list(layers) != sorted(set(layers)):
-            raise ValueError(f"layers must be given in ascending order, without repeats; found {layers}")
-        return layers
 
 
 @final

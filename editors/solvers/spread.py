@@ -18,8 +18,6 @@ from warehouse.records import EditRequest
 
 #: (layer, residuals (d_out, keys), keys (d_in, keys), owner (keys,)) -> update; an edit has one key, or one for each form.
 LayerSolver = Callable[[int, Tensor, Tensor, Tensor], LowRank]
-
-
 #: (requests of one group, their targets (edits, d_model), the note of their patch) -> the patch.
 GroupWriter = Callable[[Sequence[EditRequest], Tensor, dict[str, Any]], WeightPatch]
 

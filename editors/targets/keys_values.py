@@ -74,11 +74,13 @@ class WrittenKeys:
         keys: (keys, d_mlp), those of an edit beside each other.
         owner: (keys,) the edit of each.
         values: (edits, d_model) the projection's output that a change is counted from.
+        bare: (edits, d_model) its output in the first context, the bare prompt.
     """
 
     keys: Tensor
     owner: Tensor
     values: Tensor
+    bare: Tensor
 
     def of(self, edit: int) -> Tensor:
         """(forms, d_mlp) of one edit."""
@@ -96,11 +98,11 @@ def written_keys(
     """
     states = lookup_states(model, requests, contexts, model.anatomy.mlp_out, layer)
     averaged, values = states.averaged(contexts.weights(config.key_average))
-    bare = states.inputs[:, 0]
+    bare, said = states.inputs[:, 0], states.outputs[:, 0]
     several = states.inputs.shape[1] > 1
     others = states.inputs[:, 1:].mean(1) if several else averaged
     alone = states.alone.to(values.device)
-    values = torch.where(alone[:, None], states.outputs[:, 0], values)
+    values = torch.where(alone[:, None], said, values)
     if config.key_forms == "each":
         subjects = [r.model_copy(update={"prompt": r.subject}) for r in requests]
         first = lookup_states(model, subjects, BARE, model.anatomy.mlp_out, layer).inputs[:, 0]
@@ -111,4 +113,4 @@ def written_keys(
             for i in range(len(requests))
         ]
     owner = torch.tensor([i for i, own in enumerate(forms) for _ in own], device=values.device)
-    return WrittenKeys(torch.cat(forms), owner, values)
+    return WrittenKeys(torch.cat(forms), owner, values, said)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 
 from tasks.settings import Settings
 from tasks.workspace import store_of
+from warehouse.checkpoints.opening import s3_endpoint
 from warehouse.checkpoints.store_check import require_fit
+from warehouse.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 #: Stores of this home that were asked, with the endpoint that answered.
@@ -24,8 +25,7 @@ def ensure_fit_store(settings: Settings) -> None:
     """
     if not settings.store_url.startswith("s3://"):
         return
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    name, path = f"{settings.store_url} {endpoint}".strip(), settings.home / ASKED
+    name, path = f"{settings.store_url} {s3_endpoint()}".strip(), settings.home / ASKED
     try:
         asked = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -34,5 +34,4 @@ def ensure_fit_store(settings: Settings) -> None:
         return
     require_fit(store_of(settings))
     log.info("%s keeps its conditions", name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*(asked if isinstance(asked, list) else []), name]), encoding="utf-8")
+    write_whole(path, json.dumps([*(asked if isinstance(asked, list) else []), name]).encode())

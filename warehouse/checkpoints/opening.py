@@ -12,6 +12,11 @@ from warehouse.checkpoints.s3 import S3Store
 from warehouse.errors import UsageError
 
 
+def s3_endpoint() -> str:
+    """The address of a server that is not Amazon's, from where boto3 looks for it; empty where there is none."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
 def open_store(url: str) -> ObjectStore:
     """A store by its address: `file:///path` or a plain path, or `s3://bucket/prefix`.
 
@@ -40,7 +45,7 @@ def open_store(url: str) -> ObjectStore:
     if parts.scheme == "s3":
         if not parts.netloc:
             raise UsageError(f"store address {url!r} names no bucket; write s3://bucket/prefix")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = s3_endpoint()
         try:
             return S3Store(parts.netloc, parts.path.strip("/"), endpoint_url=endpoint or None)
         except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -149,20 +149,36 @@ def line_files(folder: Path, suffix: str = "") -> dict[str, Path]:
     Raises:
         SourceError: two files would be one night, or there are files and none of them is such a file.
     """
-    found: dict[str, Path] = {}
-    paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    paths.sort(key=lambda path: (natural(night_of_lines(path, suffix) or path.name), path.name))
-    for path in paths:
-        night = night_of_lines(path, suffix)
-        if night is None:
-            continue
-        if night in found:
-            raise SourceError(f"{path}: night {night!r} is {found[night].name} already; give one of them another name")
-        found[night] = path
+    paths = files_in(folder)
+    found = one_file_a_night(paths, lambda path: night_of_lines(path, suffix))
     if paths and not found:
         names = ", ".join(path.name for path in paths[:5])
         raise SourceError(f"{folder}: no file there is newline-delimited JSON by its name (*{suffix}.jsonl); found {names}")
     return found
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder by name, hidden ones left out."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def one_file_a_night(paths: Iterable[Path], night_of: Callable[[Path], str | None]) -> dict[str, Path]:
+    """Night -> file, in natural order of the nights.
+
+    Args:
+        night_of: the night that a file stands for; None where it is none of the source's.
+
+    Raises:
+        SourceError: two files would be one night.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(paths):
+        if (night := night_of(path)) is None:
+            continue
+        if night in found:
+            raise SourceError(f"{path}: night {night!r} is {found[night].name} already; give one of them another name")
+        found[night] = path
+    return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
 
 def check_night(name: str, night: str, nights: tuple[str, ...], where: Path) -> None:

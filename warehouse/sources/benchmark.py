@@ -19,7 +19,7 @@ from warehouse.digests import digest_of, sha256_bytes
 from warehouse.errors import SourceError
 from warehouse.probe_identity import make_probe
 from warehouse.records import EditRequest, Probe, UpdateRecord
-from warehouse.sources.base import check_night
+from warehouse.sources.base import check_night, files_in, one_file_a_night
 from warehouse.sources.benchmark_fields import Asked, spelled_in
 from warehouse.sources.benchmark_shapes import READERS, format_of
 from warehouse.sources.formats import BROKEN, opened
@@ -67,15 +67,8 @@ class BenchmarkSource:
             if not self.path.is_file():
                 raise SourceError(f"{self.path}: no such file or folder; give a benchmark's file or a folder of them")
             return {_night_of(self.path): self.path}
-        found: dict[str, Path] = {}
-        paths = sorted(path for path in self.path.iterdir() if path.is_file() and not path.name.startswith("."))
-        for path in paths:
-            if not _plain_name(path).lower().endswith(SUFFIXES):
-                continue
-            night = _night_of(path)
-            if night in found:
-                raise SourceError(f"{path}: night {night!r} is {found[night].name} already; give one of them another name")
-            found[night] = path
+        paths = files_in(self.path)
+        found = one_file_a_night(paths, lambda path: _night_of(path) if _plain_name(path).lower().endswith(SUFFIXES) else None)
         if not found:
             names = ", ".join(path.name for path in paths[:5]) or "nothing"
             raise SourceError(f"{self.path}: no benchmark file there (*{', *'.join(SUFFIXES)}); found {names}")

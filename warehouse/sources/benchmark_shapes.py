@@ -10,6 +10,7 @@ from its authors' editing script. Fields that say nothing about an edit or a que
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from warehouse.errors import SourceError
@@ -158,18 +159,7 @@ def _counterfact(row: Row) -> list[Asked]:
 
 
 def _with(edit: Asked, rephrases: tuple[str, ...], asked: list[Question]) -> Asked:
-    return Asked(
-        edit.prompt,
-        edit.subject,
-        edit.new,
-        edit.old,
-        (*edit.rephrases, *rephrases),
-        edit.relation,
-        edit.subject_id,
-        edit.new_id,
-        edit.kind,
-        tuple(asked),
-    )
+    return replace(edit, rephrases=(*edit.rephrases, *rephrases), questions=tuple(asked))
 
 
 def _mquake(row: Row) -> list[Asked]:

@@ -22,20 +22,21 @@ class RecordedSource:
         self.folder = folder
 
     def nights(self) -> tuple[str, ...]:
-        if not self.folder.is_dir():
-            raise SourceError(f"{self.folder}: no such folder; expected one with files night-NN{SUFFIX}")
         return tuple(self._files())
 
     def records(self, night: str) -> Iterator[UpdateRecord]:
-        check_night(self.name, night, self.nights(), self.folder)
-        return self._read(night)
+        files = self._files()
+        check_night(self.name, night, tuple(files), self.folder)
+        return self._read(night, files[night])
 
     def _files(self) -> dict[str, Path]:
+        if not self.folder.is_dir():
+            raise SourceError(f"{self.folder}: no such folder; expected one with files night-NN{SUFFIX}")
         return line_files(self.folder, SUFFIX.removesuffix(".jsonl"))
 
-    def _read(self, night: str) -> Iterator[UpdateRecord]:
+    def _read(self, night: str, path: Path) -> Iterator[UpdateRecord]:
         ids = RecordIds(night)
-        for raw in read_lines(self._files()[night]):
+        for raw in read_lines(path):
             event = decode_object(raw) or {}
             yield UpdateRecord(
                 record_id=ids.assign(raw, event.get("record_id")),

@@ -63,7 +63,7 @@ def state(
 ) -> EditRequest:
     """A request from its parts; `target` None asks for erasure. The same parts give the same `request_id`."""
     label = UNKNOWN if target is None else target.label
-    kept_out = [i for i in held_out(subject_id, template.relation) if 0 < i < len(template.prompts)]
+    kept_out = _unseen(template, subject_id, held_out)
     # A slot that was trained in every template has no unseen wording; the others are still not the edit prompt.
     wordings = kept_out or range(1, len(template.prompts))
     return EditRequest(
@@ -80,6 +80,11 @@ def state(
     )
 
 
+def _unseen(template: Template, subject_id: str, held_out: HeldOut) -> list[int]:
+    """Indices of the templates beside the edit prompt that no training text used for the subject's slot."""
+    return [i for i in held_out(subject_id, template.relation) if 0 < i < len(template.prompts)]
+
+
 def with_rephrases(
     request: EditRequest, templates: Mapping[str, Template], held_out: HeldOut = held_out_templates
 ) -> EditRequest:
@@ -93,8 +98,7 @@ def with_rephrases(
     template = templates.get(request.relation)
     if template is None:
         return request.model_copy(update={"rephrases": reworded(request.prompt, request.subject)})
-    kept_out = [i for i in held_out(request.subject_id, request.relation) if 0 < i < len(template.prompts)]
-    for wordings in (kept_out, range(len(template.prompts))):
+    for wordings in (_unseen(template, request.subject_id, held_out), range(len(template.prompts))):
         prompts = tuple(template.prompt(i, request.subject) for i in wordings)
         if others := tuple(prompt for prompt in prompts if prompt != request.prompt):
             return request.model_copy(update={"rephrases": others})
