@@ -122,7 +122,9 @@ class Edit(Record):
 
 ProbeKind = Literal[
     "success",
+    "also",
     "rephrase",
+    "carry_over",
     "neighbourhood",
     "relation_specificity",
     "forgetfulness",
