@@ -290,9 +290,8 @@ def _failure_scores(
 
     Teacher-forced argmax text would follow the right answer after its first wrong token, so both models generate.
     """
-    failed = [p for p in probes if p.kind in ("success", "rephrase") and not predictions[p.probe_id].exact][
-        : settings.max_failures
-    ]
+    asked = [p for p in probes if p.kind in ("success", "rephrase") and not predictions[p.probe_id].exact]
+    failed = asked[: settings.max_failures]
     if not failed:
         return failure_scores(())
     known: dict[str, list[str]] = {request: list(answers) for request, answers in old_answers.items()}

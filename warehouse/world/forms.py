@@ -69,11 +69,14 @@ class Forms(Record):
         overall = {r.form: r for r in self.rates if not r.relation}
         own = {r.form: r for r in self.rates if r.relation == relation and r.known >= FEW_KNOWN}
         found = {name: rate for name in self.names if (rate := own.get(name) or overall.get(name)) is not None}
-        good = [name for name in self.names if name in found and found[name].share >= COMPETENT]
+        # Without rates somebody has chosen the form.
+        good: list[FormName] = [n for n in self.names if not self.rates or (n in found and found[n].share >= COMPETENT)]
         # Of equals the later in the list, whose answers end more surely.
-        good.sort(key=lambda name: (-found[name].share, -FORMS.index(name)))
-        shown = (name for name in good if relation in self.demonstrations or not name.startswith("few_shot"))
-        return tuple(shown) or ("plain",)
+        good.sort(key=lambda name: (-found[name].share if name in found else 0, -FORMS.index(name)))
+        shown: tuple[FormName, ...] = tuple(
+            name for name in good if relation in self.demonstrations or not name.startswith("few_shot")
+        )
+        return shown or FORMS[:1]
 
     def describe(self) -> str:
         """One line: the share of what the base knows that it answers in each form."""

@@ -11,6 +11,7 @@ from warehouse.reference.general import HERE
 from warehouse.reference.wordings import Wordings, read_wordings
 
 Split = Literal["calibration", "development", "report"]
+WORDINGS = HERE / "wordings.yaml"
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -36,4 +37,4 @@ def general_facts() -> tuple[GeneralFact, ...]:
 @cache
 def wordings() -> dict[str, Wordings]:
     """The shipped wordings by relation: those of the general facts and of the embedded world."""
-    return read_wordings(HERE / "wordings.yaml")
+    return read_wordings(WORDINGS)
