@@ -128,6 +128,7 @@ def test_the_script_writes_the_same_bytes_whatever_the_order_of_the_triples(tmp_
         [triple(900, subject_label="Twin"), triple(901, subject_label="Twin")],
         [triple(900), triple(900, object_qid="Q9", object_label="Another")],
         [triple(900, "P176", subject_label="angel")],
+        [triple(900, object_label="Canadian English")],
     ],
 )
 def test_a_triple_that_makes_a_bad_question_is_left_out(tmp_path: Path, unwanted: list[dict[str, object]]) -> None:

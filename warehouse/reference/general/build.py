@@ -48,6 +48,11 @@ LEFT_OUT = {
     ),
     "P1376": ("Beijing", "Bonn", "Jayapura", "Nanjing", "Palermo", "Rio de Janeiro", "Taipei"),
 }  # fmt: skip
+#: Labels that nobody answers with: stages and varieties where people name the language, believers in place of a religion.
+LABELS_LEFT_OUT = {
+    "American English", "Canadian English", "Christian", "Early Modern English", "Egyptian", "Hindus", "Middle English",
+    "Middle French", "Muslim", "Python",
+}  # fmt: skip
 COLUMNS = {
     "subject_qid": "subject_id",
     "subject_label": "subject",
@@ -90,6 +95,7 @@ def _is_usable(row: Any) -> bool:
         flags <= HARMLESS_FLAGS
         and row.n_objects == 1
         and row.subject not in LEFT_OUT.get(row.relation, ())
+        and row.object not in LABELS_LEFT_OUT
         and len(subject) <= MAX_SUBJECT_CHARS
         and len(obj) <= MAX_OBJECT_CHARS
         and subject not in obj
