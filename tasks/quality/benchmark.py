@@ -134,7 +134,7 @@ def run_benchmark(
     model = base_model(settings)
     changed = overrides or {}
     chosen = [load_editor(name, model, {"seed": settings.seed, **changed.get(name, {})}) for name in editors]
-    asker = ask_known(settings, model, progress=lambda done, of: progress and progress("known facts", done, of))
+    asker = ask_known(settings, progress=lambda done, of: progress and progress("known facts", done, of))
     with base_world(settings) as world:
         questions = ask_base(world, model, task, edits, split=split, seed=seed, options=options, asker=asker)
     rows = []
