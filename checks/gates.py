@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from checks.errors import PolicyError
-from checks.metrics import METRIC_CODES
+from checks.metrics import BENCHMARK_ONLY, METRIC_CODES
 from warehouse.digests import digest_of
 from warehouse.records import EvaluationReport, GateDecision, GateOutcome, GatePolicy, GateRule, RuleResult, Score
 
@@ -57,8 +57,8 @@ def check_policy(policy: GatePolicy, where: str = "") -> None:
     """Refuse a policy under which a bad model could pass.
 
     Raises:
-        PolicyError: an unknown metric, a threshold that is no number, `min_n` below 1, a rule given twice, token
-            accuracy as a gate, or no rule that rejects or holds.
+        PolicyError: an unknown metric or one that no night measures, a threshold that is no number, `min_n` below 1, a
+            rule given twice, token accuracy as a gate, or no rule that rejects or holds.
     """
     name, seen = where or f"{policy.name} version {policy.version}", set()
     for number, rule in enumerate(policy.rules, 1):
@@ -66,6 +66,10 @@ def check_policy(policy: GatePolicy, where: str = "") -> None:
         if rule.metric not in METRIC_CODES:
             near = ", ".join(get_close_matches(rule.metric, METRIC_CODES, 3, 0.4)) or ", ".join(METRIC_CODES)
             raise PolicyError(f"{place}: no metric {rule.metric!r}; nearest: {near}")
+        if rule.metric in BENCHMARK_ONLY:
+            raise PolicyError(
+                f"{place}: {rule.metric} is measured by `errata benchmark` alone and never gates; remove the rule"
+            )
         if not math.isfinite(rule.threshold):
             raise PolicyError(f"{place}: the threshold is {rule.threshold}; give a number")
         if rule.min_n < 1:

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.evaluation import evaluate
-from checks.gates import DOOR_POLICIES, POLICIES, PolicyError, check_policy, decide, load_policy, policy_digest
+from checks.gates import (
+    DOOR_POLICIES,
+    POLICIES,
+    PolicyError,
+    check_policy,
+    decide,
+    load_policy,
+    policy_digest,
+)
 from checks.metrics import METRIC_CODES
 from checks.summary import markdown_summary
 from tests.checks.support import NOW, ScriptedPredictor, probe, probe_set, report, score
@@ -229,6 +237,8 @@ def test_a_policy_is_found_by_name_and_by_path() -> None:
         ("name: x\nversion: 1\nrules: [{metric: SR, op: '>=', threshold: 1, min_n: 0}]", "min_n is 0"),
         ("name: x\nversion: 1\nrules: [{metric: SR, op: '>=', threshold: 1, on_fail: warn}]", "promote anything"),
         ("name: x\nversion: 1\nrules: [{metric: token_accuracy, op: '>=', threshold: 1}]", "never gates"),
+        ("name: x\nversion: 1\nrules: [{metric: ability, op: '>=', threshold: 1}]", "benchmark` alone"),
+        ("name: x\nversion: 1\nrules: [{metric: published, slice: efficacy, op: '>=', threshold: 1}]", "never gates"),
         (f"name: x\nversion: 1\nrules: [{RULE}, {RULE}]", "stands twice"),
     ],
 )
