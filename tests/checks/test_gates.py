@@ -20,6 +20,7 @@ from checks.gates import (
     decide,
     load_policy,
     policy_digest,
+    same_judgement,
 )
 from checks.metrics import METRIC_CODES
 from checks.summary import markdown_summary
@@ -144,6 +145,23 @@ def test_deciding_again_later_gives_the_same_id() -> None:
 def test_another_policy_gives_another_decision_id() -> None:
     newer = POLICY.model_copy(update={"version": 2})
     assert decide(newer, report(*GOOD.values()), NOW).decision_id != judged().decision_id
+
+
+def reworded(decision: GateDecision) -> GateDecision:
+    told = tuple(result.model_copy(update={"explanation": "In other words."}) for result in decision.results)
+    return decision.model_copy(update={"results": told, "decision_id": "another"})
+
+
+def test_a_judgement_told_in_other_words_is_the_same() -> None:
+    assert same_judgement(judged(SR=None), reworded(judged(SR=None)))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [judged(), judged(GRR=None), judged(SR=score("SR", 0.5)), reworded(judged(SR=None)).model_copy(update={"verdict": "hold"})],
+)
+def test_another_verdict_rule_or_score_is_another_judgement(other: GateDecision) -> None:
+    assert not same_judgement(judged(SR=None), other)
 
 
 def test_a_decision_over_nan_has_a_json_form() -> None:
