@@ -58,6 +58,7 @@ class EditRequest(Record):
 
     `other_relations`: in which the warehouse has a value for the subject, of before the update; an editor may protect them.
     It is not told the values.
+    `wordings`: other prompts that ask the fact and that an editor may learn from; `rephrases` are measured and never learnt.
     """
 
     request_id: str
@@ -73,6 +74,8 @@ class EditRequest(Record):
     target_new_id: str = ""
     kind: EditKind = "modify"
     other_relations: tuple[str, ...] = ()
+    # Left out where there are none, so that requests from before the field keep their digests.
+    wordings: tuple[str, ...] = Field(default=(), exclude_if=lambda given: not given)
 
 
 VerdictName = Literal["accept", "supersede", "merge_duplicate", "reject", "quarantine"]

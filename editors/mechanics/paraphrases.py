@@ -27,14 +27,15 @@ def relation_templates(edits: Sequence[TrainingEdit]) -> dict[str, list[str]]:
 
 
 def paraphrases_of(request: EditRequest, templates: Mapping[str, Sequence[str]], count: int) -> list[str]:
-    """At most `count` other prompts for the request's fact, in a fixed order of its own.
+    """At most `count` other prompts for the request's fact: its own wordings first, then the templates' in a fixed order.
 
     The request's own prompt and rephrases are left out: rephrases are what generalization is measured on, and an editor
     that trained on them would measure its training.
     """
     barred = {request.prompt, *request.rephrases}
     filled = [t.replace(SLOT, request.subject) for t in templates.get(request.relation, ())]
-    return sorted(set(filled) - barred, key=lambda prompt: digest_of("paraphrase", prompt))[:count]
+    drawn = sorted(set(filled) - barred, key=lambda prompt: digest_of("paraphrase", prompt))
+    return list(dict.fromkeys([*(w for w in request.wordings if w not in barred), *drawn]))[:count]
 
 
 def other_relations(request: EditRequest, templates: Mapping[str, Sequence[str]], count: int) -> list[str]:
