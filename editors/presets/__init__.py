@@ -68,7 +68,7 @@ def load_editor(
         UsageError: a damaged preset in `learnt`.
     """
     cls, known, key = editor_class(name), sections(name), model_key(model)
-    found = read_learnt(learnt_path(learnt, model.base_digest, name)) if learnt is not None else {}
+    found = read_learnt(learnt_path(learnt, model.base_digest, cls.card.name)) if learnt is not None else {}
     given = {**found, **(overrides or {})}
     values = {**known.get("default", {}), **known.get(key, {}), **given}
     missing = [] if key in known else [f"{n}: no number for this model" for n in cls.per_model if n not in given]

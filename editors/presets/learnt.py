@@ -39,6 +39,8 @@ def read_learnt(path: Path) -> dict[str, Any]:
 
 def write_learnt(path: Path, values: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Keep numbers and how they were found; the file is there whole or not at all."""
-    head = f"# Numbers of {path.stem} for the model of digest {path.parent.name}, found by `errata prepare --auto {path.stem}`.\n"
+    head = (
+        f"# Numbers of {path.stem} for the model of digest {path.parent.name}, found by `errata prepare --auto {path.stem}`.\n"
+    )
     body = yaml.safe_dump({"values": dict(values), "found": dict(found)}, sort_keys=False, allow_unicode=True, width=120)
     write_whole(path, (head + body).encode())

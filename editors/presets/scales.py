@@ -51,8 +51,8 @@ class Scales:
     d_model: int
     d_mlp: int
 
-    def unit(self, name: Unit, layer: int) -> float:
-        """How much 1 of the unit is at a layer."""
+    def unit(self, name: str, layer: int) -> float:
+        """How much 1 of a `Unit` is at a layer."""
         at = self.layers[layer]
         if name == "block_step":
             return at.block / sqrt(self.d_model)
@@ -92,6 +92,8 @@ def measure_scales(model: EditableModel, prompts: Sequence[str], subjects: Seque
                 for states in (seen.outputs[blocks[layer]], seen.outputs[mlps[layer]], seen.inputs[mlps[layer]])
             )
             d_mlp = key.shape[1]
-            found[layer].append(torch.stack([block.norm(dim=1), mlp.norm(dim=1), key.norm(dim=1), key.abs().sum(1)], dim=1).cpu())
+            found[layer].append(
+                torch.stack([block.norm(dim=1), mlp.norm(dim=1), key.norm(dim=1), key.abs().sum(1)], dim=1).cpu()
+            )
     layers = tuple(LayerScales(*torch.cat(own).median(0).values.tolist()) for own in found)
     return Scales(layers, anatomy.d_model(model.hf), d_mlp)

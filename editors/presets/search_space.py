@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from editors.presets.scales import Scales, Unit
 
 CHOOSE, DEPTH, NUMBERS_OF = "choose", "depth", "numbers_of"
+UNITS: tuple[str, ...] = (CHOOSE, DEPTH, *get_args(Unit))
 
 #: Field -> what is chosen for it: a layer's number for layers, else a number in the field's unit.
 Choice = Mapping[str, Any]
@@ -28,10 +29,11 @@ class Candidates:
     """Choices of one field. For layers they are shares of the depth until `SearchSpace.fitted`, then numbers of layers.
 
     Attributes:
+        unit: one of `UNITS`.
         stretch: how many layers end at the chosen one; None: the field takes one number and no list.
     """
 
-    unit: Unit | Literal["choose", "depth"]
+    unit: str
     values: tuple[Any, ...]
     stretch: int | None = None
 
@@ -109,10 +111,10 @@ def search_space(section: Mapping[str, Any]) -> SearchSpace:
         (unit, values), *more = rest.items() or [("", ())]
         if unit == NUMBERS_OF:
             hosts[field] = str(values)
-        elif unit in (CHOOSE, DEPTH, *get_args(Unit)) and values and not more:
+        elif unit in UNITS and values and not more:
             candidates[field] = Candidates(unit, tuple(values), stretch)
         else:
-            raise ValueError(f"auto.{field}: {dict(given)}; expected one of {', '.join((CHOOSE, DEPTH, *get_args(Unit)))}")
+            raise ValueError(f"auto.{field}: {dict(given)}; expected one of {', '.join(UNITS)}")
     return SearchSpace(fixed, candidates, hosts)
 
 
