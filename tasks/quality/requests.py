@@ -86,10 +86,15 @@ def benchmark_requests(
     found = (_unknown_first if task == "insertion" else _known)(chooser, candidates, predictor, count)
     if len(found) < count:
         raise NotEnoughFacts(
-            f"task {task}, split {split}: {count} edits asked, but only {len(found)} subjects qualify "
-            f"(of {len(candidates)} slots); ask for fewer, or add facts to the warehouse"
+            f"task {task}, split {split}: {count} edits asked, but only {len(found)} subjects qualify (of {len(candidates)} "
+            f"slots; modification and erasure take facts that the model knows): {_advice(len(found))}"
         )
     return with_other_relations(world, found[:count])
+
+
+def _advice(most: int) -> str:
+    fewer = f"ask for at most that many (`errata benchmark --edits {most}`), or " if most else ""
+    return f"{fewer}give the warehouse facts that it knows"
 
 
 @dataclass(frozen=True)

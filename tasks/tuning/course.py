@@ -8,6 +8,8 @@ from typing import Any
 from editors.presets.search_space import SearchSpace
 from tasks.tuning.trials import Trial
 
+#: Success and neighbours kept of numbers that are chosen by what carries over.
+HOLDS, SPARES = 0.9, 0.9
 #: A choice -> its trial; None where it is not measured yet.
 Known = Callable[[dict[str, Any]], Trial | None]
 
@@ -35,8 +37,19 @@ def next_choice(space: SearchSpace, known: Known) -> dict[str, Any] | None:
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """The highest score; of equal ones the higher generalization, then the cheaper, then the earlier."""
-    return max(trials, key=lambda trial: (trial.score, trial.generalization, -trial.cpu_per_edit))
+    """The best numbers; of equal ones the cheaper, then the earlier.
+
+    Among those that hold and spare (`HOLDS`, `SPARES`) by generalization, then success, then neighbours kept. Numbers that do
+    not hold or not spare come behind, by the harmonic mean of the three: generalization alone would choose what writes the
+    new answer everywhere, and the mean alone would choose it over a memory that answers nothing but its own prompt.
+    """
+    return max(trials, key=_rank)
+
+
+def _rank(trial: Trial) -> tuple[float, ...]:
+    is_sound = trial.success >= HOLDS and trial.kept >= SPARES
+    first = trial.generalization if is_sound else trial.score
+    return (is_sound, first, trial.success, trial.kept, -trial.cpu_per_edit)
 
 
 def most_trials(space: SearchSpace) -> int:

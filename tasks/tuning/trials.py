@@ -47,11 +47,7 @@ class Trial(Record):
 
     @property
     def score(self) -> float:
-        """Harmonic mean of the three shares, as ROME's paper sums them up, to three digits.
-
-        Held-out wordings decide among numbers that spare the neighbours; numbers that gain there by writing the new
-        answer everywhere lose more than they gain.
-        """
+        """Harmonic mean of the three shares, as ROME's paper sums them up, to three digits."""
         parts = (self.success, self.generalization, self.kept)
         return round(len(parts) / sum(1 / p for p in parts), 3) if min(parts) > 0 else 0.0
 
