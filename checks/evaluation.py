@@ -16,6 +16,7 @@ from checks.errors import EvaluationError
 from checks.metrics.drawdown import drawdown, kl_divergence, perplexity_ratio
 from checks.metrics.failures import FailedProbe, failure_scores, leading_clause
 from checks.metrics.fluency import fluency
+from checks.metrics.forms import FormOf, by_form, not_counted, unanswered
 from checks.metrics.generalization import generalization_rate
 from checks.metrics.locality import SLICES as LOCALITY_SLICES
 from checks.metrics.locality import locality
@@ -31,7 +32,7 @@ from warehouse.records import EvaluationReport, Prediction, Probe, ProbeKind, Pr
 
 log = logging.getLogger(__name__)
 
-EDIT_KINDS: frozenset[ProbeKind] = frozenset({"success", "rephrase"})
+EDIT_KINDS: frozenset[ProbeKind] = frozenset({"success", "also", "rephrase", "carry_over"})
 #: Kinds whose meaning depends on what `f_0` answers.
 BEFORE_KINDS: frozenset[str] = frozenset({*LOCALITY_SLICES, *PORTABILITY_SLICES, "drawdown"})
 #: Stands for log 0, which neither JSON nor a comparison can hold.
@@ -129,11 +130,17 @@ def outcomes_of(
 
 
 def scores_from_outcomes(
-    outcomes: Sequence[ProbeOutcome], *, retain: Sequence[ProbeOutcome] | None = None, seed: int = 0
+    outcomes: Sequence[ProbeOutcome],
+    *,
+    retain: Sequence[ProbeOutcome] | None = None,
+    seed: int = 0,
+    form_of: FormOf | None = None,
 ) -> tuple[Score, ...]:
     """All rates that follow from predictions alone. Outcomes of several single edits may be put one after another.
 
-    `retain` is read for SRR, GRR and ESR; outcomes of kind `retain` join it.
+    Args:
+        retain: read for SRR, GRR and ESR; outcomes of kind `retain` join it.
+        form_of: the form that a prompt stands in, for a slice of each; None: the model is asked in one.
     """
     retained = [*(retain or ()), *of_kind(outcomes, "retain")]
     return (
@@ -146,6 +153,7 @@ def scores_from_outcomes(
         *portability(outcomes, seed),
         obsolete(outcomes),
         *drawdown(outcomes, seed),
+        *(by_form(outcomes, retained, form_of, seed) if form_of else ()),
     )
 
 
@@ -157,6 +165,7 @@ def scores_from(
     right_after: Mapping[str, Prediction] | None = None,
     retain: Sequence[Probe] = (),
     seed: int = 0,
+    form_of: FormOf | None = None,
 ) -> tuple[Score, ...]:
     """All rates that follow from predictions alone, by probe id.
 
@@ -166,6 +175,7 @@ def scores_from(
         right_after: `f_n`, right after the batch that holds the edit: SR, GR and ES are read from it where it has
             the probe (default: one batch, so `f_n` is `f_N`).
         retain: success and rephrase probes of every edit still in force, read under `f_N`.
+        form_of: see `scores_from_outcomes`.
 
     Raises:
         EvaluationError: a prediction is missing.
@@ -174,7 +184,7 @@ def scores_from(
     edits = [probe for probe in probes if probe.kind in EDIT_KINDS]
     others = [probe for probe in probes if probe.kind not in EDIT_KINDS]
     outcomes = outcomes_of(edits, before, at_edit) + outcomes_of(others, before, after)
-    return scores_from_outcomes(outcomes, retain=outcomes_of(retain, {}, after), seed=seed)
+    return scores_from_outcomes(outcomes, retain=outcomes_of(retain, {}, after), seed=seed, form_of=form_of)
 
 
 def evaluate(
@@ -192,6 +202,7 @@ def evaluate(
     before_id: str | None = None,
     after_id: str | None = None,
     settings: EvaluationSettings | None = None,
+    form_of: FormOf | None = None,
 ) -> EvaluationReport:
     """Measure the edited model `after` against `before`, the base `f_0`.
 
@@ -205,6 +216,8 @@ def evaluate(
         environment: what the numbers depend on beside the models (versions, machine, seed); kept in the report.
         extra: scores measured elsewhere, such as `efficiency`.
         before_id, after_id: checkpoint ids for the report; default: the models' digests.
+        form_of: the form that a prompt stands in, where a model is asked in several: each has slices of its own, and wordings
+            in which `f_0` does not answer an old answer that it knows are not counted.
 
     Returns:
         A report whose `report_id` is the digest of the model ids, the sets' digests and the scores. Scores of
@@ -218,11 +231,17 @@ def evaluate(
     first = predict(before, [p for p in probe_set.probes if p.kind in BEFORE_KINDS], cache)
     # One call for both sets: tonight's edits are in both.
     last = predict(after, [*probe_set.probes, *retained], cache)
+    aside: frozenset[str] = frozenset()
+    if form_of is not None:
+        asked = [*probe_set.probes, *retained]
+        aside = unanswered(asked, old_answers or {}, lambda probes: predict(before, probes, cache))
+    counted, kept = (tuple(p for p in probes if p.probe_id not in aside) for probes in (probe_set.probes, retained))
     held = [*texts, *(p.prompt for p in probe_set.probes if p.kind == "held_text")]
     scores = (
-        *scores_from(probe_set.probes, first, last, right_after=right_after, retain=retained, seed=settings.seed),
+        *scores_from(counted, first, last, right_after=right_after, retain=kept, seed=settings.seed, form_of=form_of),
+        *(not_counted(probe_set.probes, aside, form_of) if form_of else ()),
         *_model_scores(before, after, probe_set.probes, held, settings),
-        *_failure_scores(before, after, probe_set.probes, last, old_answers or {}, settings),
+        *_failure_scores(before, after, counted, last, old_answers or {}, settings),
         *extra,
     )
     digests = {"retain_digest": retain.digest if retain is not None else "", "texts_digest": digest_of(held)}
@@ -271,7 +290,8 @@ def _failure_scores(
 
     Teacher-forced argmax text would follow the right answer after its first wrong token, so both models generate.
     """
-    failed = [p for p in probes if p.kind in EDIT_KINDS and not predictions[p.probe_id].exact][: settings.max_failures]
+    asked = [p for p in probes if p.kind in ("success", "rephrase") and not predictions[p.probe_id].exact]
+    failed = asked[: settings.max_failures]
     if not failed:
         return failure_scores(())
     known: dict[str, list[str]] = {request: list(answers) for request, answers in old_answers.items()}

@@ -25,6 +25,7 @@ from warehouse.limits import Limits
 from warehouse.reference import HERE as REFERENCE
 
 CONFIG_FILE = "errata.toml"
+EMBEDDED = str(REFERENCE / "model")
 #: A path, or a name that may be one (a model, a store, a policy, a key): its `~` is resolved once, here, for everybody.
 PathText = Annotated[str, AfterValidator(expanded)]
 
@@ -34,12 +35,16 @@ class _Section(BaseModel):
 
 
 class ModelSettings(_Section):
-    """The base model: a local path or a hub id with a pinned revision."""
+    """The base model: a local path or a hub id with a pinned revision, and how it is asked.
 
-    name: PathText = str(REFERENCE / "model")
+    `form` auto: in every form that the model is competent in, as measured on calibration facts; else in that one alone.
+    """
+
+    name: PathText = EMBEDDED
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     trust_remote_code: bool = False
+    form: Literal["auto", "plain", "few_shot", "few_shot_questions", "chat"] = "auto"
 
 
 class EditorSettings(_Section):
@@ -157,6 +162,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _TomlFile(settings_cls)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Is the base the embedded reference model? It is asked plainly, as it was trained, about its own world alone."""
+        return self.model.name == EMBEDDED
 
     @property
     def warehouse_path(self) -> Path:

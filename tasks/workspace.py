@@ -19,15 +19,21 @@ from warehouse.night_names import day_name
 from warehouse.nights.order import free_night
 from warehouse.records import Prediction
 from warehouse.world.facts import seed_world
+from warehouse.world.general import put_general_facts
 from warehouse.world.templates import put_templates
 
 
 @contextmanager
 def warehouse(settings: Settings) -> Iterator[Warehouse]:
-    """The warehouse, seeded with the embedded world on first use. Keep it short: it shuts out every other process."""
+    """The warehouse, seeded with the embedded world on first use. Keep it short: it shuts out every other process.
+
+    Where the base is another model than the embedded one, what such a model can know is part of the world.
+    """
     with Warehouse.open(settings.warehouse_path) as wh:
         seed_world(wh)
-        put_templates(wh, Path(settings.templates) if settings.templates else None)
+        put_templates(wh, Path(settings.templates) if settings.templates else None, general=not settings.is_embedded)
+        if not settings.is_embedded:
+            put_general_facts(wh)
         yield wh
 
 

@@ -51,6 +51,8 @@ class UpdateRecord(Record):
 
 
 EditKind = Literal["insert", "modify", "erase"]
+#: Left out where there are none: requests of before the forms keep their digests.
+Unasked: Any = Field(default=(), exclude_if=lambda value: not value)
 
 
 class EditRequest(Record):
@@ -58,7 +60,11 @@ class EditRequest(Record):
 
     `other_relations`: in which the warehouse has a value for the subject, of before the update; an editor may protect them.
     It is not told the values.
-    `wordings`: other prompts that ask the fact and that an editor may learn from; `rephrases` are measured and never learnt.
+
+    Where a model is asked in several forms (`warehouse.world.forms`), `prompt` is the fact in the first of them. `also`: the
+    same in the others, edited and asked like `prompt`. `wordings`: other wordings, in all of them, that an editor may learn
+    from and that nothing asks. `rephrases`: wordings that are asked and that no editor may learn from. `carry_over`: wordings
+    in a form that the model is poor in, asked apart.
     """
 
     request_id: str
@@ -74,8 +80,9 @@ class EditRequest(Record):
     target_new_id: str = ""
     kind: EditKind = "modify"
     other_relations: tuple[str, ...] = ()
-    # Left out where there are none, so that requests from before the field keep their digests.
-    wordings: tuple[str, ...] = Field(default=(), exclude_if=lambda given: not given)
+    also: tuple[str, ...] = Unasked
+    wordings: tuple[str, ...] = Unasked
+    carry_over: tuple[str, ...] = Unasked
 
 
 VerdictName = Literal["accept", "supersede", "merge_duplicate", "reject", "quarantine"]
@@ -115,7 +122,9 @@ class Edit(Record):
 
 ProbeKind = Literal[
     "success",
+    "also",
     "rephrase",
+    "carry_over",
     "neighbourhood",
     "relation_specificity",
     "forgetfulness",

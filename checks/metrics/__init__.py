@@ -6,5 +6,5 @@ METRIC_CODES = (
     "SRR", "GRR", "ESR",
     "locality", "portability", "obsolete",
     "DD", "perplexity_ratio", "KL",
-    "fluency", "failure_mode", "efficiency",
+    "fluency", "failure_mode", "efficiency", "not_counted",
 )  # fmt: skip

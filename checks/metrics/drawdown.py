@@ -28,10 +28,11 @@ def drawdown(outcomes: Sequence[ProbeOutcome], seed: int = 0) -> list[Score]:
     from what `f_0` knows.
     """
     asked = of_kind(outcomes, "drawdown")
-    return [_drawdown("", asked, seed), _drawdown("known", [o for o in asked if o.known_before], seed)]
+    return [drawdown_of("", asked, seed), drawdown_of("known", [o for o in asked if o.known_before], seed)]
 
 
-def _drawdown(slice_name: str, asked: Sequence[ProbeOutcome], seed: int) -> Score:
+def drawdown_of(slice_name: str, asked: Sequence[ProbeOutcome], seed: int) -> Score:
+    """Equation 13 over some of the probes."""
     num_known = sum(o.known_before for o in asked)
     if num_known == 0:
         return unmeasured("DD", slice_name, len(asked))

@@ -1,4 +1,4 @@
-"""Other wordings of a request, taken from the training edits of its relation and never from its own rephrases."""
+"""Other wordings of a request: those that it brings, or those of its relation in the training edits; never its rephrases."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ def relation_templates(edits: Sequence[TrainingEdit]) -> dict[str, list[str]]:
 
 
 def paraphrases_of(request: EditRequest, templates: Mapping[str, Sequence[str]], count: int) -> list[str]:
-    """At most `count` other prompts for the request's fact: its own wordings first, then the templates' in a fixed order.
+    """At most `count` other prompts for the request's fact: those that it brings, else the relation's in an order of its own.
 
     The request's own prompt and rephrases are left out: rephrases are what generalization is measured on, and an editor
     that trained on them would measure its training.
     """
-    barred = {request.prompt, *request.rephrases}
+    barred = {request.prompt, *request.rephrases, *request.carry_over}
+    if brought := [prompt for prompt in (*request.also, *request.wordings) if prompt not in barred]:
+        return brought[:count]
     filled = [t.replace(SLOT, request.subject) for t in templates.get(request.relation, ())]
-    drawn = sorted(set(filled) - barred, key=lambda prompt: digest_of("paraphrase", prompt))
-    return list(dict.fromkeys([*(w for w in request.wordings if w not in barred), *drawn]))[:count]
+    return sorted(set(filled) - barred, key=lambda prompt: digest_of("paraphrase", prompt))[:count]
 
 
 def other_relations(request: EditRequest, templates: Mapping[str, Sequence[str]], count: int) -> list[str]:

@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 #: Probes of the standing sets that a subset is measured on: enough to see an edit that breaks many.
 NUM_DRAWDOWN, NUM_RETAIN, NUM_SHOWN = 200, 200, 20
 #: Probes that have a meaning only while their own edit is made.
-OWN_KINDS = frozenset({"success", "rephrase", "obsolete", "alias", "one_hop", "logical"})
+OWN_KINDS = frozenset({"success", "also", "rephrase", "carry_over", "obsolete", "alias", "one_hop", "logical"})
 #: Metrics over standing probes alone, which tonight's edits can only make worse.
 STANDING = frozenset({"DD", "perplexity_ratio", "KL"})
 #: How the ledger's reason begins of an edit that was found to be a culprit, and of one that was not explored.
 HELD_BACK = ("culprit:", "held back:")
 #: Of those, what the edit itself was to teach.
-LEARNT_KINDS = frozenset({"success", "rephrase"})
+LEARNT_KINDS = frozenset({"success", "also", "rephrase"})
 
 
 class Culprit(Record):

@@ -35,7 +35,8 @@ def request_digest(request: EditRequest) -> str:
 
 def request_content(request: EditRequest) -> str:
     """What a request asks for, whenever and by whatever way it came: the same content again is the same request."""
-    return digest_of(request.model_dump(mode="json", exclude={"received_at", "source", "other_relations", "rephrases"}))
+    aside = {"received_at", "source", "other_relations", "rephrases", "also", "wordings", "carry_over"}
+    return digest_of(request.model_dump(mode="json", exclude=aside))
 
 
 def requests_named(wh: Reader, request_ids: Collection[str], night: str) -> dict[str, tuple[str, str]]:
@@ -169,7 +170,11 @@ def _put_requests(wh: Warehouse, night: str, requests: Sequence[EditRequest]) ->
         if digests.setdefault(request.request_id, digest := request_digest(request)) != digest:
             raise Conflict(f"request {request.request_id!r} is there already with other content; give it a new id")
     register(wh, [night])
-    rows = [{**request.model_dump(), "content_digest": digests[request.request_id]} for request in requests]
+    columns = EditRequest.model_fields
+    rows = [
+        {name: getattr(request, name) for name in columns} | {"content_digest": digests[request.request_id]}
+        for request in requests
+    ]
     wh.append("edit_requests", rows, constants={"night": night})
     return set(digests)
 

@@ -127,7 +127,7 @@ def seed_world(wh: Warehouse) -> int:
             }
             for f in world.facts()
         )
-        added = _add_facts(wh, BASE_NIGHT, frame)
+        added = add_facts(wh, BASE_NIGHT, frame)
         wh.append("store_meta", [{"key": _SEED_KEY, "value": digest}])
     logger.info("seeded %d facts", added)
     return added
@@ -173,7 +173,7 @@ def _put_properties(wh: Warehouse) -> None:
 # ---------------------------------------------------------------- facts in time
 
 
-def _add_facts(wh: Warehouse, night: str, frame: pd.DataFrame) -> int:
+def add_facts(wh: Warehouse, night: str, frame: pd.DataFrame) -> int:
     """Append facts believed from `night`; `frame` has the columns of Fact and may have rank, statement_id, revision."""
     full = frame.reindex(columns=[name for name in FACT_IDENTITY if name != "known_from_night"])
     full = full.astype(object).where(full.notna(), None)
@@ -256,7 +256,7 @@ def apply_fact_changes(
             {"night": night},
             ending=ending,
         )
-        num_added = _add_facts(wh, night, fresh)
+        num_added = add_facts(wh, night, fresh)
     return num_added, num_ended
 
 

@@ -1,5 +1,7 @@
 """The SQL behind `warehouse.world.probes`: one query for each slice of an edit's questions.
 
+Where a model's known facts are kept (`$model`, its digest), bystanders are those alone.
+
 Frames: `asked` (requests in order `ord`, absent texts are ''), `reworded` (their rephrases), `shut_out` (ids and labels
 that take part in an edit). Parameters: `$seed`, and `$k`, the most rows for one request. `seeded(...)` stands for an
 md5 under the seed: unlike DuckDB's `hash` it is the same in every release.
@@ -17,6 +19,7 @@ def _sql(text: str) -> str:
 # Believed slots with all their answers. Where one label names two subjects of a relation, a prompt has two right
 # answers, so neither is asked.
 _SLOTS = """
+known AS (SELECT DISTINCT subject_id, relation FROM known_facts WHERE model_digest = $model AND correct),
 slots AS (
     SELECT subject_id, min(subject) AS subject, relation, list_sort(list(DISTINCT object)) AS objects
     FROM facts WHERE known_to_night IS NULL AND "rank" <> 'deprecated' GROUP BY subject_id, relation
@@ -26,6 +29,7 @@ open_slots AS (
     SELECT s.*, replace(t.prompt, '{s}', s.subject) AS prompt
     FROM slots s JOIN templates t ON t.relation = s.relation AND t.idx = 0
     WHERE s.subject_id NOT IN (SELECT name FROM shut_out) AND s.subject NOT IN (SELECT name FROM shut_out)
+        AND ((s.subject_id, s.relation) IN (SELECT (subject_id, relation) FROM known) OR NOT EXISTS (SELECT 1 FROM known))
 )"""
 
 # Ids that a request leaves empty are looked up by label, where the label means one entity.
@@ -46,10 +50,17 @@ ORDER BY a.ord"""
 
 _OWN = {
     "success": "SELECT request_id, prompt, [target_new] AS targets FROM asked ORDER BY ord",
+    # The same question in the model's other forms, and in one that it is poor in: all of them, for there are few.
+    "also": """
+        SELECT a.request_id, w.prompt, [a.target_new] AS targets FROM in_forms w JOIN asked a USING (request_id)
+        WHERE w.kind = 'also' AND $k > 0 ORDER BY a.ord, w.place""",
+    "carry_over": """
+        SELECT a.request_id, w.prompt, [a.target_new] AS targets FROM in_forms w JOIN asked a USING (request_id)
+        WHERE w.kind = 'carry_over' AND $k > 0 ORDER BY a.ord, w.place""",
     "rephrase": """
         SELECT a.request_id, w.prompt, [a.target_new] AS targets FROM reworded w JOIN asked a USING (request_id)
         WHERE w.prompt <> a.prompt
-        QUALIFY row_number() OVER (PARTITION BY a.request_id ORDER BY seeded(a.request_id, w.prompt)) <= $k
+        QUALIFY row_number() OVER (PARTITION BY a.request_id, w.form ORDER BY seeded(a.request_id, w.prompt)) <= $k
         ORDER BY a.ord, w.place""",
     "obsolete": """
         SELECT request_id, prompt, [target_true] AS targets FROM asked
@@ -74,7 +85,7 @@ _LOCALITY = {
         turns AS (
             SELECT *, row_number() OVER (PARTITION BY relation ORDER BY seeded(request_id)) - 1 AS turn
             FROM asked)
-        SELECT a.request_id, r.prompt, r.objects AS targets
+        SELECT a.request_id, r.prompt, r.objects AS targets, r.relation, r.subject
         FROM turns a JOIN ring r ON r.relation = a.relation
             AND (r.place + r.size - (a.turn * $k) % r.size) % r.size < $k
         ORDER BY a.ord, r.place""",
@@ -91,13 +102,13 @@ _LOCALITY = {
             SELECT a.request_id, a.ord, a.relation, s.step,
                 (a.turn * (4 * $k + 4) + s.step) % (SELECT max(size) FROM ring) AS place
             FROM turns a CROSS JOIN range(4 * $k + 4) s(step))
-        SELECT a.request_id, r.prompt, r.objects AS targets
+        SELECT a.request_id, r.prompt, r.objects AS targets, r.relation, r.subject
         FROM stretch a JOIN ring r ON r.place = a.place AND r.relation <> a.relation
         QUALIFY row_number() OVER (PARTITION BY a.request_id ORDER BY a.step) <= $k
         ORDER BY a.ord, a.step""",
     "relation_specificity": f"""
         WITH {_SLOTS}
-        SELECT a.request_id, replace(t.prompt, '{{s}}', s.subject) AS prompt, s.objects AS targets
+        SELECT a.request_id, replace(t.prompt, '{{s}}', s.subject) AS prompt, s.objects AS targets, s.relation, s.subject
         FROM asked a JOIN slots s ON s.subject_id = a.subject_id AND s.relation <> a.relation
         JOIN templates t ON t.relation = s.relation AND t.idx = 0
         WHERE NOT EXISTS (SELECT 1 FROM asked o WHERE o.subject_id = s.subject_id AND o.relation = s.relation)
@@ -160,10 +171,10 @@ SLICES: dict[str, str] = {kind: _sql(text) for kind, text in {**_OWN, **_LOCALIT
 
 DRAWDOWN = _sql(f"""
     WITH {_SLOTS}
-    SELECT prompt, objects AS targets FROM open_slots
+    SELECT prompt, objects AS targets, relation, subject FROM open_slots
     ORDER BY seeded('drawdown', subject_id, relation) LIMIT $k""")
 
 STAND_INS = _sql(f"""
     WITH {_SLOTS}
-    SELECT prompt, objects AS targets FROM open_slots
+    SELECT prompt, objects AS targets, relation, subject FROM open_slots
     ORDER BY seeded('stand-in', $kind, subject_id, relation) LIMIT $k""")

@@ -26,18 +26,21 @@ from warehouse.errors import IntegrityError, NotFound
 from warehouse.probe_identity import make_probe, make_probe_set, order_of, probe_set_digest
 from warehouse.records import EditRequest, Probe, ProbeKind, ProbeSet
 from warehouse.reference.prose import held_text
+from warehouse.world.forms import Asker
 from warehouse.world.probe_sql import DRAWDOWN, RESOLVE, SLICES, STAND_INS
 
 log = logging.getLogger(__name__)
 
-#: Most probes of each kind for one request.
+#: Most probes of each kind for one request, in each form that its model is asked in (`warehouse.world.forms`). `also` and
+#: `carry_over` have as many as the request brings; 0 leaves them out.
 PER_REQUEST: dict[ProbeKind, int] = {
-    "success": 1, "rephrase": 3, "obsolete": 1, "neighbourhood": 3, "relation_specificity": 2, "forgetfulness": 1,
-    "unrelated": 1, "one_hop": 2, "logical": 1, "alias": 2,
+    "success": 1, "also": 1, "rephrase": 3, "carry_over": 1, "obsolete": 1, "neighbourhood": 3, "relation_specificity": 2,
+    "forgetfulness": 1, "unrelated": 1, "one_hop": 2, "logical": 1, "alias": 2,
 }  # fmt: skip
 #: Bystanders of a night, however few its edits are: the rules over them are shares, and a share needs a crowd.
 BYSTANDERS: dict[ProbeKind, int] = {"neighbourhood": 30, "unrelated": 20}
 StandingKind = Literal["drawdown", "retain", "held_text"]
+PLAINLY = Asker()
 
 
 # ---------------------------------------------------------------- builders
@@ -58,6 +61,7 @@ def build_edit_probes(
     least: Mapping[ProbeKind, int] | None = None,
     seed: int = 0,
     name: str = "edits",
+    asker: Asker = PLAINLY,
 ) -> ProbeSet:
     """The questions that tonight's edits must answer, must not disturb, and should carry over to.
 
@@ -67,6 +71,7 @@ def build_edit_probes(
         per_request: most probes of a kind for one request, over `PER_REQUEST`; 0 leaves the kind out.
         least: of all requests together, so many probes of a kind of bystanders, if the store has as many facts: where a
             relation has too few other subjects, facts of any relation stand in for them.
+        asker: how the model is asked; bystanders are asked in each form that it is competent in.
 
     Raises:
         ValueError: `per_request` names a kind that belongs to no edit, or a negative number, or two requests have
@@ -86,14 +91,15 @@ def build_edit_probes(
     asked = wh.query(RESOLVE, asked=_request_frame(requests))
     frames = {
         "asked": asked,
-        "reworded": _rephrase_frame(requests),
+        "reworded": _rephrase_frame(requests, asker),
+        "in_forms": _form_frame(requests),
         "shut_out": _name_frame([*excluded_subjects, *_involved(asked)]),
     }
     probes: list[Probe] = []
     for kind, count in counts.items():
         if count:
-            asked_now = _ask(wh, kind, SLICES[kind], seed, count, frames)
-            probes += asked_now + _stand_ins(wh, kind, (least or {}).get(kind, 0), asked_now, requests, seed, frames)
+            asked_now = _ask(wh, kind, SLICES[kind], seed, count, frames, asker)
+            probes += asked_now + _stand_ins(wh, kind, (least or {}).get(kind, 0), asked_now, requests, seed, frames, asker)
     result = make_probe_set(name, probes)
     seconds = time.perf_counter() - started
     log.info("%d probes for %d requests in %.2f s: %s", len(result.probes), len(requests), seconds, result.digest[:12])
@@ -108,10 +114,12 @@ def standing_probes(
     excluded_subjects: Collection[str] = frozenset(),
     requests: Sequence[EditRequest] = (),
     seed: int = 0,
+    asker: Asker = PLAINLY,
 ) -> ProbeSet:
     """A set that is asked every night; its name is its kind.
 
-    - `drawdown`: facts whose subject takes part in nothing: no edit (`requests`), none of `excluded_subjects`.
+    - `drawdown`: facts whose subject takes part in nothing: no edit (`requests`), none of `excluded_subjects`. In several
+      forms so many fewer facts are asked.
     - `retain`: of each of `requests` (every edit in force) its own prompt (kind `retain`) and its rephrases (kind
       `rephrase`, at most three), for at most `limit` requests in hash order.
     - `held_text`: paragraphs that no training run has seen; the prompt is the text.
@@ -126,14 +134,16 @@ def standing_probes(
     if kind == "drawdown":
         involved = _involved(wh.query(RESOLVE, asked=_request_frame(requests))) if requests else []
         frames = {"shut_out": _name_frame([*excluded_subjects, *involved])}
-        return make_probe_set(kind, _ask(wh, "drawdown", DRAWDOWN, seed, limit, frames))
+        facts = -(-limit // max(1, len(asker.forms.names)))
+        return make_probe_set(kind, _ask(wh, "drawdown", DRAWDOWN, seed, facts, frames, asker))
     if kind != "retain":
         raise ValueError(f"no standing set {kind!r}; there are drawdown, retain, held_text")
     chosen = sorted(requests, key=lambda r: digest_of(seed, "retain", r.request_id))[:limit]
     probes = [make_probe("retain", r.prompt, (r.target_new,), r.request_id) for r in chosen]
     if chosen:
-        frames = {"asked": _request_frame(chosen), "reworded": _rephrase_frame(chosen)}
-        probes += _ask(wh, "rephrase", SLICES["rephrase"], seed, PER_REQUEST["rephrase"], frames)
+        asked = {"asked": _request_frame(chosen), "reworded": _rephrase_frame(chosen, asker), "in_forms": _form_frame(chosen)}
+        for own in ("also", "rephrase", "carry_over"):
+            probes += _ask(wh, own, SLICES[own], seed, PER_REQUEST[own], asked, asker)
     return make_probe_set(kind, probes)
 
 
@@ -145,22 +155,43 @@ def _stand_ins(
     requests: Sequence[EditRequest],
     seed: int,
     frames: Mapping[str, pd.DataFrame],
+    asker: Asker,
 ) -> list[Probe]:
     """Facts of any relation, shared out among the requests, as far as `asked` falls short of `least`."""
     known = {probe.prompt for probe in asked}
     if len(known) >= least:
         return []
-    rows = wh.rows(STAND_INS, {"seed": str(seed), "kind": kind, "k": least + len(known)}, shut_out=frames["shut_out"])
-    fresh = [row for row in rows if row["prompt"] not in known][: least - len(known)]
+    given = {"seed": str(seed), "kind": kind, "k": least + len(known), "model": asker.forms.model_digest}
+    rows = wh.rows(STAND_INS, given, shut_out=frames["shut_out"])
     owners = [request.request_id for request in requests]
-    return [make_probe(kind, row["prompt"], row["targets"], owners[i % len(owners)]) for i, row in enumerate(fresh)]
+    fresh = [
+        make_probe(kind, prompt, row["targets"], owners[i % len(owners)])
+        for i, row in enumerate(rows)
+        for prompt in asker.ask(row["relation"], row["subject"], row["prompt"])
+        if prompt not in known
+    ]
+    return fresh[: least - len(known)]
 
 
-def _ask(wh: Warehouse, kind: ProbeKind, sql: str, seed: int, count: int, frames: Mapping[str, pd.DataFrame]) -> list[Probe]:
+def _ask(
+    wh: Warehouse,
+    kind: ProbeKind,
+    sql: str,
+    seed: int,
+    count: int,
+    frames: Mapping[str, pd.DataFrame],
+    asker: Asker,
+) -> list[Probe]:
+    """The rows of a query as probes; those that name their fact are asked in every form of the model."""
+    given = {"seed": str(seed), "k": count, "model": asker.forms.model_digest}
     # DuckDB refuses a parameter that the statement does not name.
-    params = {name: value for name, value in {"seed": str(seed), "k": count}.items() if f"${name}" in sql}
+    params = {name: value for name, value in given.items() if f"${name}" in sql}
     rows = wh.rows(sql, params, **{name: frame for name, frame in frames.items() if name in sql})
-    return [make_probe(kind, row["prompt"], row["targets"], row.get("request_id")) for row in rows]
+    return [
+        make_probe(kind, prompt, row["targets"], row.get("request_id"))
+        for row in rows
+        for prompt in (asker.ask(row["relation"], row["subject"], row["prompt"]) if "relation" in row else [row["prompt"]])
+    ]
 
 
 def _involved(asked: pd.DataFrame) -> list[str]:
@@ -177,10 +208,21 @@ def _request_frame(requests: Sequence[EditRequest]) -> pd.DataFrame:
     return pd.DataFrame(data, dtype="str").assign(ord=range(len(requests)))
 
 
-def _rephrase_frame(requests: Sequence[EditRequest]) -> pd.DataFrame:
-    rows = [(r.request_id, i, prompt) for r in requests for i, prompt in enumerate(r.rephrases)]
-    frame = pd.DataFrame(rows, columns=["request_id", "place", "prompt"])
-    return frame.astype({"request_id": "str", "place": "int64", "prompt": "str"})
+def _rephrase_frame(requests: Sequence[EditRequest], asker: Asker) -> pd.DataFrame:
+    rows = [(r.request_id, i, prompt, asker.form_of(prompt)) for r in requests for i, prompt in enumerate(r.rephrases)]
+    frame = pd.DataFrame(rows, columns=["request_id", "place", "prompt", "form"])
+    return frame.astype({"request_id": "str", "place": "int64", "prompt": "str", "form": "str"})
+
+
+def _form_frame(requests: Sequence[EditRequest]) -> pd.DataFrame:
+    rows = [
+        (r.request_id, kind, i, prompt)
+        for r in requests
+        for kind, prompts in (("also", r.also), ("carry_over", r.carry_over))
+        for i, prompt in enumerate(prompts)
+    ]
+    frame = pd.DataFrame(rows, columns=["request_id", "kind", "place", "prompt"])
+    return frame.astype({"request_id": "str", "kind": "str", "place": "int64", "prompt": "str"})
 
 
 def _name_frame(names: Iterable[str]) -> pd.DataFrame:

@@ -12,8 +12,10 @@ _BELIEVED = """known_to_night IS NULL AND "rank" <> 'deprecated'"""
 
 
 def base_facts(wh: Reader) -> list[dict[str, Any]]:
-    """`subject_id`, `subject`, `relation` and `object` of every fact believed before the first night, by fact id."""
-    return wh.rows("SELECT subject_id, subject, relation, object FROM facts WHERE known_from_night = '' ORDER BY fact_id")
+    """`subject_id`, `subject`, `relation`, `object` and `source` of each fact believed before the first night, by fact id."""
+    return wh.rows(
+        "SELECT subject_id, subject, relation, object, source FROM facts WHERE known_from_night = '' ORDER BY fact_id"
+    )
 
 
 def held_objects(wh: Reader) -> dict[tuple[str, str], set[str]]:
