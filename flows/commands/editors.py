@@ -83,7 +83,7 @@ def prepare(
     if auto:
         _find(settings, names, budget, given, as_json)
         return
-    cards = [_prepared(configure(_with(settings, name, given.get(name, {})), editor=name), name) for name in names]
+    cards = [_prepared(configure({"editor": {"overrides": given.get(name, {})}}, editor=name), name) for name in names]
     if as_json:
         emit_json(cards[0] if len(cards) == 1 else cards)
         return
@@ -95,12 +95,6 @@ def prepare(
         rows = [(figure, _short(value)) for figure, value in sorted(card["meta"].items()) if _is_figure(value)]
         if rows:
             table("What it learnt", ("figure", "value"), rows)
-
-
-def _with(settings: Settings, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with numbers of an editor; those of the settings stay where they are of the same editor."""
-    own = settings.editor.overrides if name == settings.editor.name else {}
-    return {"editor": {**settings.editor.model_dump(), "overrides": {**own, **given}}}
 
 
 def _prepared(settings: Settings, name: str) -> dict[str, Any]:

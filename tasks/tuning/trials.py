@@ -29,7 +29,7 @@ class Trial(Record):
 
     Attributes:
         choice: what was chosen, in the search space's own terms; `values`: the configuration's numbers.
-        success, generalization, kept: shares of edits, of held-out wordings, and of neighbours still answered rightly;
+        success, generalization, kept: shares of edited prompts, of held-out wordings, and of neighbours still answered rightly;
             each edit stands alone on the base. `asked`: how many of each.
         cpu_per_edit: seconds of all cores, without the preparation. `seconds`: wall time of the trial.
     """
@@ -84,7 +84,7 @@ def run_trial(
             if patch is not None:
                 model.push(patch)
             questions = (
-                [Question(request.prompt, request.target_new)],
+                [Question(p, request.target_new) for p in (request.prompt, *request.also)],
                 [Question(p, request.target_new) for p in spread(request.rephrases, REPHRASES)],
                 list(tuning.neighbours.get(request.request_id, ())),
             )
