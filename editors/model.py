@@ -114,6 +114,8 @@ class EditableModel:
         self.memories: dict[str, Any] = {}
         self.positions: PromptPositions | None = None
         self._undos: list[Undo] = []
+        #: Hooks that have to see a row's tokens together.
+        self._row_hooks: set[int] = set()
         self._originals: dict[str, Tensor] = {}
         self._parameters = dict(model.named_parameters())
         for parameter in self._parameters.values():
@@ -258,9 +260,28 @@ class EditableModel:
 
     # ------------------------------------------------------------ seams 2 and 3: modules and calls
 
-    def hook(self, path: str, function: Callable[[nn.Module, tuple[Any, ...], Any], Any]) -> Undo:
-        """Call `function(module, inputs, output)` after a module; what it returns (if not None) becomes the output."""
-        return self.hf.get_submodule(path).register_forward_hook(function).remove
+    def hook(self, path: str, function: Callable[[nn.Module, tuple[Any, ...], Any], Any], *, by_token: bool = False) -> Undo:
+        """Call `function(module, inputs, output)` after a module; what it returns (if not None) becomes the output.
+
+        Args:
+            by_token: what it does at a token depends on that token's states and on `positions` alone, so that a prompt may
+                pass in parts, its beginning once for many prompts. Not so where it decides for a row from all its tokens.
+        """
+        handle = self.hf.get_submodule(path).register_forward_hook(function)
+        if by_token:
+            return handle.remove
+        self._row_hooks.add(handle.id)
+
+        def undo() -> None:
+            handle.remove()
+            self._row_hooks.discard(handle.id)
+
+        return undo
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """May what many prompts begin with run once for all of them? Not under a hook that reads whole rows."""
+        return not self._row_hooks
 
     def wrap(self, make: Callable[[Runner], Runner]) -> Undo:
         """Put a runner around the current one; the undo takes it off, and everything wrapped around it later."""

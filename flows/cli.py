@@ -33,6 +33,7 @@ from flows.commands import (
     ingest,
     inside,
     measure,
+    models,
     nights,
     proof,
     queue,
@@ -102,6 +103,7 @@ app = typer.Typer(
 app.add_typer(editors.app, name="editors")
 app.add_typer(state.config_app, name="config")
 app.add_typer(reference.app, name="reference")
+app.add_typer(models.app, name="models")
 app.add_typer(state.warehouse_app, name="warehouse")
 app.add_typer(state.store_app, name="store")
 app.add_typer(state.validate_app, name="validate")

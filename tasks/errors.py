@@ -11,3 +11,7 @@ class LineageBusy(TasksError):
 
 class NotEnoughFacts(TasksError):
     """The world has fewer facts of the kind asked for; names how many there are."""
+
+
+class NotFetched(TasksError):
+    """A model could not be brought from the package index, or what came is not what is recorded."""

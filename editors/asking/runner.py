@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.asking.calls import Call, Generation, LogitBatch, PromptPositions
-from editors.asking.tokens import encode_prompts, encode_rows, pad_right, said_text
+from editors.asking.prefixes import prefix_groups, shared_cache
+from editors.asking.tokens import EncodedRow, encode_prompts, encode_rows, pad_right, said_text
 
 #: Padded tokens in one forward pass. On a CPU the feed-forward activations of a pass must stay in its cache (512 tokens
 #: scored four times as many probes a second as 8,192); a GPU wants large passes.
@@ -42,6 +43,9 @@ class Wearer(Protocol):
     @property
     def end_ids(self) -> Sequence[int]: ...
 
+    @property
+    def shares_prefixes(self) -> bool: ...
+
 
 class PlainRunner:
     """Runs the Hugging Face model itself, with the hooks that patches have put on it."""
@@ -50,45 +54,82 @@ class PlainRunner:
         self._model = model
 
     def logits(self, call: Call) -> Iterator[LogitBatch]:
-        """Batches sorted by length, so that little is padded; rows longer than the context lose their left end."""
+        """Batches sorted by length, so that little is padded; rows longer than the context lose their left end.
+
+        What many prompts begin with runs once, where every hook on the model allows it (`EditableModel.hook`).
+        """
         model = self._model
         rows = encode_rows(model.tokenizer, call.prompts, call.continuations)
-        vocab = model.vocab_size
         limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or max((len(r.ids) for r in rows), default=1)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        groups, others = prefix_groups(rows, limit) if model.shares_prefixes else ([], list(range(len(rows))))
+        for group in groups:
+            yield from self._packed(rows, group.rows, limit, self._prefix(rows[group.rows[0]].ids[: group.length]))
+        yield from self._packed(rows, others, limit)
+
+    def _prefix(self, ids: Sequence[int]) -> Cache:
+        """Run the first tokens of many rows, with the hooks of patches; the last prompt token of each is still to come."""
+        model, device = self._model, self._model.hf.device
+        tokens = torch.tensor([list(ids)], device=device)
+        model.positions = PromptPositions(torch.tensor([len(ids)], device=device), torch.ones_like(tokens).bool())
+        try:
+            # Without the configuration, which would have layers with a sliding window forget what lies behind it.
+            filled = model.hf.base_model(input_ids=tokens, past_key_values=DynamicCache(), use_cache=True).past_key_values
+        finally:
+            model.positions = None
+        return shared_cache(filled)
+
+    def _packed(
+        self, rows: Sequence[EncodedRow], chosen: Sequence[int], limit: int, prefix: Cache | None = None
+    ) -> Iterator[LogitBatch]:
+        """The chosen rows in passes of like length; of rows behind a prefix, what follows it."""
+        model = self._model
+        vocab, before = model.vocab_size, prefix.get_seq_length() if prefix is not None else 0
+        order = sorted(chosen, key=lambda i: len(rows[i].ids))
         most_tokens = TOKENS_PER_BATCH.get(model.hf.device.type, TOKENS_PER_GPU_BATCH)
         at = 0
         while at < len(order):
-            chosen: list[int] = []
+            batch: list[int] = []
             answers = 0
             while at < len(order):
                 row = rows[order[at]]
-                width, count = min(len(row.ids), limit), len(row.ids) - row.start + 1
-                full = (len(chosen) + 1) * width > most_tokens or (answers + count) * vocab > LOGITS_PER_BATCH
-                if chosen and full:
+                width, count = min(len(row.ids), limit) - before, len(row.ids) - row.start + 1
+                full = (len(batch) + 1) * width > most_tokens or (answers + count) * vocab > LOGITS_PER_BATCH
+                if batch and full:
                     break
-                chosen.append(order[at])
+                batch.append(order[at])
                 answers += count
                 at += 1
-            cut = [max(0, len(rows[i].ids) - limit) for i in chosen]
-            ids, mask = pad_right([rows[i].ids[c:] for i, c in zip(chosen, cut, strict=True)], model.pad_id)
-            # Where the continuation alone exceeds the context, its first tokens are only read, not predicted.
-            begins = [max(rows[i].start, c + 1) for i, c in zip(chosen, cut, strict=True)]
-            starts = torch.tensor([b - c for b, c in zip(begins, cut, strict=True)])
-            ends = mask.sum(1)
-            place = torch.arange(ids.shape[1])
-            wanted = (place >= starts[:, None] - 1) & (place < ends[:, None])
-            device = model.hf.device
-            # Positions of the prompt's last token, for hooks such as GRACE's.
-            model.positions = PromptPositions((starts - 1).to(device), (place < starts[:, None]).to(device))
-            try:
-                hidden = model.hf.base_model(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-                ).last_hidden_state
-            finally:
-                model.positions = None
-            logits = model.head(hidden[wanted.to(device)])
-            yield LogitBatch(chosen, [rows[i].ids[b:] for i, b in zip(chosen, begins, strict=True)], logits)
+            yield self._pass([rows[i] for i in batch], batch, limit, before, prefix)
+
+    def _pass(
+        self, rows: Sequence[EncodedRow], numbers: list[int], limit: int, before: int, prefix: Cache | None
+    ) -> LogitBatch:
+        """One forward pass over the rows, without the `before` tokens that the prefix holds."""
+        model, device = self._model, self._model.hf.device
+        cut = [before or max(0, len(row.ids) - limit) for row in rows]
+        ids, mask = pad_right([row.ids[c:] for row, c in zip(rows, cut, strict=True)], model.pad_id)
+        # Where the continuation alone exceeds the context, its first tokens are only read, not predicted.
+        begins = [max(row.start, c + 1) for row, c in zip(rows, cut, strict=True)]
+        starts = torch.tensor([b - c for b, c in zip(begins, cut, strict=True)])
+        ends = mask.sum(1)
+        place = torch.arange(ids.shape[1])
+        wanted = (place >= starts[:, None] - 1) & (place < ends[:, None])
+        # In tokens of the whole row, the prefix among them: hooks such as GRACE's act on the prompt's last token.
+        whole = torch.arange(before + ids.shape[1])
+        model.positions = PromptPositions(
+            (before + starts - 1).to(device), (whole < before + starts[:, None]).to(device), before
+        )
+        try:
+            hidden = model.hf.base_model(
+                input_ids=ids.to(device),
+                attention_mask=torch.nn.functional.pad(mask, (before, 0), value=1).to(device),
+                past_key_values=prefix,
+                use_cache=False,
+            ).last_hidden_state
+        finally:
+            model.positions = None
+        logits = model.head(hidden[wanted.to(device)])
+        return LogitBatch(numbers, [row.ids[b:] for row, b in zip(rows, begins, strict=True)], logits)
 
     def generate(self, prompts: Sequence[str], options: Generation) -> list[str]:
         """Continuations of the prompts; what the checkpoint ships for generation, but its end tokens, has no part in it."""

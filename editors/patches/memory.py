@@ -213,7 +213,7 @@ class MemoryPatch(Patch):
         if book is None:
             book = Codebook(self.keys.shape[1], self.values.shape[1], model.hf.device)
             model.memories[name] = book
-            remove = model.hook(self.site, book.hook(model))
+            remove = model.hook(self.site, book.hook(model), by_token=True)
         entries = book
         entries.append(self.keys, self.values, self.radii, self.labels, self.request_ids)
         for change in self.changes:

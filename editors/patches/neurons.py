@@ -188,7 +188,7 @@ class NeuronPatch(Patch):
         if found is None:
             found = Neurons(self.activation, self.keys.shape[1], self.values.shape[1], model.hf.device)
             model.memories[name] = found
-            remove = model.hook(self.site, found.hook)
+            remove = model.hook(self.site, found.hook, by_token=True)
         neurons = found
         neurons.append(self.keys, self.biases, self.values)
 

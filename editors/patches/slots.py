@@ -281,7 +281,7 @@ class SlotPatch(Patch):
             raise PatchError(f"{self.site} has no slot of {missing[0]!r} to take out; push the patches in their order")
         if name not in model.memories:
             model.memories[name] = book
-            remove = model.hook(self.site, book.hook)
+            remove = model.hook(self.site, book.hook, by_token=True)
         held = book
         before = {subject: held.slots.get(subject) for subject in self.changes}
         for subject, slot in self.changes.items():

@@ -20,6 +20,7 @@ from tasks.candidate import Candidate
 from tasks.isolation.group_testing import Isolation, isolate
 from tasks.night.edit import batch_size, make_edits, record_made
 from tasks.night.evaluate import in_force
+from tasks.serving.forms import how_to_ask
 from tasks.serving.models import at_checkpoint, base_model, has_patch, stored_patch
 from tasks.serving.prepare import editor_of, preparation_of
 from tasks.settings import Settings
@@ -135,6 +136,7 @@ class _Trial:
     ) -> None:
         self._settings, self._done = settings, done
         base = base_model(settings)
+        self._asker = how_to_ask(settings)
         self._editor: Editor = editor_of(settings, base)
         self._prepared: Prepared = preparation_of(settings, self._editor, base)
         with warehouse(settings) as wh:
@@ -143,7 +145,8 @@ class _Trial:
             parent = checkpoint(wh, done.parent) if done.parent else None
         retained = in_force(settings, requests)
         with warehouse(settings) as wh:
-            retain = standing_probes(wh, kind="retain", limit=NUM_RETAIN, requests=retained).probes
+            retain = standing_probes(wh, kind="retain", limit=NUM_RETAIN, requests=retained, asker=self._asker).probes
+        self._old = {r.request_id: [r.target_true] for r in retained if r.target_true}
         self._requests: dict[str, EditRequest] = {r.request_id: r for r in requests}
         stopped = [r.rule for r in decision.failed_rules if r.rule.on_fail == "reject"]
         self._policy = policy.model_copy(
@@ -187,7 +190,16 @@ class _Trial:
         self._edit(subset)
         try:
             cache = WarehouseCache(self._settings)
-            found = measure(AtDepth(self._model, 0), self._model, probes, retain=retain, cache=cache, settings=self._measured)
+            found = measure(
+                AtDepth(self._model, 0),
+                self._model,
+                probes,
+                retain=retain,
+                old_answers=self._old,
+                cache=cache,
+                settings=self._measured,
+                form_of=None if self._asker.is_plain else self._asker.form_of,
+            )
             asked = predict(self._model, [*probes.probes, *retain.probes], cache)
         finally:
             self._model.rollback(self._depth)

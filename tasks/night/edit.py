@@ -25,7 +25,7 @@ from warehouse.database.connection import Warehouse
 from warehouse.lineages.edits import PatchRow, ledger_row, record_batches, record_edits, save_patches
 from warehouse.nights.held_edits import join_held
 from warehouse.nights.intake import requests_of
-from warehouse.records import Edit, EditBatch, EditRequest, Prediction, Probe
+from warehouse.records import Edit, EditBatch, EditRequest, Prediction, Probe, ProbeKind
 from warehouse.world.probes import make_probe
 from warehouse.world.queries import additional_values
 
@@ -34,8 +34,22 @@ log = logging.getLogger(__name__)
 
 def edit_probes(requests: tuple[EditRequest, ...]) -> list[Probe]:
     """The probes of SR and GR of a batch; equal questions have equal ids wherever they are asked."""
-    probes = [make_probe("success", r.prompt, [r.target_new], r.request_id) for r in requests]
-    return probes + [make_probe("rephrase", p, [r.target_new], r.request_id) for r in requests for p in r.rephrases]
+    return [
+        make_probe(kind, prompt, [r.target_new], r.request_id)
+        for r in requests
+        for kind, prompts in asked_of(r)
+        for prompt in prompts
+    ]
+
+
+def asked_of(request: EditRequest) -> tuple[tuple[ProbeKind, tuple[str, ...]], ...]:
+    """What a request is asked right after its edit, by kind of probe."""
+    return (
+        ("success", (request.prompt,)),
+        ("also", request.also),
+        ("rephrase", request.rephrases),
+        ("carry_over", request.carry_over),
+    )
 
 
 def choose_requests(

@@ -14,7 +14,9 @@ from checks.metrics.efficiency import EditCost, efficiency
 from editors.views import AtDepth
 from tasks.candidate import Candidate
 from tasks.serving.corpus import calibration
-from tasks.serving.models import at_checkpoint
+from tasks.serving.forms import how_to_ask
+from tasks.serving.known import FOR_A_NIGHT, ask_known
+from tasks.serving.models import at_checkpoint, base_model
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, store_of, warehouse
@@ -25,6 +27,7 @@ from warehouse.lineages.reports import reports_after, save_report
 from warehouse.nights.intake import requests_by_id
 from warehouse.probe_identity import make_probe, make_probe_set
 from warehouse.records import EditRequest, EvaluationReport, Probe, ProbeSet
+from warehouse.world.forms import PLAINLY
 from warehouse.world.own_probes import own_probes
 from warehouse.world.probes import BYSTANDERS, build_edit_probes, night_counts, save_probe_set, standing_probes
 
@@ -51,6 +54,7 @@ def probe_sets(
     The first has the edits, what their source asks about them, what must be gone, drawdown and held text.
     """
     sizes = settings.probes
+    asker = PLAINLY if settings.is_embedded else ask_known(settings, base_model(settings), each=FOR_A_NIGHT)
     with warehouse(settings) as wh:
         # Subjects of the second moment and of any edit are never asked about as bystanders.
         bystanders = calibration(wh).subjects | {r.subject_id or r.subject for r in retained}
@@ -61,14 +65,21 @@ def probe_sets(
             per_request=night_counts(len(tonight)),
             least=BYSTANDERS,
             seed=sizes.seed,
+            asker=asker,
         )
         drawdown = standing_probes(
-            wh, kind="drawdown", limit=sizes.drawdown, excluded_subjects=bystanders, requests=retained, seed=sizes.seed
+            wh,
+            kind="drawdown",
+            limit=sizes.drawdown,
+            excluded_subjects=bystanders,
+            requests=retained,
+            seed=sizes.seed,
+            asker=asker,
         )
         held = standing_probes(wh, kind="held_text", limit=sizes.held_texts)
         own = own_probes(wh, tonight, retained)
         probes = make_probe_set("night", [*edits.probes, *own, *gone, *drawdown.probes, *held.probes])
-        retain = standing_probes(wh, kind="retain", limit=len(retained), requests=retained)
+        retain = standing_probes(wh, kind="retain", limit=len(retained), requests=retained, asker=asker)
         save_probe_set(wh, probes)
         save_probe_set(wh, retain)
     return probes, retain
@@ -112,6 +123,7 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
         known = [r for r in reports_after(wh, after, before) if r.probe_set_digest == probes.digest]
     if known:
         return known[-1]
+    asker = how_to_ask(settings)
     model = at_checkpoint(settings, store_of(settings), done)
     cost = EditCost(len(done.edited), done.edit_seconds, done.patch_bytes)
     report = measure(
@@ -120,12 +132,13 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
         probes,
         retain=retain,
         right_after={p.probe_id: p for p in done.right_after},
-        old_answers={r.request_id: [r.target_true] for r in tonight if r.target_true},
+        old_answers={r.request_id: [r.target_true] for r in retained if r.target_true},
         cache=WarehouseCache(settings),
-        environment=environment(settings, done),
+        environment=environment(settings, done) | ({} if asker.is_plain else {"forms": asker.forms.describe()}),
         extra=efficiency(cost),
         before_id=before,
         after_id=after,
+        form_of=None if asker.is_plain else asker.form_of,
     )
     with warehouse(settings) as wh:
         save_report(wh, report)

@@ -16,6 +16,7 @@ from checks.receipt import night_end
 from checks.text_safety_policy import shipped_door
 from checks.trust import shipped_trust
 from checks.verdicts import NightVerdicts, validate_night
+from tasks.serving.forms import how_to_ask
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import note
@@ -61,6 +62,7 @@ def validate(settings: Settings, night: str) -> dict[str, int]:
     Raises:
         ValidatorBroke: an expectation could not be computed; the night stops and nothing is written.
     """
+    asker = how_to_ask(settings)
     with warehouse(settings) as wh:
         put_properties(wh, Path(settings.properties) if settings.properties else None)
         judged: list[Verdict] = verdicts_of(wh, night)
@@ -82,7 +84,7 @@ def validate(settings: Settings, night: str) -> dict[str, int]:
                 faults=reused_records(records) | wrong_clocks,
             )
             requests, of_record = requests_from(result, templates_of(wh))
-            requests = with_other_relations(wh, requests)
+            requests = [asker.state(request) for request in with_other_relations(wh, requests)]
             judged = [v.model_copy(update={"request_id": of_record.get(v.record_id)}) for v in result.verdicts]
             source_of = {r.record_id: r.source for r in records}
             with wh.transaction():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from checks.evaluation import EDIT_KINDS, outcomes_of, predict, scores_from_outcomes
 from checks.metrics.drawdown import kl_divergence, perplexity_ratio
 from checks.metrics.fluency import fluency
+from checks.metrics.forms import not_counted, unanswered
 from checks.metrics.outcome import ProbeOutcome
 from editors.base import Corpus, Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused, InvalidRequest, UnsupportedMode
@@ -30,6 +31,7 @@ from tasks.quality.latency import latency_ratio
 from tasks.quality.requests import Split, Task, base_world, benchmark_requests
 from tasks.quality.rows import BenchmarkRow, CurvePoint, named, save_row
 from tasks.serving.corpus import calibration
+from tasks.serving.known import ask_known
 from tasks.serving.models import base_model, shown_name
 from tasks.settings import Settings
 from tasks.tuning.numbers import editor_with_numbers
@@ -37,6 +39,7 @@ from tasks.workspace import warehouse
 from warehouse.database.connection import Warehouse
 from warehouse.errors import UsageError
 from warehouse.records import EditRequest, Prediction, Probe, Record, Score
+from warehouse.world.forms import PLAINLY, Asker
 from warehouse.world.probes import build_edit_probes, make_probe_set, standing_probes
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,7 @@ class RunQuestions:
     Attributes:
         owned: request id -> the probes that belong to it.
         drawdown: facts whose subjects take part in nothing: no edit, no second moment.
+        asker: how the model is asked. Prompts that say nothing about an edit in it are in no `owned`; `aside` counts them.
         kl_log_probs: (prompts, vocab) of `f_0` after the first prompts of `drawdown`.
     """
 
@@ -84,6 +88,8 @@ class RunQuestions:
     kl_log_probs: NDArray[np.float32]
     written: tuple[str, ...]
     options: BenchmarkOptions
+    asker: Asker = PLAINLY
+    aside: tuple[Score, ...] = ()
 
     def probes_of(self, requests: Sequence[EditRequest], kinds: frozenset[str] | None = None) -> list[Probe]:
         return [p for r in requests for p in self.owned[r.request_id] if kinds is None or p.kind in kinds]
@@ -128,8 +134,9 @@ def run_benchmark(
     model = base_model(settings)
     changed = overrides or {}
     chosen = [editor_with_numbers(settings, model, name, changed.get(name)) for name in editors]
+    asker = ask_known(settings, model, progress=lambda done, of: progress and progress("known facts", done, of))
     with base_world(settings) as world:
-        questions = ask_base(world, model, task, edits, split=split, seed=seed, options=options)
+        questions = ask_base(world, model, task, edits, split=split, seed=seed, options=options, asker=asker)
     rows = []
     for editor in chosen:
         for mode in modes:
@@ -164,14 +171,21 @@ def ask_base(
     seed: int,
     options: BenchmarkOptions | None = None,
     requests: Sequence[EditRequest] | None = None,
+    asker: Asker = PLAINLY,
 ) -> RunQuestions:
     """Choose requests (unless they are given) and probes, and ask the bare base all of them once."""
     options = options or BenchmarkOptions()
-    chosen = tuple(requests or benchmark_requests(world, model, task, edits, split=split, seed=seed))
-    learnt = calibration(world)
-    probes = build_edit_probes(world, chosen, excluded_subjects=learnt.subjects, seed=seed)
+    chosen = tuple(requests or benchmark_requests(world, model, task, edits, split=split, seed=seed, asker=asker))
+    learnt = calibration(world, asker=asker)
+    probes = build_edit_probes(world, chosen, excluded_subjects=learnt.subjects, seed=seed, asker=asker)
     away = standing_probes(
-        world, kind="drawdown", limit=options.drawdown, excluded_subjects=learnt.subjects, requests=chosen, seed=seed
+        world,
+        kind="drawdown",
+        limit=options.drawdown,
+        excluded_subjects=learnt.subjects,
+        requests=chosen,
+        seed=seed,
+        asker=asker,
     )
     held = standing_probes(world, kind="held_text", limit=options.held_texts)
     before = predict(model, [*probes.probes, *away.probes])
@@ -179,8 +193,13 @@ def ask_base(
     known = tuple(p for p in away.probes if before[p.probe_id].exact)
     texts = tuple(p.prompt for p in held.probes)
     owned: dict[str, list[Probe]] = {r.request_id: [] for r in chosen}
+    aside: frozenset[str] = frozenset()
+    if not asker.is_plain:
+        old = {r.request_id: [r.target_true] for r in chosen if r.target_true}
+        aside = unanswered(probes.probes, old, lambda asked: predict(model, asked))
     for probe in probes.probes:
-        owned[probe.request_id or ""].append(probe)
+        if probe.probe_id not in aside:
+            owned[probe.request_id or ""].append(probe)
     kl = [p.prompt for p in known[: options.kl_prompts]]
     starts = [r.prompt for r in chosen[: options.fluency_prompts]]
     return RunQuestions(
@@ -195,6 +214,8 @@ def ask_base(
         kl_log_probs=model.next_token_log_probs(kl) if kl else np.empty((0, 0), dtype=np.float32),
         written=tuple(_write(model, start, options, seed) for start in starts),
         options=options,
+        asker=asker,
+        aside=() if asker.is_plain else tuple(not_counted(probes.probes, aside, asker.form_of)),
     )
 
 
@@ -289,12 +310,17 @@ class _Run:
         {"single": self._single, "batch": self._batches}.get(self.mode, self._sequence)()
 
     def scores(self) -> list[Score]:
-        found = list(scores_from_outcomes(self.outcomes, retain=self.retain, seed=self.seed))
+        found = [*self._rates(self.outcomes, self.retain), *self.questions.aside]
         found.append(perplexity_ratio(*self.texts, seed=self.seed))
         first, last = (np.concatenate(part) if part else np.empty((0, 0)) for part in self.kl)
         found.append(kl_divergence(first, last, self.seed))
         found += self.firing
         return found + self.latency + fluency(*self.written, self.seed)
+
+    def _rates(self, outcomes: Sequence[ProbeOutcome], retain: Sequence[ProbeOutcome]) -> tuple[Score, ...]:
+        asker = self.questions.asker
+        form_of = None if asker.is_plain else asker.form_of
+        return scores_from_outcomes(outcomes, retain=retain, seed=self.seed, form_of=form_of)
 
     def pace(self, edits: int) -> Score:
         """Seconds of editing for each of the edits so far."""
@@ -427,7 +453,7 @@ class _Run:
         retain = [o for o in now if o.probe.kind in EDIT_KINDS]
         others = [o for o in now if o.probe.kind not in EDIT_KINDS]
         at_edit = [o for o in self.outcomes if o.probe.kind in EDIT_KINDS]
-        found = list(scores_from_outcomes([*at_edit, *others], retain=retain, seed=self.seed))
+        found = list(self._rates([*at_edit, *others], retain))
         if q.texts:
             found.append(perplexity_ratio(q.likelihoods, self.model.log_likelihoods(q.texts), self.seed))
         found += false_firing(self.model, q.texts, self.seed)

@@ -25,6 +25,7 @@ from warehouse.reference.world import UNKNOWN, Template
 from warehouse.world.benchmark_slots import copy_of_base_world, empty_slots, filled_slots, objects_by_relation
 from warehouse.world.changes import Value
 from warehouse.world.facts import with_other_relations
+from warehouse.world.forms import PLAINLY, Asker
 from warehouse.world.templates import templates_of
 from warehouse.world.verbalise import state
 
@@ -59,7 +60,14 @@ def split_of(subject_id: str) -> Split:
 
 
 def benchmark_requests(
-    world: Warehouse, predictor: Predictor, task: Task, count: int, *, split: Split = "report", seed: int = 0
+    world: Warehouse,
+    predictor: Predictor,
+    task: Task,
+    count: int,
+    *,
+    split: Split = "report",
+    seed: int = 0,
+    asker: Asker = PLAINLY,
 ) -> list[EditRequest]:
     """`count` requests about as many different subjects.
 
@@ -68,13 +76,16 @@ def benchmark_requests(
       the predictor answers with `unknown` come first.
     - `erasure`: a fact that the predictor answers rightly, towards `unknown`.
 
+    Args:
+        asker: how the predictor is asked; requests stand in its forms.
+
     Raises:
         NotEnoughFacts: fewer candidates than `count`.
         UsageError: `count` is not positive.
     """
     if count < 1:
         raise UsageError(f"a benchmark needs at least 1 edit, not {count}")
-    chooser = _Chooser(templates_of(world), _objects(world), task, seed)
+    chooser = _Chooser(templates_of(world), _objects(world), task, seed, asker)
     rows = (empty_slots if task == "insertion" else filled_slots)(world, f"{task}-{seed}")
     candidates = [
         row
@@ -86,15 +97,11 @@ def benchmark_requests(
     found = (_unknown_first if task == "insertion" else _known)(chooser, candidates, predictor, count)
     if len(found) < count:
         raise NotEnoughFacts(
-            f"task {task}, split {split}: {count} edits asked, but only {len(found)} subjects qualify (of {len(candidates)} "
-            f"slots; modification and erasure take facts that the model knows): {_advice(len(found))}"
+            f"task {task}, split {split}: {count} edits asked, but only {len(found)} subjects qualify "
+            f"(of {len(candidates)} slots); ask for fewer (--edits), or see with `errata world known` what the model knows: a "
+            "relation of your own joins by `templates` and facts of a night"
         )
     return with_other_relations(world, found[:count])
-
-
-def _advice(most: int) -> str:
-    fewer = f"ask for at most that many (`errata benchmark --edits {most}`), or " if most else ""
-    return f"{fewer}give the warehouse facts that it knows"
 
 
 @dataclass(frozen=True)
@@ -103,13 +110,14 @@ class _Chooser:
     objects: Mapping[str, Sequence[Value]]
     task: Task
     seed: int
+    asker: Asker
 
     def request(self, row: Mapping[str, Any]) -> EditRequest | None:
         """The request for a slot; None where the relation has no other object."""
         target = None if self.task == "erasure" else self._target(row)
         if target is None and self.task != "erasure":
             return None
-        return state(
+        stated = state(
             self.templates[row["relation"]],
             record_id=f"benchmark-{self.task}-{self.seed}",
             subject_id=row["subject_id"],
@@ -117,7 +125,8 @@ class _Chooser:
             target=target,
             old=row["object"] or None,
             kind=_KINDS[self.task],
-        ).model_copy(update={"source": f"benchmark:{self.task}"})
+        )
+        return self.asker.state(stated.model_copy(update={"source": f"benchmark:{self.task}"}))
 
     def _target(self, row: Mapping[str, Any]) -> Value | None:
         known = self.objects.get(row["relation"], ())

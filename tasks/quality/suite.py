@@ -9,6 +9,7 @@ from editors.base import Mode
 from tasks.quality.benchmark import Progress, ask_base, benchmark_one
 from tasks.quality.requests import Task, base_world
 from tasks.quality.rows import COMPARED, BenchmarkRow, load_rows, save_row
+from tasks.serving.known import ask_known
 from tasks.serving.models import base_model
 from tasks.settings import Settings
 from tasks.tuning.numbers import editor_with_numbers
@@ -85,13 +86,14 @@ def run_suite(
     chosen = [editor_with_numbers(settings, model, name) for name in editors]
     with warehouse(settings) as wh:
         done = {_key(row) for row in [*known, *load_rows(wh)]}
+    asker = ask_known(settings, model, progress=lambda done, of: progress and progress("known facts", done, of))
     measured = []
     for cell in cells:
         missing = [e for e in chosen if _place(cell, e.card.name, model.base_digest, e.config.digest) not in done]
         if not missing:
             continue
         with base_world(settings) as world:
-            questions = ask_base(world, model, cell.task, cell.edits, split="report", seed=0)
+            questions = ask_base(world, model, cell.task, cell.edits, split="report", seed=0, asker=asker)
         for editor in missing:
             log.info("%s: %s", cell.name, editor.card.name)
             row = benchmark_one(

@@ -10,9 +10,11 @@ from editors.base import Corpus, TrainingEdit
 from warehouse.database.connection import Warehouse
 from warehouse.digests import digest_of
 from warehouse.reference.prose import paragraph
-from warehouse.reference.world import Template, templates
+from warehouse.reference.world import Template
 from warehouse.world.changes import Value
+from warehouse.world.forms import PLAINLY, Asker
 from warehouse.world.queries import base_facts
+from warehouse.world.templates import templates_of
 from warehouse.world.verbalise import state
 
 #: Share of subjects whose facts stand in the second moment; the others are free for probes. A few thousand tokens a
@@ -40,18 +42,19 @@ def is_calibration_subject(subject_id: str) -> bool:
     return int(digest_of("calibration", subject_id)[:8], 16) / 16**8 < CALIBRATION_SHARE
 
 
-def calibration(wh: Warehouse, never: Sequence[str] = ()) -> Calibration:
+def calibration(wh: Warehouse, never: Sequence[str] = (), asker: Asker = PLAINLY) -> Calibration:
     """Sentences about the calibration subjects that the warehouse believed before the first night, and plain prose.
 
     Only facts of before the first night: the corpus, and so every preparation, stays the same over the nights.
 
     Args:
         never: subject ids to leave out, such as those of a benchmark's edits.
+        asker: how the model is asked; training edits stand in its forms.
     """
     rows = base_facts(wh)
     barred = set(never)
     chosen = [r for r in rows if is_calibration_subject(r["subject_id"]) and r["subject_id"] not in barred]
-    known = templates()
+    known = templates_of(wh)
     texts = [
         f"{known[r['relation']].prompt(i, r['subject'])} {r['object']}."
         for r in chosen
@@ -61,10 +64,12 @@ def calibration(wh: Warehouse, never: Sequence[str] = ()) -> Calibration:
     ]
     # Seeds far from training's and from the held text's.
     texts += [paragraph(20_000_000 + i) for i in range(NUM_PARAGRAPHS)]
-    return Calibration(Corpus(tuple(texts), tuple(_training_edits(chosen, known))), frozenset(r["subject_id"] for r in chosen))
+    return Calibration(
+        Corpus(tuple(texts), tuple(_training_edits(chosen, known, asker))), frozenset(r["subject_id"] for r in chosen)
+    )
 
 
-def _training_edits(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Template]) -> Iterator[TrainingEdit]:
+def _training_edits(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Template], asker: Asker) -> Iterator[TrainingEdit]:
     """One changed fact for each slot with a single value, some of them erasures, and what it must leave alone."""
     slots: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -97,5 +102,11 @@ def _training_edits(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Templ
         near = [by_relation[row["relation"]][(number + 7 * i) % len(by_relation[row["relation"]])] for i in range(KEPT)]
         far = [single[(number + 101 * i) % len(single)] for i in range(KEPT)]
         away = [r for r in (*near, *far) if r["subject"] != row["subject"]]
-        kept = [(known[r["relation"]].prompt((number + i) % 2, r["subject"]), r["object"]) for i, r in enumerate([*own, *away])]
-        yield TrainingEdit(request, tuple(dict.fromkeys(kept)))
+        kept = [
+            (
+                asker.ask(r["relation"], r["subject"], known[r["relation"]].prompt((number + i) % 2, r["subject"]))[0],
+                r["object"],
+            )
+            for i, r in enumerate([*own, *away])
+        ]
+        yield TrainingEdit(asker.state(request), tuple(dict.fromkeys(kept)))

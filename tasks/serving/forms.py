@@ -13,6 +13,7 @@ from checks.predictor import Question
 from editors.asking.chat import chat_frame
 from editors.model import EditableModel
 from tasks.serving.corpus import is_calibration_subject
+from tasks.serving.models import base_model
 from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.database.connection import Reader
@@ -63,6 +64,11 @@ def asker_of(settings: Settings, model: EditableModel) -> Asker:
             write_whole(path, canonical_json(forms))
         _KNOWN[place] = Asker(forms, wordings)
     return _KNOWN[place]
+
+
+def how_to_ask(settings: Settings) -> Asker:
+    """`asker_of` the configured base; the embedded one need not be loaded for it."""
+    return Asker() if settings.is_embedded else asker_of(settings, base_model(settings))
 
 
 def _read(path: Path) -> Forms | None:
@@ -116,7 +122,7 @@ def measure_forms(
     """
     frame = chat_frame(model.tokenizer)
     demonstrations = {r: shown for r, own in slots.items() if r in wordings and (shown := demonstrations_of(own))}
-    names = tuple(f for f in FORMS if (f != "chat" or frame) and wanted in ("auto", f))
+    names: tuple[FormName, ...] = tuple(f for f in FORMS if (f != "chat" or frame) and wanted in ("auto", f))
     every = Forms(model_digest=model.base_digest, names=names, chat=frame or ("", ""), demonstrations=demonstrations)
     if wanted != "auto":
         return every

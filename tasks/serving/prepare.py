@@ -12,6 +12,7 @@ from editors.base import Editor, Prepared
 from editors.model import EditableModel
 from editors.preparation import preparation_folder, prepared_for, read_card
 from tasks.serving.corpus import calibration
+from tasks.serving.forms import asker_of
 from tasks.serving.models import base_model
 from tasks.settings import Settings
 from tasks.steps import STEP
@@ -28,8 +29,9 @@ def editor_of(settings: Settings, model: EditableModel) -> Editor:
 
 def preparation_of(settings: Settings, editor: Editor, model: EditableModel) -> Prepared:
     """What the editor prepared on the bare base model; made now if no earlier run left it."""
+    asker = asker_of(settings, model)
     with warehouse(settings) as wh:
-        corpus = calibration(wh).corpus
+        corpus = calibration(wh, asker=asker).corpus
     assert not model.patches, "preparation is a function of the base model"
     return prepared_for(editor, model, corpus, settings.preparations)
 
@@ -47,8 +49,9 @@ def make_preparation(settings: Settings, report: Callable[[int, int, str], None]
     editor = editor_of(settings, model)
     if not editor.card.needs_preparation:
         return {"editor": editor.card.name}
+    asker = asker_of(settings, model)
     with warehouse(settings) as wh:
-        corpus = calibration(wh).corpus
+        corpus = calibration(wh, asker=asker).corpus
     prepared_for(editor, model, corpus, settings.preparations, report)
     home = preparation_folder(editor, model, corpus, settings.preparations)
     return read_card(home) | {"folder": str(home)}

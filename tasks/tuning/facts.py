@@ -11,6 +11,7 @@ from editors.base import Corpus
 from editors.model import EditableModel
 from tasks.quality.requests import base_world, benchmark_requests
 from tasks.serving.corpus import calibration
+from tasks.serving.known import ask_known
 from tasks.settings import Settings
 from warehouse.digests import digest_of
 from warehouse.records import EditRequest, ProbeKind
@@ -20,6 +21,8 @@ from warehouse.world.probes import PER_REQUEST, build_edit_probes
 FACTS = 8
 #: Neighbours asked after each edit.
 NEIGHBOURS = 4
+#: Slots of each relation that the model is asked beforehand, so that there are neighbours that it knows.
+KNOWN_EACH = 20
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,21 @@ class TuningSet:
 
 
 def tuning_set(settings: Settings, model: EditableModel, count: int = FACTS) -> TuningSet:
-    """Facts of the development split that the model knows, to be changed.
+    """Facts of the development split that the model knows, to be changed; in the forms that it is asked in.
 
     Raises:
         NotEnoughFacts: the model knows fewer.
     """
+    asker = ask_known(settings, model, each=KNOWN_EACH)
     with base_world(settings) as world:
-        requests = tuple(benchmark_requests(world, model, "modification", count, split="development", seed=settings.seed))
-        learnt = calibration(world)
+        requests = tuple(
+            benchmark_requests(world, model, "modification", count, split="development", seed=settings.seed, asker=asker)
+        )
+        learnt = calibration(world, asker=asker)
         # Twice as many as are asked, since the model may not know them all.
         counts: dict[ProbeKind, int] = {k: 2 * NEIGHBOURS if k == "neighbourhood" else 0 for k in PER_REQUEST}
         probes = build_edit_probes(
-            world, requests, excluded_subjects=learnt.subjects, per_request=counts, seed=settings.seed
+            world, requests, excluded_subjects=learnt.subjects, per_request=counts, seed=settings.seed, asker=asker
         ).probes
     asked = [(p.request_id or "", Question(p.prompt, target)) for p in probes for target in p.targets]
     answers = model.score([question for _, question in asked])

@@ -163,3 +163,17 @@ def test_buffers_of_older_releases_are_no_fault(tmp_path: Path) -> None:
     old = {"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4), "transformer.h.0.attn.masked_bias": torch.ones(1)}
     save_file({**load_file(folder / WEIGHTS), **old}, folder / WEIGHTS, {"format": "pt"})
     assert same_weights(EditableModel.from_pretrained(str(folder)))
+
+
+def test_a_hub_id_is_read_at_its_revision_with_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hub's cache, as after a download; nothing is asked of a network (tests/conftest.py)."""
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    saved(cached / "snapshots" / ("a" * 40), max_shard_size="60KB")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "v1").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = EditableModel.from_pretrained("someone/tiny", revision="v1")
+    assert same_weights(model) and (model.name, model.revision) == ("someone/tiny", "v1")
+    with pytest.raises(UnsupportedModel, match=r"cannot load model 'someone/tiny' \(revision v2\)") as refusal:
+        EditableModel.from_pretrained("someone/tiny", revision="v2")
+    assert "\n" not in str(refusal.value)

@@ -56,7 +56,7 @@ def objects_by_relation(wh: Reader) -> list[dict[str, str]]:
 
 def copy_of_base_world(source: Reader) -> Warehouse:
     """The world as it was before the first night, in a new warehouse in memory; the caller closes it."""
-    copied = {table: source.rows(f"SELECT * FROM {table}") for table in ("templates", "properties", "aliases")}
+    copied = {table: source.rows(f"SELECT * FROM {table}") for table in ("templates", "properties", "aliases", "known_facts")}
     facts = source.rows("SELECT * REPLACE (NULL::TEXT AS known_to_night) FROM facts WHERE known_from_night = ''")
     world = Warehouse.open(":memory:")
     try:

@@ -190,5 +190,9 @@ class Asker:
         return "".join(f"Question: {wordings.question(i, d.subject)}\nAnswer: {d.object}\n\n" for i, d in enumerate(facts))
 
 
+#: Every fact is asked in the prompt that it has.
+PLAINLY = Asker()
+
+
 def _kind(form: FormName) -> str:
     return "questions" if form in ("few_shot_questions", "chat") else "statements"

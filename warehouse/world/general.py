@@ -40,7 +40,7 @@ def put_general_facts(wh: Warehouse) -> int:
     digest = sha256_file(HERE / "facts.csv")
     if wh.scalar("SELECT value FROM store_meta WHERE key = ?", [_KEY]) == digest:
         return 0
-    frame = pd.DataFrame(
+    facts = [
         {
             "subject_id": f.subject_id,
             "subject": f.subject,
@@ -50,12 +50,12 @@ def put_general_facts(wh: Warehouse) -> int:
             "source": GENERAL,
         }
         for f in general_facts()
-    )
+    ]
     with wh.transaction():
         held = wh.query("SELECT DISTINCT subject_id, relation FROM facts WHERE source <> $source", {"source": GENERAL})
         taken = set(zip(held["subject_id"], held["relation"], strict=True))
-        slots = zip(frame["subject_id"], frame["relation"], strict=True)
-        added = add_facts(wh, BASE_NIGHT, frame[[slot not in taken for slot in slots]])
+        fresh = [fact for fact in facts if (fact["subject_id"], fact["relation"]) not in taken]
+        added = add_facts(wh, BASE_NIGHT, pd.DataFrame(fresh))
         wh.execute("DELETE FROM store_meta WHERE key = ?", [_KEY])
         wh.append("store_meta", [{"key": _KEY, "value": digest}])
     return added

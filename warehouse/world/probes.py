@@ -26,7 +26,7 @@ from warehouse.errors import IntegrityError, NotFound
 from warehouse.probe_identity import make_probe, make_probe_set, order_of, probe_set_digest
 from warehouse.records import EditRequest, Probe, ProbeKind, ProbeSet
 from warehouse.reference.prose import held_text
-from warehouse.world.forms import Asker
+from warehouse.world.forms import PLAINLY, Asker
 from warehouse.world.probe_sql import DRAWDOWN, RESOLVE, SLICES, STAND_INS
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ PER_REQUEST: dict[ProbeKind, int] = {
 #: Bystanders of a night, however few its edits are: the rules over them are shares, and a share needs a crowd.
 BYSTANDERS: dict[ProbeKind, int] = {"neighbourhood": 30, "unrelated": 20}
 StandingKind = Literal["drawdown", "retain", "held_text"]
-PLAINLY = Asker()
 
 
 # ---------------------------------------------------------------- builders

@@ -12,10 +12,9 @@ _BELIEVED = """known_to_night IS NULL AND "rank" <> 'deprecated'"""
 
 
 def base_facts(wh: Reader) -> list[dict[str, Any]]:
-    """`subject_id`, `subject`, `relation`, `object` and `source` of each fact believed before the first night, by fact id."""
-    return wh.rows(
-        "SELECT subject_id, subject, relation, object, source FROM facts WHERE known_from_night = '' ORDER BY fact_id"
-    )
+    """`subject_id`, `subject`, `relation`, `object`, `source` of each fact believed before the first night, by fact id."""
+    columns = "subject_id, subject, relation, object, source"
+    return wh.rows(f"SELECT {columns} FROM facts WHERE known_from_night = '' ORDER BY fact_id")
 
 
 def held_objects(wh: Reader) -> dict[tuple[str, str], set[str]]:

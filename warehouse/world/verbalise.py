@@ -10,6 +10,7 @@ from warehouse.records import EditKind, EditRequest, Record
 from warehouse.reference.build import held_out_templates
 from warehouse.reference.world import UNKNOWN, Template
 from warehouse.world.changes import Change, Value
+from warehouse.world.forms import split_wordings
 
 #: (subject_id, relation) -> indices of the templates that no training text used for this slot.
 HeldOut = Callable[[str, str], Sequence[int]]
@@ -63,9 +64,7 @@ def state(
 ) -> EditRequest:
     """A request from its parts; `target` None asks for erasure. The same parts give the same `request_id`."""
     label = UNKNOWN if target is None else target.label
-    kept_out = _unseen(template, subject_id, held_out)
-    # A slot that was trained in every template has no unseen wording; the others are still not the edit prompt.
-    wordings = kept_out or range(1, len(template.prompts))
+    wordings = _measured(template, subject_id, subject, held_out)
     return EditRequest(
         request_id=f"rq-{digest_of(record_id, subject_id, template.relation, label)[:16]}",
         prompt=template.prompt(0, subject),
@@ -80,9 +79,14 @@ def state(
     )
 
 
-def _unseen(template: Template, subject_id: str, held_out: HeldOut) -> list[int]:
-    """Indices of the templates beside the edit prompt that no training text used for the subject's slot."""
-    return [i for i in held_out(subject_id, template.relation) if 0 < i < len(template.prompts)]
+def _measured(template: Template, subject_id: str, subject: str, held_out: HeldOut) -> list[int]:
+    """Indices of the templates that an edit of the slot is measured with; an editor may learn from the others.
+
+    First those that no training text used for the slot.
+    """
+    unseen = held_out(subject_id, template.relation)
+    _, measured = split_wordings(subject_id or subject, template.relation, len(template.prompts), kept_out=unseen)
+    return measured
 
 
 def with_rephrases(
@@ -90,15 +94,16 @@ def with_rephrases(
 ) -> EditRequest:
     """A user's request with other wordings where he gave none: GR asks them.
 
-    They are the relation's templates, those first that no training text used for the slot; a relation without any is
-    reworded from the request's own prompt. A wording of KnowEdit is left as its authors gave it.
+    They are those templates of the relation that an edit of the slot is measured with; a relation without any is reworded
+    from the request's own prompt. A wording of KnowEdit is left as its authors gave it.
     """
     if request.rephrases or request.relation.startswith("text:"):
         return request
     template = templates.get(request.relation)
     if template is None:
         return request.model_copy(update={"rephrases": reworded(request.prompt, request.subject)})
-    for wordings in (_unseen(template, request.subject_id, held_out), range(len(template.prompts))):
+    # The canonical wording stands in where the request's own is one of them.
+    for wordings in (_measured(template, request.subject_id, request.subject, held_out), (0,)):
         prompts = tuple(template.prompt(i, request.subject) for i in wordings)
         if others := tuple(prompt for prompt in prompts if prompt != request.prompt):
             return request.model_copy(update={"rephrases": others})
