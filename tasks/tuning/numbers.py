@@ -115,29 +115,45 @@ def find_numbers(
 def editor_with_numbers(
     settings: Settings, model: EditableModel, name: str, overrides: Mapping[str, Any] | None = None
 ) -> Editor:
-    """The editor with its preset for this model; where there is none, its numbers are found first, which is said.
+    """`editors_with_numbers` of one editor."""
+    return editors_with_numbers(settings, model, {name: overrides or {}})[0]
+
+
+def editors_with_numbers(settings: Settings, model: EditableModel, wanted: Mapping[str, Mapping[str, Any]]) -> list[Editor]:
+    """Editors with their presets for this model; where some have none, their numbers are found first, which is said.
+
+    Args:
+        wanted: name -> numbers over the preset.
 
     Raises:
-        NoPreset: there is none, and nothing says what to search.
+        NoPreset: one has none, and nothing says what to search.
     """
-    given = {"seed": settings.seed, **(overrides or {})}
-    try:
-        editor = load_editor(name, model, given, settings.presets)
+
+    def load(name: str) -> Editor:
+        editor = load_editor(name, model, {"seed": settings.seed, **wanted[name]}, settings.presets)
         _check_hosts(model, editor, name)
         return editor
-    except NoPreset:
-        if space_of(name) is None:
-            raise
-    log.warning(
-        "no numbers for %s on %s: finding them on development facts, at most %.0f minutes; "
-        "`errata prepare --auto %s` does this beforehand",
-        name,
-        model_key(model),
-        MINUTES,
-        name,
-    )
-    find_numbers(settings, model, [name], held={name: dict(overrides or {})})
-    return load_editor(name, model, given, settings.presets)
+
+    missing: list[str] = []
+    for name in wanted:
+        try:
+            load(name)
+        except NoPreset:
+            if space_of(name) is None:
+                raise
+            missing.append(name)
+    if missing:
+        names, minutes = " ".join(missing), MINUTES * len(missing)
+        log.warning(
+            "no numbers for %s on %s: finding them on development facts, at most %.0f minutes; "
+            "`errata prepare --auto %s` does this beforehand",
+            ", ".join(missing),
+            model_key(model),
+            minutes,
+            names,
+        )
+        find_numbers(settings, model, missing, minutes=minutes, held=wanted)
+    return [load(name) for name in wanted]
 
 
 def _check_hosts(model: EditableModel, editor: Editor, name: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -27,22 +30,23 @@ def test_units_are_what_they_say(unit: str, one: float) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_scales_are_those_of_the_states_at_the_lookup_token(kind: str) -> None:
     model, requests = tiny_model(kind), SIX_REQUESTS[:1]
-    seen: dict[str, torch.Tensor] = {}
     place, block = model.anatomy.mlp_out.format(layer=2), model.anatomy.block.format(layer=2)
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(_module: object, args: tuple[torch.Tensor, ...], out: Any) -> None:
+            seen[path], seen[f"{path}.in"] = out[0] if isinstance(out, tuple) else out, args[0]
+
+        return hook
+
     for path in (place, block):
-        model.hf.get_submodule(path).register_forward_hook(
-            lambda _m, args, out, path=path: seen.update(
-                {path: out[0] if isinstance(out, tuple) else out, f"{path}.in": args[0]}
-            )
-        )
-    ids = model.tokenizer(requests[0].prompt, return_tensors="pt")["input_ids"]
+        model.hf.get_submodule(path).register_forward_hook(keep(path))
+    ids = torch.tensor([model.tokenizer(requests[0].prompt)["input_ids"]])
     with torch.no_grad():
         model.hf(input_ids=ids)
-    last = len(model.tokenizer(requests[0].subject)["input_ids"]) - 1 + int(ids[0, 0] == 0)
-    expected = [
-        seen[block][0, last].norm(), seen[place][0, last].norm(), seen[f"{place}.in"][0, last].norm(),
-        seen[f"{place}.in"][0, last].abs().sum(),
-    ]  # fmt: skip
+    last = len(list(model.tokenizer(requests[0].subject)["input_ids"])) - 1
+    key = seen[f"{place}.in"][0, last]
+    expected = [seen[block][0, last].norm(), seen[place][0, last].norm(), key.norm(), key.abs().sum()]
     found = measure_scales(model, [requests[0].prompt], [requests[0].subject])
     at = found.layers[2]
     assert (at.block, at.mlp, at.key, at.key_sum) == pytest.approx([float(x) for x in expected], rel=1e-4)

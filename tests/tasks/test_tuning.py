@@ -20,7 +20,7 @@ from tasks.settings import Settings
 from tasks.tuning import search as searching
 from tasks.tuning.course import best_of
 from tasks.tuning.facts import TuningSet
-from tasks.tuning.numbers import FoundNumbers, editor_with_numbers, find_numbers
+from tasks.tuning.numbers import FoundNumbers, editor_with_numbers, editors_with_numbers, find_numbers
 from tasks.tuning.trials import Trial, keep_trial, kept_trials, run_trial, spread
 from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from warehouse.errors import UsageError
@@ -266,6 +266,19 @@ def test_an_editor_without_numbers_finds_them_by_itself_and_says_so_once(
         assert editor_with_numbers(settings, tiny, "grace", {"num_steps": 5}).config == editor.config
     lines = [r.getMessage() for r in caplog.records if "no numbers for" in r.getMessage()]
     assert len(lines) == 1 and "at most 30 minutes; `errata prepare --auto grace` does this beforehand" in lines[0]
+
+
+def test_several_editors_without_numbers_are_searched_together(
+    settings: Settings, tiny: EditableModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("tasks.tuning.numbers.tuning_set", lambda *_: asked.append(1) or FACTS)
+    planted(monkeypatch, lambda _: 1.0, Clock())
+    with caplog.at_level(logging.WARNING):
+        found = editors_with_numbers(settings, tiny, {"ft_m": {}, "ice": {}, "grace": {}})
+    assert [e.card.name for e in found] == ["ft_m", "ice", "grace"] and len(asked) == 1
+    # In-context editing needs no number of the model.
+    assert "no numbers for ft_m, grace on" in caplog.text and "at most 60 minutes" in caplog.text
 
 
 def test_a_model_that_knows_nothing_gets_scaled_numbers_and_the_reason(settings: Settings, tiny: EditableModel) -> None:
