@@ -17,6 +17,10 @@ class UnsupportedModel(EditorError):
     """The model's architecture has no anatomy table, or the editor has no preset for it."""
 
 
+class NoPreset(UnsupportedModel):
+    """Nobody has numbers of the editor for this model; a search on it may find them."""
+
+
 class UnsupportedMode(EditorError):
     """The editor's card does not grant the mode or the batch size that was asked for."""
 

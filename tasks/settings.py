@@ -191,6 +191,11 @@ class Settings(BaseSettings):
         return self.home / "preparations"
 
     @property
+    def presets(self) -> Path:
+        """Numbers that were found on models (`errata prepare --auto`)."""
+        return self.home / "presets"
+
+    @property
     def reports(self) -> Path:
         return self.home / "reports"
 

@@ -103,8 +103,9 @@ def wrong_in(line: str) -> str | None:
             return f"no option {word}"
         elif not known[word.split("=")[0]].is_flag and "=" not in word and words:
             words.pop(0)
-    if not hasattr(command, "commands") and given > len(arguments_of(command)):
-        return f"{given} arguments, {len(arguments_of(command))} are taken"
+    taken = arguments_of(command)
+    if not hasattr(command, "commands") and given > len(taken) and all(p.nargs != -1 for p in taken):
+        return f"{given} arguments, {len(taken)} are taken"
     return None
 
 

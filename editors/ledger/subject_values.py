@@ -111,7 +111,10 @@ def without(active: Mapping[str, Sequence[EditRequest]], request_ids: Sequence[s
 
 def facts_of(requests: Sequence[EditRequest]) -> list[object]:
     """What a value depends on, for a digest; identifiers are no part of it."""
-    return [(r.subject, r.relation, r.prompt, r.target_new, list(r.rephrases), list(r.other_relations)) for r in requests]
+    return [
+        (r.subject, r.relation, r.prompt, r.target_new, r.rephrases, r.other_relations, r.also, r.wordings, r.carry_over)
+        for r in requests
+    ]
 
 
 def _encode(

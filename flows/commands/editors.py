@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from flows.commands.given import HELP, numbers_given
 from flows.commands.shared import Json, console, emit_json, errors, reported, table
 from tasks.settings import configure
+
+if TYPE_CHECKING:
+    from tasks.settings import Settings
 
 app = typer.Typer(help="What editors there are, and the contract that each of them keeps.")
 _COLUMNS = (
@@ -58,12 +63,42 @@ def editors(context: typer.Context, as_json: Json = False) -> None:
 
 
 @reported
-def prepare(editor: Annotated[str, typer.Argument(help="An editor's name.")], as_json: Json = False) -> None:
-    """Make what an editor needs before its first edit; cached by model, configuration and corpus.
+def prepare(
+    editors: Annotated[list[str] | None, typer.Argument(help="Names of editors, or `all`; default from the settings.")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Find their numbers on this model and keep them as presets.")] = False,
+    budget: Annotated[float, typer.Option(help="With --auto: minutes for all of them together.")] = 30.0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help=HELP)] = None,
+    as_json: Json = False,
+) -> None:
+    """Make what editors need before their first edit, or find their numbers; cached by model, configuration and corpus.
 
-    Safe to kill: training goes on from its last saved state. The card says what was learnt: losses, held-out success.
+    Safe to kill: training goes on from its last saved state, a search from its last trial. The card says what was learnt:
+    losses, held-out success.
     """
-    settings = configure(editor=editor)
+    from editors.catalogue import names as all_editors
+
+    settings = configure()
+    names = all_editors() if editors == ["all"] else editors or [settings.editor.name]
+    given = numbers_given(set_ or (), names)
+    if auto:
+        _find(settings, names, budget, given, as_json)
+        return
+    cards = [_prepared(configure({"editor": {"overrides": given.get(name, {})}}, editor=name), name) for name in names]
+    if as_json:
+        emit_json(cards[0] if len(cards) == 1 else cards)
+        return
+    for name, card in zip(names, cards, strict=True):
+        if "digest" not in card:
+            console.print(f"{name} needs no preparation")
+            continue
+        console.print(f"{name} is prepared: {card['digest'][:12]} ({card['seconds']} s, {card['folder']})", highlight=False)
+        rows = [(figure, _short(value)) for figure, value in sorted(card["meta"].items()) if _is_figure(value)]
+        if rows:
+            table("What it learnt", ("figure", "value"), rows)
+
+
+def _prepared(settings: Settings, name: str) -> dict[str, Any]:
+    """The card of an editor's preparation, made with a bar on a terminal."""
     from tasks.serving.prepare import make_preparation
 
     with Progress(
@@ -75,20 +110,48 @@ def prepare(editor: Annotated[str, typer.Argument(help="An editor's name.")], as
         transient=True,
         disable=not sys.stderr.isatty(),
     ) as bar:
-        job = bar.add_task(f"preparing {editor}", total=None)
-        card = make_preparation(
-            settings, lambda step, total, note: bar.update(job, completed=step, total=total, description=f"{editor}: {note}")
+        job = bar.add_task(f"preparing {name}", total=None)
+        return make_preparation(
+            settings, lambda step, total, note: bar.update(job, completed=step, total=total, description=f"{name}: {note}")
         )
+
+
+def _find(
+    settings: Settings, names: Sequence[str], minutes: float, given: Mapping[str, Mapping[str, Any]], as_json: bool
+) -> None:
+    """Search, a line for each trial on standard error, and show what was found."""
+    from tasks.serving.models import base_model
+    from tasks.tuning.numbers import find_numbers
+
+    own = {settings.editor.name: settings.editor.overrides} if settings.editor.name in names else {}
+    held = {name: {**own.get(name, {}), **given.get(name, {})} for name in names}
+    found = find_numbers(
+        settings,
+        base_model(settings),
+        names,
+        minutes=minutes,
+        held=held,
+        report=lambda line: errors.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
     if as_json:
-        emit_json(card)
+        emit_json([f.as_record for f in found])
         return
-    if "digest" not in card:
-        console.print(f"{editor} needs no preparation")
-        return
-    console.print(f"{editor} is prepared: {card['digest'][:12]} ({card['seconds']} s, {card['folder']})", highlight=False)
-    rows = [(name, _short(value)) for name, value in sorted(card["meta"].items()) if _is_figure(value)]
-    if rows:
-        table("What it learnt", ("figure", "value"), rows)
+    rows = [
+        (
+            f.name,
+            f.how,
+            *((None,) * 4 if f.best is None else (f.best.success, f.best.generalization, f.best.kept, f.best.cpu_per_edit)),
+            len(f.trials),
+            ", ".join(f"{field} {value}" for field, value in f.values.items()),
+        )
+        for f in found
+    ]
+    table("Numbers", ("editor", "how", "SR", "GR", "neighbours", "CPU s/edit", "trials", "numbers"), rows)
+    for f in found:
+        if f.why:
+            console.print(f"{f.name}: scaled defaults, not tried ({f.why})", markup=False, highlight=False)
+        elif not f.is_complete:
+            console.print(f"{f.name}: the budget ended its search; the same command goes on", markup=False, highlight=False)
 
 
 def _is_figure(value: Any) -> bool:

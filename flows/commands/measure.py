@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.progress import Progress
 
+from flows.commands.given import HELP, numbers_given
 from flows.commands.shared import Json, console, emit_json, errors, numbers_of, one_of, reported, table
 from tasks.settings import configure
 from warehouse.errors import UsageError, problems
@@ -40,7 +40,7 @@ def benchmark(
     checkpoints: Annotated[
         str | None, typer.Option(help="In sequences, points of the curve after these numbers of edits: 100,300,1000.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="EDITOR.FIELD=JSON, over the preset.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help=HELP)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of edits.")] = 0,
     suite: Annotated[
         str | None,
@@ -61,10 +61,10 @@ def benchmark(
     from tasks.quality.benchmark import run_benchmark
     from tasks.quality.requests import Split, Task
 
-    overrides = _overrides(set_ or ())
     points = numbers_of("--checkpoints", checkpoints) if checkpoints else []
     edits = edits or max([*points, 0]) or 100
     names = all_editors() if editors == "all" else editors.split(",")
+    overrides = numbers_given(set_ or (), names)
     # Said before anything is measured, which takes minutes.
     modes = [one_of("--mode", name, ALL_MODES.split(",")) for name in mode.split(",")]
     one_of("--task", task, get_args(Task))
@@ -129,19 +129,6 @@ def _read(paths: Sequence[Path]) -> list[BenchmarkRow]:
                 except ValidationError as error:
                     raise UsageError(f"{path}, line {number}: no row of a benchmark: {problems(error)}") from error
     return rows
-
-
-def _overrides(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """EDITOR.FIELD=JSON as fields by editor."""
-    found: dict[str, dict[str, Any]] = {}
-    for item in given:
-        name, _, value = item.partition("=")
-        editor, _, field = name.partition(".")
-        try:
-            found.setdefault(editor, {})[field] = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"--set {item!r}: {error}; expected EDITOR.FIELD=JSON") from error
-    return found
 
 
 def _write(out: Path, rows: Sequence[BenchmarkRow]) -> None:

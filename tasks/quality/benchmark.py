@@ -29,7 +29,6 @@ from editors.base import Corpus, Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused, InvalidRequest, UnsupportedMode
 from editors.model import EditableModel
 from editors.preparation import prepared_for
-from editors.presets import load_editor
 from editors.session import run_edits, slices
 from tasks.quality.false_firing import false_firing
 from tasks.quality.latency import latency_ratio
@@ -39,6 +38,7 @@ from tasks.serving.corpus import calibration
 from tasks.serving.known import ask_known
 from tasks.serving.models import base_model, shown_name
 from tasks.settings import Settings
+from tasks.tuning.numbers import editors_with_numbers
 from tasks.workspace import warehouse
 from warehouse.database.connection import Warehouse
 from warehouse.errors import UsageError
@@ -141,7 +141,7 @@ def run_benchmark(
         raise UsageError(f"checkpoints {list(checkpoints)} must lie between 1 and the {edits} edits; ask for more edits")
     model = base_model(settings)
     changed = overrides or {}
-    chosen = [load_editor(name, model, {"seed": settings.seed, **changed.get(name, {})}) for name in editors]
+    chosen = editors_with_numbers(settings, model, {name: changed.get(name, {}) for name in editors})
     asker = ask_known(settings, progress=lambda done, of: progress and progress("known facts", done, of))
     with base_world(settings) as world:
         questions = ask_base(world, model, task, edits, split=split, seed=seed, options=options, asker=asker)

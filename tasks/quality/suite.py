@@ -6,13 +6,13 @@ import logging
 from collections.abc import Sequence
 
 from editors.base import Mode
-from editors.presets import load_editor
 from tasks.quality.benchmark import Progress, ask_base, benchmark_one
 from tasks.quality.requests import Task, base_world
 from tasks.quality.rows import COMPARED, BenchmarkRow, load_rows, save_row
 from tasks.serving.known import ask_known
 from tasks.serving.models import base_model
 from tasks.settings import Settings
+from tasks.tuning.numbers import editors_with_numbers
 from tasks.workspace import warehouse
 from warehouse.errors import UsageError
 from warehouse.records import Record
@@ -83,7 +83,7 @@ def run_suite(
         The rows that were measured now.
     """
     model = base_model(settings)
-    chosen = [load_editor(name, model, {"seed": settings.seed}) for name in editors]
+    chosen = editors_with_numbers(settings, model, {name: {} for name in editors})
     with warehouse(settings) as wh:
         done = {_key(row) for row in [*known, *load_rows(wh)]}
     asker = ask_known(settings, progress=lambda done, of: progress and progress("known facts", done, of))

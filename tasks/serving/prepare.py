@@ -11,20 +11,20 @@ from prefect import task
 from editors.base import Editor, Prepared
 from editors.model import EditableModel
 from editors.preparation import preparation_folder, prepared_for, read_card
-from editors.presets import load_editor
 from tasks.serving.corpus import calibration
 from tasks.serving.forms import asker_of
 from tasks.serving.models import base_model
 from tasks.settings import Settings
 from tasks.steps import STEP
+from tasks.tuning.numbers import editor_with_numbers
 from tasks.workspace import warehouse
 
 log = logging.getLogger(__name__)
 
 
 def editor_of(settings: Settings, model: EditableModel) -> Editor:
-    """The configured editor with its preset for this model."""
-    return load_editor(settings.editor.name, model, {"seed": settings.seed, **settings.editor.overrides})
+    """The configured editor with its numbers for this model; see `editor_with_numbers`."""
+    return editor_with_numbers(settings, model, settings.editor.name, settings.editor.overrides)
 
 
 def preparation_of(settings: Settings, editor: Editor, model: EditableModel) -> Prepared:

@@ -41,7 +41,7 @@ def _requests(context: BenchContext, count: int) -> list[EditRequest]:
 def _ready(context: BenchContext, name: str) -> tuple[Editor, Prepared]:
     """The editor with its preset, and what it learnt before any edit; the same preparation as the nights use."""
     own = context.settings.editor.overrides if name == context.settings.editor.name else {}
-    editor = load_editor(name, context.model, {"seed": context.settings.seed, **own})
+    editor = load_editor(name, context.model, {"seed": context.settings.seed, **own}, context.settings.presets)
     corpus = calibration(context.world).corpus
     return editor, prepared_for(editor, context.model, corpus, context.settings.preparations)
 

@@ -1,0 +1,1 @@
+"""Numbers of editors that nobody sets by hand: a short search on development facts of the model at hand."""
