@@ -64,6 +64,8 @@ def put_general_facts(wh: Warehouse) -> int:
 def general_slots(wh: Reader, model_digest: str, each: int = 0) -> list[dict[str, Any]]:
     """`subject_id`, `subject`, `relation`, `prompt`, `objects` of the general slots that a model was not asked for yet.
 
+    By relation: what is asked of one relation begins alike, and is computed once.
+
     Args:
         each: look at the first so many of a relation alone, in hash order: a fair sample; 0: at all.
     """
@@ -78,7 +80,7 @@ def general_slots(wh: Reader, model_digest: str, each: int = 0) -> list[dict[str
            WHERE ($each = 0 OR s.place <= $each) AND NOT EXISTS (
                SELECT 1 FROM known_facts k
                WHERE k.model_digest = $model AND k.subject_id = s.subject_id AND k.relation = s.relation)
-           ORDER BY s.place, s.relation""",
+           ORDER BY s.relation, s.place""",
         {"source": GENERAL, "model": model_digest, "each": each},
     )
 
