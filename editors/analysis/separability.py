@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: States held at once, in fp32: one GiB. 30 layers of 576 over the calibration corpus and 200 subjects are 0.8 of it.
 FLOATS_AT_ONCE = 2**28
+#: For progress: so many layers are solved in the time that a model of 100M takes to read everything once.
+SOLVED_PER_READING = 400
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def separability(
         corpus: the bank that filters are made against; its subjects must be none of those asked.
         config: the ledger's, with `key_wordings` prompts of any relation for each subject.
         layers: those asked; by default the configuration's.
-        progress: told (tokens read, tokens in all).
+        progress: told (done, total): tokens read, with what solving a layer costs counted as some of them.
 
     Raises:
         UnsupportedModel: the model has no such layer.
@@ -85,12 +87,12 @@ def separability(
     at_once = max(1, FLOATS_AT_ONCE // (states * model.anatomy.d_model(model.hf)))
     parts = [wanted[at : at + at_once] for at in range(0, len(wanted), at_once)]
     tokens = sum(row.lookup + 1 for row in [*texts.known, *asked]) + texts.plain.tokens
-    done = 0
+    solving, done = max(1, tokens // SOLVED_PER_READING), 0
 
     def read(more: int) -> None:
         nonlocal done
         done += more
-        progress(done, tokens * len(parts))
+        progress(done, tokens * len(parts) + solving * len(wanted))
 
     read(0)
     found: dict[int, dict[str, Separated]] = {}
@@ -103,6 +105,7 @@ def separability(
         for layer, site in sites.items():
             space = space_of(known.pop(site), plain.pop(site), config.bank_ridge)
             found[layer] = _detectors(space, seen.pop(site), owner, made, config.filter_slack)
+            read(solving)
     return found
 
 

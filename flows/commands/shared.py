@@ -132,7 +132,7 @@ def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or done == total:
             last = now
-            errors.print(f"{what}: {done / max(1, total):.0%} after {now - begun:.0f} s", highlight=False, markup=False)
+            errors.print(f"{what}: {100 * done // max(1, total)}% after {now - begun:.0f} s", highlight=False, markup=False)
 
     yield tell
 

@@ -63,7 +63,7 @@ def measure_separability(
     """Ask every layer (or those given) about so many subjects of the warehouse, none of them in the bank.
 
     Args:
-        progress: told (tokens read, tokens in all).
+        progress: told (done, total), from before the first pass.
 
     Raises:
         NotFound: the warehouse has fewer subjects outside the calibration corpus.
