@@ -7,7 +7,7 @@ export GX_ANALYTICS_ENABLED := False
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check laws quality tamper clean setup kill real
+.PHONY: demo test check laws quality tamper clean setup kill real real-check
 
 setup: $(STAMP)
 
@@ -25,10 +25,15 @@ demo: setup
 real: setup
 	$(BIN)/errata models fetch smollm2
 
+## The real model is the recorded one and takes an edit in every form that it is asked in; CI runs it too.
+real-check: real
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m real
+
 ## Everything that CI runs.
 test: setup check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 	$(MAKE) laws
+	$(MAKE) real-check
 
 ## What must be equal to the bit, as another processor and another number of threads would compute it; CI runs it too.
 OLD_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
