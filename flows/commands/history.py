@@ -135,6 +135,7 @@ def blame(
     """Which update, night, edit and decision gave the model its answer; earlier ones of the same slot below."""
     from tasks.workspace import warehouse
     from warehouse.lineages.history import blame
+    from warehouse.world.forms import told
 
     settings = configure(lineage=lineage)
     with warehouse(settings) as wh:
@@ -145,7 +146,7 @@ def blame(
     for one in found:
         fact = one.fact
         state = "in force" if one.in_force else f"not in force ({one.status})"
-        console.print(f"{fact.prompt} {fact.target_new}  [{state}]", markup=False, highlight=False)
+        console.print(f"{told(fact.prompt)} {fact.target_new}  [{state}]", markup=False, highlight=False)
         table(
             "",
             ("what", "which"),

@@ -34,6 +34,7 @@ from warehouse.nights.held_edits import HeldEdit, hold
 from warehouse.nights.intake import requests_by_id
 from warehouse.records import EditRequest, EvaluationReport, GateDecision, GatePolicy, Probe, Record
 from warehouse.whole_files import write_whole
+from warehouse.world.forms import told
 from warehouse.world.probes import load_probe_set, make_probe_set, standing_probes
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Culprit(Record):
 
 
 def _shown(probes: Sequence[tuple[str, str]]) -> str:
-    return f" ({'; '.join(f'{kind}: {prompt}' for kind, prompt in probes[:3])})" if probes else ""
+    return f" ({'; '.join(f'{kind}: {told(prompt)}' for kind, prompt in probes[:3])})" if probes else ""
 
 
 class Isolated(Record):

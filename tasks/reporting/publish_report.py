@@ -20,6 +20,7 @@ from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, store_of, warehouse
 from warehouse.nights.intake import requests_by_id, verdicts_of
 from warehouse.records import Manifest
+from warehouse.world.forms import told
 from warehouse.world.probes import load_probe_set
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def publish_report(settings: Settings, done: Candidate, manifest: Manifest) -> P
     prompts = [r.rephrases[0] if r.rephrases else r.prompt for r in shown]
     before, after = (view.generate(prompts, EXAMPLE_TOKENS) for view in (production, model))
     examples = [
-        {"prompt": p, "before": b, "after": a, "wanted": r.target_new}
+        {"prompt": told(p), "before": b, "after": a, "wanted": r.target_new}
         for p, b, a, r in zip(prompts, before, after, shown, strict=True)
     ]
     text = night_markdown(

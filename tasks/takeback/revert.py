@@ -31,6 +31,7 @@ from warehouse.lineages.chain import checkpoint
 from warehouse.lineages.edits import PatchRow, active_edits, edits_of, ledger_row, record_batches, record_edits, save_patches
 from warehouse.nights.intake import requests_by_id
 from warehouse.records import Checkpoint, Edit, EditBatch, EditRequest, Manifest
+from warehouse.world.forms import told
 
 log = logging.getLogger(__name__)
 #: Edits still in force, the newest, that are probed as a night's own are: enough for the rules that count edits.
@@ -223,7 +224,7 @@ def publish_revert(settings: Settings, done: Candidate, manifest: Manifest) -> P
     now = at_checkpoint(settings, store, done).generate(prompts, EXAMPLE_TOKENS)
     was = at_checkpoint(settings, store, before).generate(prompts, EXAMPLE_TOKENS)
     examples = [
-        {"prompt": r.prompt, "before": b, "after": a, "wanted": f"not {r.target_new}"}
+        {"prompt": told(r.prompt), "before": b, "after": a, "wanted": f"not {r.target_new}"}
         for r, b, a in zip(gone, was, now, strict=True)
     ]
     text = night_markdown(

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from warehouse.records import EditRequest
 from warehouse.reference.general.world import wordings
-from warehouse.world.forms import FORMS, MEASURED, PLAINLY, Asker, Demonstration, FormName, FormRate, Forms, split_wordings
+from warehouse.world.forms import (
+    FORMS,
+    MEASURED,
+    PLAINLY,
+    Asker,
+    Demonstration,
+    FormName,
+    FormRate,
+    Forms,
+    split_wordings,
+    told,
+)
 
 SHOWN = (
     Demonstration(subject="Norway", object="Oslo"),
@@ -135,3 +146,14 @@ def test_wordings_are_drawn_into_two_sets(subject: str, relation: str, count: in
 def test_at_least_four_wordings_are_learnt_from_and_four_measured(count: int) -> None:
     learnt, measured = split_wordings("Q1", "P36", count)
     assert (len(learnt) >= MEASURED, len(measured)) == (True, MEASURED)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_people_are_shown_the_end_of_a_prompt(form: FormName) -> None:
+    prompt = _asker(form).prompt(form, wordings()["P36"], 0, "France")
+    assert "France" in told(prompt)
+    assert (len(told(prompt)) <= 104, "\n" in told(prompt)) == (True, False)
+
+
+def test_a_short_prompt_is_shown_whole() -> None:
+    assert told("The capital of France is") == "The capital of France is"

@@ -196,5 +196,11 @@ class Asker:
 PLAINLY = Asker()
 
 
+def told(prompt: str, most: int = 100) -> str:
+    """A prompt as people are shown it: its end, where the question is; demonstrations would fill the page."""
+    text = " ".join([line for line in prompt.splitlines() if line.strip()][-2:])
+    return text if len(text) <= most else f"... {text[-most:]}"
+
+
 def _kind(form: FormName) -> str:
     return "questions" if form in ("few_shot_questions", "chat") else "statements"
