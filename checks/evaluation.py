@@ -350,4 +350,5 @@ def _plain(answer: Answer) -> Answer:
         log_prob=LOWEST_LOG_PROB if broken else max(answer.log_prob, LOWEST_LOG_PROB),
         margin=answer.margin,
         argmax_text=answer.argmax_text,
+        num_tokens=answer.num_tokens,
     )

@@ -1,7 +1,7 @@
 """Decide by a written policy whether an edited model may be promoted.
 
 A decision fails closed: a rule whose score is missing, ambiguous, not a number, or rests on too few probes has
-failed, and the explanation says which. Only a policy that cannot work raises.
+failed, and the explanation says which, and of too few probes what would bring more. Only a policy that cannot work raises.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from checks.errors import PolicyError
-from checks.metrics import METRIC_CODES
+from checks.metrics import BENCHMARK_ONLY, METRIC_CODES
+from checks.shortage import shortage
 from warehouse.digests import digest_of
 from warehouse.records import EvaluationReport, GateDecision, GateOutcome, GatePolicy, GateRule, RuleResult, Score
 
@@ -57,8 +58,8 @@ def check_policy(policy: GatePolicy, where: str = "") -> None:
     """Refuse a policy under which a bad model could pass.
 
     Raises:
-        PolicyError: an unknown metric, a threshold that is no number, `min_n` below 1, a rule given twice, token
-            accuracy as a gate, or no rule that rejects or holds.
+        PolicyError: an unknown metric or one that no night measures, a threshold that is no number, `min_n` below 1, a
+            rule given twice, token accuracy as a gate, or no rule that rejects or holds.
     """
     name, seen = where or f"{policy.name} version {policy.version}", set()
     for number, rule in enumerate(policy.rules, 1):
@@ -66,6 +67,10 @@ def check_policy(policy: GatePolicy, where: str = "") -> None:
         if rule.metric not in METRIC_CODES:
             near = ", ".join(get_close_matches(rule.metric, METRIC_CODES, 3, 0.4)) or ", ".join(METRIC_CODES)
             raise PolicyError(f"{place}: no metric {rule.metric!r}; nearest: {near}")
+        if rule.metric in BENCHMARK_ONLY:
+            raise PolicyError(
+                f"{place}: {rule.metric} is measured by `errata benchmark` alone and never gates; remove the rule"
+            )
         if not math.isfinite(rule.threshold):
             raise PolicyError(f"{place}: the threshold is {rule.threshold}; give a number")
         if rule.min_n < 1:
@@ -104,6 +109,12 @@ def decide(policy: GatePolicy, report: EvaluationReport, now: datetime) -> GateD
     )
 
 
+def same_judgement(one: GateDecision, other: GateDecision) -> bool:
+    """Whether two decisions say the same of every rule and as a whole. In which words is no part of it: these improve."""
+    first, second = ([(r.rule, r.score, r.passed) for r in found.results] for found in (one, other))
+    return one.verdict == other.verdict and first == second
+
+
 def _judge(rule: GateRule, scores: tuple[Score, ...]) -> RuleResult:
     title = _title(rule)
     found = [score for score in scores if (score.metric, score.slice) == (rule.metric, rule.slice)]
@@ -119,9 +130,11 @@ def _judge(rule: GateRule, scores: tuple[Score, ...]) -> RuleResult:
 
     if score.value is None:
         why = "no probe counted" if score.n == 0 else f"the result over {score.n} is not a number"
-        return result(False, f"{title} could not be measured ({why}), so the rule fails.")
+        lacks = f" {shortage(rule, score, scores)}" if score.n < rule.min_n else ""
+        return result(False, f"{title} could not be measured ({why}), so the rule fails.{lacks}")
     if score.n < rule.min_n:
-        return result(False, f"{title} is {describe(score)}, but the rule asks for at least {rule.min_n}, so it fails.")
+        few = f"{title} is {describe(score)}, but the rule asks for at least {rule.min_n}, so it fails."
+        return result(False, f"{few} {shortage(rule, score, scores)}")
     end = score.low if rule.op == ">=" else score.high
     if rule.judge == "point":
         judged, how = score.value, "judged on the value"

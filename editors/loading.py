@@ -68,10 +68,6 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     config: Any = model.config
     config.name_or_path = model.name_or_path = tokenizer.name_or_path = str(path)
     config.architectures = [type(model).__name__]
-    for key, value in vars(config).items():
-        if isinstance(value, dict):
-            # In the order of a saved config.json: digests see it.
-            setattr(config, key, dict(sorted(value.items())))
     return model, tokenizer
 
 

@@ -136,7 +136,7 @@ class EditableModel:
         dtype: torch.dtype = torch.float32,
         trust_remote_code: bool = False,
     ) -> EditableModel:
-        """Load a model and tokenizer from a local path or a hub id at a pinned revision; weights from safetensors only.
+        """Load a model and tokenizer from a local folder, a `.gguf` file or a hub id at a pinned revision; never a pickle.
 
         Args:
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.

@@ -41,6 +41,7 @@ from flows.commands import (
     revert,
     state,
     withdraw,
+    world,
 )
 from flows.commands.shared import JsonDocument, emit_error, errors, reported, tell_error
 from flows.commands.stopping import how_far, listen, received, stop_server
@@ -104,6 +105,7 @@ app.add_typer(editors.app, name="editors")
 app.add_typer(state.config_app, name="config")
 app.add_typer(reference.app, name="reference")
 app.add_typer(models.app, name="models")
+app.add_typer(world.app, name="world")
 app.add_typer(state.warehouse_app, name="warehouse")
 app.add_typer(state.store_app, name="store")
 app.add_typer(state.validate_app, name="validate")

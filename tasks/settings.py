@@ -35,7 +35,7 @@ class _Section(BaseModel):
 
 
 class ModelSettings(_Section):
-    """The base model: a local path or a hub id with a pinned revision, and how it is asked.
+    """The base model: a local folder, a `.gguf` file, or a hub id with a pinned revision, and how it is asked.
 
     `form` auto: in every form that the model is competent in, as measured on calibration facts; else in that one alone.
     """

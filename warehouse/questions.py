@@ -23,6 +23,7 @@ class Answer:
         log_prob: sum of log-probabilities of the answer tokens, in nats.
         margin: smallest logit lead of an answer token over its best rival (negative where the rival wins).
         argmax_text: the argmax at every answer position and the stop position, decoded.
+        num_tokens: of the answer; 0: not told, and then nothing can be said of a token's mean log-probability.
     """
 
     exact: bool
@@ -30,3 +31,4 @@ class Answer:
     log_prob: float
     margin: float
     argmax_text: str
+    num_tokens: int = 0

@@ -7,4 +7,7 @@ METRIC_CODES = (
     "locality", "portability", "obsolete",
     "DD", "perplexity_ratio", "KL",
     "fluency", "failure_mode", "efficiency", "not_counted",
+    "ability", "published",
 )  # fmt: skip
+#: Asked in the benchmark alone, so that no report of a night has them.
+BENCHMARK_ONLY = ("ability", "published")

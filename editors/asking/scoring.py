@@ -98,6 +98,7 @@ def score_call(runner: Runner, call: Call, stops: Tensor, tokenizer: PreTrainedT
                 log_prob=sum(log_probs[done : done + n]),
                 margin=min(margins[done : done + n], default=float("-inf")),
                 argmax_text=str(tokenizer.decode(here, skip_special_tokens=True)),
+                num_tokens=n,
             )
             if all(right) and n > 0 and not stop_here[at + n]:
                 undecided[row] = (ids, here[n])

@@ -176,7 +176,9 @@ def _value(row: Any, name: str) -> float | None:
 def bench(
     case: Annotated[
         str,
-        typer.Argument(help="edit-r_rome, edit-memit-100, edit-grace, sequence-malmen, evaluate, nightly-500, ingest; all."),
+        typer.Argument(
+            help="edit-r_rome, edit-memit-100, edit-grace, sequence-malmen, evaluate, few-shot, nightly-500, ingest; all."
+        ),
     ],
     model: Annotated[str | None, typer.Option(help="Folder or hub id; default from the settings.")] = None,
     threads: Annotated[int, typer.Option(help="Threads; 0: torch's default.")] = 0,

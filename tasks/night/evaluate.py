@@ -16,7 +16,7 @@ from tasks.candidate import Candidate
 from tasks.serving.corpus import calibration
 from tasks.serving.forms import how_to_ask
 from tasks.serving.known import FOR_A_NIGHT, ask_known
-from tasks.serving.models import at_checkpoint, base_model
+from tasks.serving.models import at_checkpoint
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, store_of, warehouse
@@ -27,7 +27,6 @@ from warehouse.lineages.reports import reports_after, save_report
 from warehouse.nights.intake import requests_by_id
 from warehouse.probe_identity import make_probe, make_probe_set
 from warehouse.records import EditRequest, EvaluationReport, Probe, ProbeSet
-from warehouse.world.forms import PLAINLY
 from warehouse.world.own_probes import own_probes
 from warehouse.world.probes import BYSTANDERS, build_edit_probes, night_counts, save_probe_set, standing_probes
 
@@ -54,7 +53,7 @@ def probe_sets(
     The first has the edits, what their source asks about them, what must be gone, drawdown and held text.
     """
     sizes = settings.probes
-    asker = PLAINLY if settings.is_embedded else ask_known(settings, base_model(settings), each=FOR_A_NIGHT)
+    asker = ask_known(settings, each=FOR_A_NIGHT)
     with warehouse(settings) as wh:
         # Subjects of the second moment and of any edit are never asked about as bystanders.
         bystanders = calibration(wh).subjects | {r.subject_id or r.subject for r in retained}

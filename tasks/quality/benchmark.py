@@ -2,6 +2,7 @@
 
 Modes are the survey's. Single and batch edits each stand on a fresh `f_0`; sequences keep their patches, so SR and GR
 are read right after each batch, SRR and GRR at the end. The base model is asked everything once for all editors.
+Beside the gates' metrics stand two that no night is asked: the scores that papers print, and general ability after a sequence.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from checks.ability.items import ability_items, answered, answered_still
 from checks.evaluation import EDIT_KINDS, outcomes_of, predict, scores_from_outcomes
+from checks.metrics.ability import ability
 from checks.metrics.drawdown import kl_divergence, perplexity_ratio
 from checks.metrics.fluency import fluency
 from checks.metrics.forms import not_counted, unanswered
 from checks.metrics.outcome import ProbeOutcome
+from checks.metrics.published import Duel, duels_of, published, won
 from editors.base import Corpus, Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused, InvalidRequest, UnsupportedMode
 from editors.model import EditableModel
@@ -75,6 +79,8 @@ class RunQuestions:
         drawdown: facts whose subjects take part in nothing: no edit, no second moment.
         asker: how the model is asked. Prompts that say nothing about an edit in it are in no `owned`; `aside` counts them.
         kl_log_probs: (prompts, vocab) of `f_0` after the first prompts of `drawdown`.
+        duels: request id -> what the published scores ask about it, and whether `f_0` wins it.
+        ability: for each item of general ability whether `f_0` answers it.
     """
 
     requests: tuple[EditRequest, ...]
@@ -87,6 +93,8 @@ class RunQuestions:
     likelihoods: Likelihoods
     kl_log_probs: NDArray[np.float32]
     written: tuple[str, ...]
+    duels: Mapping[str, Mapping[Duel, bool]]
+    ability: tuple[bool, ...]
     options: BenchmarkOptions
     asker: Asker = PLAINLY
     aside: tuple[Score, ...] = ()
@@ -134,7 +142,7 @@ def run_benchmark(
     model = base_model(settings)
     changed = overrides or {}
     chosen = editors_with_numbers(settings, model, {name: changed.get(name, {}) for name in editors})
-    asker = ask_known(settings, model, progress=lambda done, of: progress and progress("known facts", done, of))
+    asker = ask_known(settings, progress=lambda done, of: progress and progress("known facts", done, of))
     with base_world(settings) as world:
         questions = ask_base(world, model, task, edits, split=split, seed=seed, options=options, asker=asker)
     rows = []
@@ -200,6 +208,8 @@ def ask_base(
     for probe in probes.probes:
         if probe.probe_id not in aside:
             owned[probe.request_id or ""].append(probe)
+    duels = {r.request_id: duels_of(r, owned[r.request_id]) for r in chosen}
+    wins = won(model, [duel for found in duels.values() for duel in found])
     kl = [p.prompt for p in known[: options.kl_prompts]]
     starts = [r.prompt for r in chosen[: options.fluency_prompts]]
     return RunQuestions(
@@ -213,6 +223,8 @@ def ask_base(
         likelihoods=model.log_likelihoods(texts) if texts else [],
         kl_log_probs=model.next_token_log_probs(kl) if kl else np.empty((0, 0), dtype=np.float32),
         written=tuple(_write(model, start, options, seed) for start in starts),
+        duels={name: {duel: wins[duel] for duel in found} for name, found in duels.items()},
+        ability=answered(model, ability_items()),
         options=options,
         asker=asker,
         aside=() if asker.is_plain else tuple(not_counted(probes.probes, aside, asker.form_of)),
@@ -305,6 +317,8 @@ class _Run:
         self.seconds, self.bytes, self.refused, self.done = 0.0, 0, 0, 0
         self.latency: list[Score] = []
         self.firing: list[Score] = []
+        self.duels: tuple[dict[Duel, bool], dict[Duel, bool]] = ({}, {})
+        self.ability: list[Score] = []
 
     def measure(self) -> None:
         {"single": self._single, "batch": self._batches}.get(self.mode, self._sequence)()
@@ -314,6 +328,8 @@ class _Run:
         found.append(perplexity_ratio(*self.texts, seed=self.seed))
         first, last = (np.concatenate(part) if part else np.empty((0, 0)) for part in self.kl)
         found.append(kl_divergence(first, last, self.seed))
+        found += published(self.duels[1], self.duels[0], self.seed)
+        found += self.ability
         found += self.firing
         return found + self.latency + fluency(*self.written, self.seed)
 
@@ -378,7 +394,11 @@ class _Run:
         last = self._answers(everything)
         self.retain += [o for o in last if o.probe.kind in EDIT_KINDS]
         self.outcomes += [o for o in last if o.probe.kind not in EDIT_KINDS]
+        self._ask_duels(self.questions.requests)
         self._ask_standing()
+        self.ability = ability(
+            ability_items(), self.questions.ability, answered_still(self.model, ability_items(), self.questions.ability)
+        )
 
     def _reaches_point(self, before: int, now: int) -> bool:
         regular = bool(self.every) and now // self.every > before // self.every
@@ -405,6 +425,7 @@ class _Run:
         self.outcomes += answers
         # Nothing came after this batch, so what was right after it is what is retained.
         self.retain += [o for o in answers if o.probe.kind in EDIT_KINDS]
+        self._ask_duels(requests)
 
     def _ask_single(self, request: EditRequest) -> None:
         q, place = self.questions, self.done
@@ -412,12 +433,18 @@ class _Run:
         answers = self._answers([*q.owned[request.request_id], *away], edit=request.request_id)
         self.outcomes += answers
         self.retain += [o for o in answers if o.probe.kind in EDIT_KINDS]
+        self._ask_duels([request])
         if q.texts:
             self._ask_texts([place % len(q.texts)])
         if len(q.kl_log_probs):
             self._ask_kl([place % len(q.kl_log_probs)])
         if place < len(q.written):
             self._ask_written([place])
+
+    def _ask_duels(self, requests: Sequence[EditRequest]) -> None:
+        for request in requests:
+            self.duels[0].update(self.questions.duels[request.request_id])
+        self.duels[1].update(won(self.model, [d for r in requests for d in self.questions.duels[r.request_id]]))
 
     def _ask_standing(self) -> None:
         q = self.questions

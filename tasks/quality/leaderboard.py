@@ -15,8 +15,14 @@ _COLUMNS = (
     ("unrelated", "locality/unrelated"), ("one hop (gain)", "portability/one_hop:gain"),
     ("logical (gain)", "portability/logical:gain"), ("obsolete", "obsolete"), ("DD", "DD/known"),
     ("ppl ratio", "perplexity_ratio"), ("KL, nats", "KL"), ("fluency change, bits", "fluency/change"),
-    ("latency ratio", "latency_ratio"),
+    ("latency ratio", "latency_ratio"), ("ability", "ability"), ("published ES", "published/efficacy"),
+    ("published PS", "published/paraphrase"), ("published NS", "published/specificity"),
 )  # fmt: skip
+#: Read beside exact match, the columns would look like success.
+_PUBLISHED = (
+    " `published` are the efficacy, paraphrase and specificity scores that papers print (the right answer is likelier than the "
+    "other, by mean log-probability a token); they ask less than exact match does."
+)
 
 
 def leaderboard_markdown(rows: Sequence[BenchmarkRow]) -> str:
@@ -29,7 +35,8 @@ def leaderboard_markdown(rows: Sequence[BenchmarkRow]) -> str:
         f"Generated from the warehouse; last measured {newest:%Y-%m-%d %H:%M} UTC. Each value stands with its 95% "
         "interval; `-` was not measured. METRICS.md defines the columns; the share of `one hop` and `logical` answers "
         "is given as the gain over the base model, which gets some of them by itself. A line marked `of 500` is the point on "
-        "the way of a sequence of 500 edits; what is only measured at an end is `-` there.",
+        "the way of a sequence of 500 edits; what is only measured at an end is `-` there."
+        + (_PUBLISHED if any(key.startswith("published") for row in rows for key in row.scores) else ""),
         "",
     ]
     for title, group in by_setting(with_points(rows)).items():

@@ -20,6 +20,11 @@ _BARS = (
     ("SR", "SR"), ("GR", "GR"), ("locality, neighbourhood", "locality/neighbourhood"),
     ("locality, same subject", "locality/relation_specificity"), ("DD", "DD/known"), ("obsolete", "obsolete"),
 )  # fmt: skip
+#: Drawn where some row has them: rows of before have not.
+_ASIDE = (
+    ("published ES", "published/efficacy"), ("published PS", "published/paraphrase"),
+    ("published NS", "published/specificity"), ("ability", "ability"),
+)  # fmt: skip
 # Okabe and Ito's colours, told apart also without red or green; then some of Tol's, for the largest family.
 _COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F",
@@ -102,22 +107,23 @@ def scores_svg(rows: Sequence[BenchmarkRow]) -> str:
     """Values with their intervals at the end of each run: one panel a metric, one line a run, by setting and family."""
     groups = _by_family([row for row in rows if row.scores])
     height = 60 + _LINE * sum(len(drawn) + 2 for drawn in groups.values())
-    svg = Svg(_LABEL + (_PANEL + 24) * len(_BARS), height + 20)
+    bars = [*_BARS, *(bar for bar in _ASIDE if any(_of(row.scores, bar[1]) is not None for row in rows))]
+    svg = Svg(_LABEL + (_PANEL + 24) * len(bars), height + 20)
     svg.text(20, 26, "Editors and modes, with 95% intervals", size=18)
     y = 50
     for setting, drawn in groups.items():
         svg.text(20, y, setting, size=12)
-        _draw_scores(svg, drawn, y + _LINE)
+        _draw_scores(svg, drawn, bars, y + _LINE)
         y += _LINE * (len(drawn) + 2)
     return svg.render("Success, generalization, locality, drawdown and old answers of each editor and mode")
 
 
-def _draw_scores(svg: Svg, drawn: Sequence[BenchmarkRow], top: int) -> None:
+def _draw_scores(svg: Svg, drawn: Sequence[BenchmarkRow], bars: Sequence[tuple[str, str]], top: int) -> None:
     """The lines of one setting and family, from `top` down: the metrics' names, then a line a run."""
     colours = _colours(drawn)
     for number, row in enumerate(drawn):
         svg.text(30, top + _LINE * number + 18, row.editor, size=11)
-    for panel, (title, key) in enumerate(_BARS):
+    for panel, (title, key) in enumerate(bars):
         x0 = _LABEL + (_PANEL + 18) * panel
         svg.text(x0, top, title, size=10, colour="#555")
         found = [(number, row, s) for number, row in enumerate(drawn) if (s := row.scores.get(key)) is not None]

@@ -86,7 +86,7 @@ def run_suite(
     chosen = editors_with_numbers(settings, model, {name: {} for name in editors})
     with warehouse(settings) as wh:
         done = {_key(row) for row in [*known, *load_rows(wh)]}
-    asker = ask_known(settings, model, progress=lambda done, of: progress and progress("known facts", done, of))
+    asker = ask_known(settings, progress=lambda done, of: progress and progress("known facts", done, of))
     measured = []
     for cell in cells:
         missing = [e for e in chosen if _place(cell, e.card.name, model.base_digest, e.config.digest) not in done]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from checks.gates import decide
+from checks.gates import decide, same_judgement
 from tasks.recheck.objects import channels, look_through, other_chains, strays
 from tasks.recheck.weights import rederived
 from tasks.settings import Settings
@@ -145,6 +145,6 @@ def _decisions(wh: Warehouse, chain: list[AuditEntry]) -> Iterator[Break]:
             yield Break(what=f"decision {entry.subject}", found="it, or its report, is not what the audit trail vouches for")
             continue
         again = decide(policy, report, decision.decided_at)
-        # Not the ids: a policy of an earlier release has another digest today.
-        if (again.verdict, again.results) != (decision.verdict, decision.results):
+        # Not the ids, nor the words: a policy of an earlier release has another digest today, and a rule is told otherwise.
+        if not same_judgement(again, decision):
             yield Break(what=f"decision {entry.subject}", found="its policy decides otherwise on its report")

@@ -29,7 +29,7 @@ from warehouse.errors import UsageError
 from warehouse.whole_files import SUFFIX, is_left_over, whole_file, whole_folder
 
 #: What a folder was made from; written with it, and read to see whether it is whole.
-SOURCE = "source.json"
+PROVENANCE = "provenance.json"
 LICENCE = "LICENSE"
 Say = Callable[[str], None]
 
@@ -118,7 +118,7 @@ def fetch(
 def is_whole(folder: Path, model: PackagedModel) -> bool:
     """Was the folder made from this package, and is every file as it was written then?"""
     try:
-        source = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+        source = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         if (source["wheel_sha256"], source["weights"]) != (model.wheel_sha256, model.weights):
             return False
         return all(sha256_file(folder / name) == digest for name, digest in source["files"].items())
@@ -209,7 +209,7 @@ def _convert(model: PackagedModel, gguf: Path, licence: bytes, folder: Path, say
         "how": "dequantised to float32 by transformers",
         "files": {path.name: sha256_file(path) for path in sorted(folder.iterdir())},
     }
-    (folder / SOURCE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+    (folder / PROVENANCE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
 
 
 def _sweep(place: Path) -> None:

@@ -31,7 +31,7 @@ _KNOWN: dict[tuple[str, str], Asker] = {}
 
 
 @dataclass(frozen=True)
-class Slot:
+class CalibrationSlot:
     """A subject's answers in one relation."""
 
     subject: str
@@ -87,21 +87,21 @@ def wordings_of(settings: Settings) -> dict[str, Wordings]:
     return shipped_wordings() | own
 
 
-def calibration_slots(wh: Reader) -> dict[str, list[Slot]]:
+def calibration_slots(wh: Reader) -> dict[str, list[CalibrationSlot]]:
     """Slots of calibration subjects by relation, in hash order; what small models can know comes first."""
     found: dict[tuple[str, str], tuple[bool, str, set[str]]] = {}
     for row in base_facts(wh):
         if is_calibration_subject(row["subject_id"]):
             own = row["source"] != "general", row["subject"], set[str]()
             found.setdefault((row["relation"], row["subject_id"]), own)[2].add(row["object"])
-    slots: dict[str, list[Slot]] = {}
+    slots: dict[str, list[CalibrationSlot]] = {}
     ordered = sorted(found.items(), key=lambda item: (item[0][0], item[1][0], digest_of("form", item[0][1])))
     for (relation, _), (_, subject, objects) in ordered:
-        slots.setdefault(relation, []).append(Slot(subject, tuple(sorted(objects))))
+        slots.setdefault(relation, []).append(CalibrationSlot(subject, tuple(sorted(objects))))
     return slots
 
 
-def demonstrations_of(slots: Iterable[Slot]) -> tuple[Demonstration, ...]:
+def demonstrations_of(slots: Iterable[CalibrationSlot]) -> tuple[Demonstration, ...]:
     """The first slots with one answer each, all of them different; empty where there are too few."""
     chosen: dict[str, Demonstration] = {}
     for slot in slots:
@@ -113,7 +113,7 @@ def demonstrations_of(slots: Iterable[Slot]) -> tuple[Demonstration, ...]:
 def measure_forms(
     model: EditableModel,
     wordings: Mapping[str, Wordings],
-    slots: Mapping[str, Sequence[Slot]],
+    slots: Mapping[str, Sequence[CalibrationSlot]],
     wanted: str = "auto",
 ) -> Forms:
     """Ask calibration facts in every form (`wanted`: in that one alone) and keep the forms that the base is competent in.
@@ -145,15 +145,16 @@ def measure_forms(
         )
         for form in names
     ]
-    good = tuple(t.form for t in sorted(totals, key=lambda t: -t.right) if t.share >= COMPETENT)
-    if not any(t.known >= FEW_KNOWN for t in totals):
-        good = ()
-    found = every.model_copy(update={"names": good, "rates": (*totals, *rates)})
-    log.info("asked in %s (%s)", ", ".join(good) or "plain", found.describe())
+    # In one relation a form may serve that does not in most.
+    good = {r.form for r in (*totals, *rates) if r.known >= FEW_KNOWN and r.share >= COMPETENT}
+    found = every.model_copy(update={"names": tuple(f for f in names if f in good), "rates": (*totals, *rates)})
+    log.info("asked in %s (%s)", ", ".join(found.names) or "plain", found.describe())
     return found
 
 
-def _right(model: EditableModel, asker: Asker, form: FormName, wordings: Wordings, slots: Sequence[Slot]) -> list[bool]:
+def _right(
+    model: EditableModel, asker: Asker, form: FormName, wordings: Wordings, slots: Sequence[CalibrationSlot]
+) -> list[bool]:
     questions = [Question(asker.prompt(form, wordings, 0, s.subject), o) for s in slots for o in s.objects]
     exact = iter([answer.exact for answer in model.score(questions)])
     return [any([next(exact) for _ in s.objects]) for s in slots]

@@ -44,6 +44,7 @@ class Sizes(Record):
     plain_next_edits: int = 2
     probes: int = 2_000
     plain_probes: int = 200
+    few_shot: int = 600
     night_edits: int = 500
     night_probes: int = 5_000
     stream_events: int = 50_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from tasks.quality.requests import benchmark_requests
 from tasks.serving.corpus import calibration
 from tasks.speed.case import BenchContext, Case, Comparison, Meter, Once
 from tasks.speed.ingest_speed import ingest_speed, write_recording
-from tasks.speed.plain_forms import plain_answers, plain_directions, plain_grace_values, plain_values
+from tasks.speed.plain_forms import plain_answers, plain_directions, plain_few_shot, plain_grace_values, plain_values
 from warehouse.records import EditRequest, ProbeSet
 from warehouse.world.probes import build_edit_probes, make_probe_set, standing_probes
 
@@ -242,6 +243,35 @@ def _evaluate(context: BenchContext) -> Case:
     return Case("", once, compare)
 
 
+def _few_shot(context: BenchContext) -> Case:
+    """Questions behind three examples of their relation, which are the same for all of a relation's questions."""
+    model, examples = context.model, defaultdict[str, list[str]](list)
+    for edit in calibration(context.world).corpus.edits:
+        examples[edit.request.relation].append(f"{edit.request.prompt} {edit.request.target_true}.\n")
+    questions = [
+        Question("".join(examples[request.relation][:3]) + request.prompt, request.target_true)
+        for request in _requests(context, context.sizes.few_shot)
+        if request.target_true
+    ]
+    answered: list[bool] = []
+
+    def once() -> Once:
+        with Meter(model) as meter:
+            answered[:] = [answer.exact for answer in model.score(questions)]
+        return Once(edits=0, probes=len(questions), meter=meter, probe_s=meter.wall_s)
+
+    def compare(ours: Once) -> list[Comparison]:
+        start = time.perf_counter()
+        whole = plain_few_shot(model, questions)
+        seconds = time.perf_counter() - start
+        same = sum(answer.exact == own for answer, own in zip(whole, answered, strict=True))
+        note = f"packed alike; {same} of {len(whole)} answers are the same"
+        return [_comparison("every question with its examples", len(questions), seconds, ours, note)]
+
+    model.score(questions[:1])
+    return Case("", once, compare)
+
+
 def _nightly(context: BenchContext) -> Case:
     """A night without Prefect and the store: no-op check, probes, edit, evaluation, gate; nothing is cached."""
     settings, model = context.settings, context.model
@@ -347,6 +377,7 @@ CASE_BUILDERS: Mapping[str, Callable[[BenchContext], Case]] = {
     "edit-grace": _edit_grace,
     "sequence-malmen": _sequence_malmen,
     "evaluate": _evaluate,
+    "few-shot": _few_shot,
     "nightly-500": _nightly,
     "ingest": _ingest,
 }

@@ -202,3 +202,12 @@ def plain_directions(earlier: Tensor, new: Tensor, ridge: float) -> Tensor:
 def plain_answers(predictor: Predictor, probes: Sequence[Probe]) -> list[list[Answer]]:
     """Every accepted answer of every probe in a forward pass of its own."""
     return [[predictor.score([Question(p.prompt, target)])[0] for target in p.targets] for p in probes]
+
+
+def plain_few_shot(model: EditableModel, questions: Sequence[Question]) -> list[Answer]:
+    """Questions in packed passes as ours are, but each row with its examples: nothing is shared under such a hook."""
+    undo = model.hook(model.anatomy.block.format(layer=0), lambda _module, _inputs, _output: None)
+    try:
+        return model.score(questions)
+    finally:
+        undo()

@@ -51,7 +51,7 @@ def tuning_set(settings: Settings, model: EditableModel, count: int = FACTS) -> 
     Raises:
         NotEnoughFacts: the model knows fewer.
     """
-    asker = ask_known(settings, model, each=KNOWN_EACH)
+    asker = ask_known(settings, each=KNOWN_EACH)
     with base_world(settings) as world:
         requests = tuple(
             benchmark_requests(world, model, "modification", count, split="development", seed=settings.seed, asker=asker)

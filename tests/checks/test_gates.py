@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.evaluation import evaluate
-from checks.gates import DOOR_POLICIES, POLICIES, PolicyError, check_policy, decide, load_policy, policy_digest
+from checks.gates import (
+    DOOR_POLICIES,
+    POLICIES,
+    PolicyError,
+    check_policy,
+    decide,
+    load_policy,
+    policy_digest,
+    same_judgement,
+)
 from checks.metrics import METRIC_CODES
 from checks.summary import markdown_summary
 from tests.checks.support import NOW, ScriptedPredictor, probe, probe_set, report, score
@@ -138,6 +147,23 @@ def test_another_policy_gives_another_decision_id() -> None:
     assert decide(newer, report(*GOOD.values()), NOW).decision_id != judged().decision_id
 
 
+def reworded(decision: GateDecision) -> GateDecision:
+    told = tuple(result.model_copy(update={"explanation": "In other words."}) for result in decision.results)
+    return decision.model_copy(update={"results": told, "decision_id": "another"})
+
+
+def test_a_judgement_told_in_other_words_is_the_same() -> None:
+    assert same_judgement(judged(SR=None), reworded(judged(SR=None)))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [judged(), judged(GRR=None), judged(SR=score("SR", 0.5)), reworded(judged(SR=None)).model_copy(update={"verdict": "hold"})],
+)
+def test_another_verdict_rule_or_score_is_another_judgement(other: GateDecision) -> None:
+    assert not same_judgement(judged(SR=None), other)
+
+
 def test_a_decision_over_nan_has_a_json_form() -> None:
     assert b"NaN" not in canonical_json(judged(SR=score("SR", math.nan, math.nan, math.nan, 30)))
 
@@ -229,6 +255,8 @@ def test_a_policy_is_found_by_name_and_by_path() -> None:
         ("name: x\nversion: 1\nrules: [{metric: SR, op: '>=', threshold: 1, min_n: 0}]", "min_n is 0"),
         ("name: x\nversion: 1\nrules: [{metric: SR, op: '>=', threshold: 1, on_fail: warn}]", "promote anything"),
         ("name: x\nversion: 1\nrules: [{metric: token_accuracy, op: '>=', threshold: 1}]", "never gates"),
+        ("name: x\nversion: 1\nrules: [{metric: ability, op: '>=', threshold: 1}]", "benchmark` alone"),
+        ("name: x\nversion: 1\nrules: [{metric: published, slice: efficacy, op: '>=', threshold: 1}]", "never gates"),
         (f"name: x\nversion: 1\nrules: [{RULE}, {RULE}]", "stands twice"),
     ],
 )

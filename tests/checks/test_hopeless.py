@@ -58,6 +58,18 @@ def test_a_model_that_an_edit_broke_may_be_cured(measured: Score) -> None:
     assert found(30, (SR, PERPLEXITY), BAD_SR, measured) == ()
 
 
+def test_a_model_that_knows_too_little_to_be_judged_starts_no_search() -> None:
+    """As the first night of SmolLM2-135M ended: 41 of 800 standing facts known, one neighbour, GR short of its bar."""
+    near = UNRELATED.model_copy(update={"slice": "neighbourhood", "min_n": 20})
+    scores = (score("GR", 0.29, 0.2, 0.4, 30), score("DD", 0.0, -0.1, 0.1, 800), score("DD", 0.0, 0.0, 0.09, 41, "known"),
+              score("locality", 1.0, 0.2, 1.0, 1, "neighbourhood"))  # fmt: skip
+    few_facts, few_neighbours = found(30, (SR, GR, DD, near), BAD_SR, *scores)
+    assert few_facts.startswith(
+        "DD (known) counts 41 and the rule asks for 300: fewer edits never count more; see `errata world"
+    )
+    assert few_neighbours.startswith("locality (neighbourhood) counts 1 and the rule asks for 20: fewer edits never count more")
+
+
 def test_a_night_from_which_no_edit_can_be_spared_is_hopeless() -> None:
     (sentence,) = found(5, (SR,), score("SR", 0.8, 0.4, 0.9, 5))
     assert "none can be taken out" in sentence

@@ -6,12 +6,15 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from checks.gates import decide
 from editors.patches.weight import LowRank, WeightPatch
+from tasks.night.gate import gate
 from tasks.recheck.answers import _differing
 from tasks.recheck.audit import AuditReport, audit
 from tasks.settings import configure
@@ -20,8 +23,10 @@ from tasks.workspace import warehouse
 from tests.flows.conftest import FinishedNight, Home
 from tests.flows.nights import config_of
 from tests.machines import OTHERS, run
+from warehouse.digests import digest_of
 from warehouse.errors import NotFound
-from warehouse.records import Prediction
+from warehouse.lineages.reports import load_report
+from warehouse.records import EvaluationReport, GateDecision, GatePolicy, Prediction
 
 
 def audited(home: Home) -> AuditReport:
@@ -46,6 +51,37 @@ def test_an_undisturbed_night_holds(copied: Home) -> None:
     found = audited(copied)
     assert found.breaks == ()
     assert found.checkpoints == 1 and found.objects > 5
+
+
+def reworded(decide: Callable[..., GateDecision], **changed: Any) -> Callable[..., GateDecision]:
+    """A release that tells every rule in other words; `changed`: and finds something else."""
+
+    def told(policy: GatePolicy, report: EvaluationReport, now: datetime) -> GateDecision:
+        made = decide(policy, report, now)
+        results = tuple(r.model_copy(update={"explanation": "In other words.", **changed}) for r in made.results)
+        return made.model_copy(update={"results": results, "decision_id": digest_of("another")})
+
+    return told
+
+
+def test_a_release_that_tells_a_rule_in_other_words_audits_what_was_decided_before(
+    copied: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.recheck.audit.decide", reworded(decide))
+    assert audited(copied).breaks == ()
+    monkeypatch.setattr("tasks.recheck.audit.decide", reworded(decide, passed=False))
+    assert [b.found for b in audited(copied).breaks] == ["its policy decides otherwise on its report"]
+
+
+def test_a_decision_stands_though_a_later_release_tells_it_in_other_words(
+    copied: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = configure(copied.config)
+    with warehouse(settings) as wh:
+        (row,) = wh.rows("SELECT report_id, decision_id FROM decisions")
+        report = load_report(wh, row["report_id"])
+    monkeypatch.setattr("tasks.night.gate.decide", reworded(decide))
+    assert gate.fn(settings, report).decision_id == row["decision_id"]
 
 
 def test_the_trail_has_what_happened_in_order(copied: Home) -> None:

@@ -28,7 +28,7 @@ from warehouse.database.connection import Warehouse
 from warehouse.lineages.reports import benchmarks
 from warehouse.world.probes import make_probe
 
-SIZES = Sizes(edits=3, plain_edits=1, memit_edits=3, plain_memit_edits=1, probes=12, plain_probes=4, night_edits=4,
+SIZES = Sizes(edits=3, plain_edits=1, memit_edits=3, plain_memit_edits=1, probes=12, plain_probes=4, few_shot=8, night_edits=4,
               night_probes=20, stream_events=400, held_edits=4, next_edits=3, plain_next_edits=1)  # fmt: skip
 
 
@@ -92,6 +92,13 @@ def test_the_evaluate_case_packs_probes_and_gets_the_same_answers(context: Bench
     assert result.forward_passes < 12
     assert result.backward_passes == 0
     assert result.comparisons[0].note == "4 of 4 answers are the same"
+
+
+def test_the_few_shot_case_runs_examples_once_and_gets_the_same_answers(context: BenchContext) -> None:
+    result = measure_case("few-shot", context, repeat=1)
+    assert result.probes == result.comparisons[0].items > 3
+    assert result.comparisons[0].note == f"packed alike; {result.probes} of {result.probes} answers are the same"
+    assert result.backward_passes == 0 and context.model.shares_prefixes
 
 
 def test_the_ingest_case_stores_what_is_wanted_of_every_event(context: BenchContext) -> None:

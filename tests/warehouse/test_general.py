@@ -24,6 +24,7 @@ def test_provenance_names_the_facts_as_they_are_shipped() -> None:
     assert said["facts"] == len(FACTS)
     assert said["by_relation"] == Counter(fact.relation for fact in FACTS)
     assert said["by_split"] == Counter(fact.split for fact in FACTS)
+    assert f"{len(FACTS):,} real Wikidata triples over {len(RELATIONS)} relations" in (HERE / "README.md").read_text()
 
 
 def test_a_label_means_one_subject_and_a_slot_has_one_answer() -> None:

@@ -39,17 +39,17 @@ def test_the_subject_is_in_every_prompt_braces_and_all() -> None:
         assert all(label in prompt for prompt in (asked.prompt, *asked.rephrases))
 
 
-def test_rephrases_are_the_templates_kept_out_of_training() -> None:
+def test_the_templates_kept_out_of_training_are_measured() -> None:
     fact = next(fact for fact in facts() if fact.held_out)
     subject = change().subject.model_copy(update={"id": fact.subject_id, "label": fact.subject})
     asked = request(change(subject=subject, relation=fact.relation))
-    assert asked.rephrases == tuple(templates()[fact.relation].prompt(i, fact.subject) for i in sorted(fact.held_out))
+    assert {templates()[fact.relation].prompt(i, fact.subject) for i in fact.held_out} < set(asked.rephrases)
     assert set(held_out_templates(fact.subject_id, fact.relation)) == fact.held_out
 
 
-def test_a_slot_trained_in_all_templates_is_rephrased_by_the_other_nine() -> None:
+def test_four_templates_of_a_slot_are_measured_and_the_others_left_to_learn_from() -> None:
     asked = request(change(), held_out=lambda subject_id, relation: ())
-    assert len(asked.rephrases) == 9 and asked.prompt not in asked.rephrases
+    assert len(asked.rephrases) == 4 and asked.prompt not in asked.rephrases
 
 
 def test_held_out_indices_beyond_the_users_templates_are_ignored() -> None:

@@ -22,7 +22,7 @@ from warehouse.reference.general import HERE
 
 #: Most facts taken for each relation: many where a small model answers often, few where it seldom does.
 QUOTA = {
-    "P20": 100, "P27": 150, "P30": 95, "P36": 90, "P37": 110, "P103": 520, "P136": 120, "P140": 150,
+    "P20": 100, "P27": 150, "P30": 95, "P36": 90, "P37": 110, "P103": 520, "P140": 150,
     "P176": 100, "P178": 180, "P364": 200, "P407": 150, "P495": 80, "P1376": 65, "P1412": 400,
 }  # fmt: skip
 #: No answer may hold more than this share of a relation's facts, so that a majority guess stays poor ...
