@@ -18,6 +18,8 @@ from editors.asking.tokens import EncodedRow, encode_prompts, encode_rows, pad_r
 #: scored four times as many probes a second as 8,192); a GPU wants large passes.
 TOKENS_PER_BATCH = {"cpu": 512}
 TOKENS_PER_GPU_BATCH = 16384
+#: Tokens of whole rows for each token that a pass may run: behind a prefix its keys are laid before every row, layer by layer.
+WHOLE_PER_TOKEN = 16
 #: Logits held at once (fp32: 4 bytes each).
 LOGITS_PER_BATCH = 2**25
 PROMPTS_PER_GENERATION = 64
@@ -93,7 +95,9 @@ class PlainRunner:
             while at < len(order):
                 row = rows[order[at]]
                 width, count = min(len(row.ids), limit) - before, len(row.ids) - row.start + 1
-                full = (len(batch) + 1) * width > most_tokens or (answers + count) * vocab > LOGITS_PER_BATCH
+                size = len(batch) + 1
+                full = size * width > most_tokens or (answers + count) * vocab > LOGITS_PER_BATCH
+                full |= size * (before + width) > WHOLE_PER_TOKEN * most_tokens
                 if batch and full:
                     break
                 batch.append(order[at])

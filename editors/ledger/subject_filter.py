@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from editors.asking.tokens import pad_right
 from editors.base import Corpus, Prepared
-from editors.mechanics.contexts import encode_lookups
+from editors.mechanics.contexts import LookupRow, encode_lookups
 from editors.mechanics.paraphrases import SLOT, relation_templates
-from editors.mechanics.passes import trace_lookups
+from editors.mechanics.passes import length_groups
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from warehouse.digests import digest_of
@@ -55,6 +56,27 @@ class SubjectSpace:
 
 
 @torch.no_grad()
+def lookup_states(
+    model: EditableModel, rows: Sequence[LookupRow], sites: Sequence[str], read: Callable[[int], None] = lambda _: None
+) -> dict[str, Float[Tensor, "rows d_model"]]:
+    """Input of each site at each row's lookup token, in one pass for all sites; fp32 on the CPU.
+
+    Args:
+        sites: module paths, the last one the deepest.
+        read: told how many tokens each pass has read.
+    """
+    width = model.anatomy.d_model(model.hf)
+    found = {site: torch.empty(len(rows), width) for site in sites}
+    for chosen in length_groups([row.lookup + 1 for row in rows], TOKENS_PER_PASS):
+        ids, mask = pad_right([rows[i].ids[: rows[i].lookup + 1] for i in chosen], model.pad_id)
+        each, last = torch.arange(len(chosen)), torch.tensor([rows[i].lookup for i in chosen])
+        seen = trace(model, ids, mask, inputs=sites, stop_after=sites[-1], kept=partial(_states_at, (each, last)))
+        for site in sites:
+            found[site][chosen] = seen.inputs[site]
+        read(int(mask.sum()))
+    return found
+
+
 def subject_states(
     model: EditableModel, prompts: Sequence[str], subjects: Sequence[str], site: str, wordings: Collection[str] = ()
 ) -> Float[Tensor, "prompts d_model"]:
@@ -67,31 +89,60 @@ def subject_states(
         InvalidRequest: a subject is not in its prompt.
     """
     rows = encode_lookups(model, prompts, subjects, [""] * len(prompts), wordings=wordings)
-    found = torch.empty(len(rows), model.anatomy.d_model(model.hf))
-    for chosen, seen in trace_lookups(model, rows, TOKENS_PER_PASS, site):
-        last = torch.tensor([rows[i].lookup for i in chosen])
-        found[chosen] = seen.inputs[site][torch.arange(len(chosen)), last].float().cpu()
-    return found
+    return lookup_states(model, rows, (site,))[site]
 
 
-@torch.no_grad()
-def text_states(model: EditableModel, texts: Sequence[str], site: str, count: int, seed: int) -> Float[Tensor, "tokens d"]:
-    """Input of the module `site` at `count` random tokens of the texts."""
+@dataclass(frozen=True)
+class TextSample:
+    """Random tokens of some texts, drawn before a model reads them: `places` count the tokens of all chunks together."""
+
+    chunks: Sequence[Sequence[list[int]]]
+    places: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row) for chunk in self.chunks for row in chunk)
+
+
+def sample_texts(model: EditableModel, texts: Sequence[str], count: int, seed: int) -> TextSample:
+    """`count` random tokens out of three times as many, or of all that the texts have."""
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = torch.randperm(len(texts), generator=generator).tolist()
     limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or 256
-    parts: list[Tensor] = []
-    left = 3 * count
+    chunks: list[list[list[int]]] = []
+    total = 0
     for at in range(0, len(order), 32):
         rows = [list(model.tokenizer(texts[i])["input_ids"])[:limit] for i in order[at : at + 32]]
-        ids, mask = pad_right([r for r in rows if r], model.pad_id)
-        seen = trace(model, ids, mask, inputs=(site,), stop_after=site)
-        parts.append(seen.inputs[site][mask.bool().to(seen.inputs[site].device)].float().cpu())
-        left -= len(parts[-1])
-        if left <= 0:
+        chunks.append([row for row in rows if row])
+        total += sum(map(len, rows))
+        if total >= 3 * count:
             break
-    states = torch.cat(parts)
-    return states[torch.randperm(len(states), generator=generator)[:count]]
+    return TextSample(chunks, torch.randperm(total, generator=generator)[:count])
+
+
+@torch.no_grad()
+def text_states(
+    model: EditableModel, sample: TextSample, sites: Sequence[str], read: Callable[[int], None] = lambda _: None
+) -> dict[str, Float[Tensor, "tokens d"]]:
+    """Input of each site at the sampled tokens; see `lookup_states`."""
+    width, at = model.anatomy.d_model(model.hf), 0
+    found = {site: torch.empty(len(sample.places), width) for site in sites}
+    for chunk in sample.chunks:
+        ids, mask = pad_right(chunk, model.pad_id)
+        size = int(mask.sum())
+        drawn = ((sample.places >= at) & (sample.places < at + size)).nonzero()[:, 0]
+        row, place = (part[sample.places[drawn] - at] for part in mask.nonzero(as_tuple=True))
+        seen = trace(model, ids, mask, inputs=sites, stop_after=sites[-1], kept=partial(_states_at, (row, place)))
+        for site in sites:
+            found[site][drawn] = seen.inputs[site]
+        at += size
+        read(size)
+    return found
+
+
+def _states_at(places: tuple[Tensor, Tensor], states: Tensor) -> Tensor:
+    row, token = (place.to(states.device) for place in places)
+    return states[row, token].float().cpu()
 
 
 def wordings_for(subject: str, templates: Sequence[str], count: int, barred: Sequence[str]) -> list[str]:
@@ -100,10 +151,22 @@ def wordings_for(subject: str, templates: Sequence[str], count: int, barred: Seq
     return sorted(filled, key=lambda prompt: digest_of("wording", prompt))[:count]
 
 
-def prepare_space(
-    model: EditableModel, corpus: Corpus, site: str, *, wordings: int, tokens: int, ridge: float, seed: int
-) -> Prepared:
-    """The space of a base model: every training subject in a few wordings, and tokens of the corpus's texts.
+@dataclass(frozen=True)
+class SpaceTexts:
+    """What a space is made of, before a model reads it: training subjects in a few wordings, tokens of plain texts.
+
+    Attributes:
+        templates: wordings by relation; `every` has them all.
+    """
+
+    templates: Mapping[str, Sequence[str]]
+    every: Sequence[str]
+    known: Sequence[LookupRow]
+    plain: TextSample
+
+
+def space_texts(model: EditableModel, corpus: Corpus, *, wordings: int, tokens: int, seed: int) -> SpaceTexts:
+    """Every training subject in a few wordings, and tokens of the corpus's texts.
 
     Raises:
         ValueError: the corpus has no training edit.
@@ -114,13 +177,25 @@ def prepare_space(
     every = sorted({t for known in templates.values() for t in known})
     subjects = sorted({e.request.subject for e in corpus.edits})
     pairs = [(p, s) for s in subjects for p in [s, *wordings_for(s, every, wordings, ())]]
-    known = subject_states(model, [p for p, _ in pairs], [s for _, s in pairs], site, every)
-    plain = text_states(model, corpus.texts, site, tokens, seed)
+    known = encode_lookups(model, [p for p, _ in pairs], [s for _, s in pairs], [""] * len(pairs), wordings=every)
+    return SpaceTexts(templates, every, known, sample_texts(model, corpus.texts, tokens, seed))
+
+
+def space_of(known: Float[Tensor, "known d_model"], plain: Float[Tensor, "tokens d_model"], ridge: float) -> SubjectSpace:
+    """The space of states at one site."""
     bank = torch.cat([known, plain])
     mean = bank.mean(0)
     # Both kinds count alike, whatever their numbers.
     centred = [part - mean for part in (known, plain)]
     covariance = sum((c.t().double() @ c.double() / len(c) for c in centred), torch.zeros(len(mean), len(mean)).double()) / 2
     covariance.diagonal().add_(ridge * covariance.diagonal().mean())
-    precision = torch.linalg.inv(covariance).float()
-    return Prepared({"mean": mean, "precision": precision, "bank": bank}, {"templates": templates})
+    return SubjectSpace(mean, torch.linalg.inv(covariance).float(), bank)
+
+
+def prepare_space(
+    model: EditableModel, corpus: Corpus, site: str, *, wordings: int, tokens: int, ridge: float, seed: int
+) -> Prepared:
+    """The space of a base model at one site; see `space_texts`."""
+    texts = space_texts(model, corpus, wordings=wordings, tokens=tokens, seed=seed)
+    known, plain = lookup_states(model, texts.known, (site,)), text_states(model, texts.plain, (site,))
+    return Prepared(dict(vars(space_of(known[site], plain[site], ridge))), {"templates": dict(texts.templates)})

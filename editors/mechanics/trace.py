@@ -63,12 +63,14 @@ def trace(
     calls: Sequence[str] = (),
     stop_after: str | None = None,
     use_cache: bool = False,
+    kept: Callable[[Tensor], Tensor] = lambda states: states,
 ) -> Trace:
     """One pass over right-padded rows (rows, tokens) with the model as it stands, its patches included.
 
     Args:
         stop_after: do not run what follows this module.
         use_cache: keep the attention's keys and values.
+        kept: what of each input is kept: all of it, or the states that are wanted where many modules would hold too much.
     """
     seen_in: dict[str, Tensor] = {}
     seen_out: dict[str, Tensor] = {}
@@ -78,7 +80,7 @@ def trace(
     def keep_output(path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if path in inputs:
-                seen_in[path] = args[0]
+                seen_in[path] = kept(args[0])
             if path in outputs:
                 seen_out[path] = output[0] if isinstance(output, tuple) else output
             if path == stop_after:

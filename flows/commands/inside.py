@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from flows.commands.shared import Json, console, emit_json, errors, numbers_of, reported, table
+from flows.commands.shared import Json, console, emit_json, errors, numbers_of, progress_of, reported, table
 from tasks.settings import Settings, configure
 from warehouse.errors import UsageError
 
@@ -85,14 +85,8 @@ def locate(
 def _separability(settings: Settings, subjects: int, layers: list[int], as_json: bool) -> None:
     from tasks.inspecting.separability import measure_separability
 
-    with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
-        job = bar.add_task("layers", total=1)
-        found = measure_separability(
-            settings,
-            subjects=subjects,
-            layers=layers,
-            progress=lambda done, total: bar.update(job, completed=done, total=total),
-        )
+    with progress_of("separability") as progress:
+        found = measure_separability(settings, subjects=subjects, layers=layers, progress=progress)
     if as_json:
         emit_json(found.model_dump(mode="json"))
         return

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, ParamSpec, TextIO, TypeVar
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from flows.commands.stopping import how_far, stop_server
@@ -25,6 +28,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 #: Wide enough for a night's line where no terminal sets the width (a log, a pipe).
 console = Console(width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True)
+#: Of a long command whose standard error is no terminal.
+SECONDS_BETWEEN_LINES = 15.0
 
 
 class JsonDocument:
@@ -106,6 +111,30 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(1) from error
 
     return wrapper
+
+
+@contextmanager
+def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
+    """What a long command calls with (done, total), at once and then as often as it likes.
+
+    A terminal shows a bar; elsewhere (a log, a pipe) a line on standard error says how far it is, now and then.
+    """
+    if sys.stderr.isatty():
+        with Progress(console=errors, transient=True) as bar:
+            job = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(job, completed=done, total=total)
+        return
+    begun = last = time.monotonic()
+    errors.print(f"{what}: begun", highlight=False, markup=False)
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or done == total:
+            last = now
+            errors.print(f"{what}: {100 * done // max(1, total)}% after {now - begun:.0f} s", highlight=False, markup=False)
+
+    yield tell
 
 
 def numbers_of(option: str, text: str) -> list[int]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 
-from flows.commands.shared import Json, console, emit_json, errors, reported, table
+from flows.commands.shared import Json, console, emit_json, progress_of, reported, table
 from tasks.settings import configure
 
 app = typer.Typer(help="What a model knows of the shipped world, and how it is asked.", no_args_is_help=True)
@@ -34,9 +32,8 @@ def known(
     settings = configure({"model": {"name": model}} if model else None)
     from tasks.serving.known import ask_known, known_table
 
-    with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("asking what it knows", total=None)
-        asker = ask_known(settings, each=each, progress=lambda done, of: bar.update(task, completed=done, total=of))
+    with progress_of("known facts") as advance:
+        asker = ask_known(settings, each=each, progress=advance)
     found = known_table(settings)
     if as_json:
         emit_json({"forms": asker.forms.model_dump(mode="json"), "known": [row.model_dump(mode="json") for row in found]})

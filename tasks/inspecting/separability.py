@@ -62,6 +62,9 @@ def measure_separability(
 ) -> SeparabilityReport:
     """Ask every layer (or those given) about so many subjects of the warehouse, none of them in the bank.
 
+    Args:
+        progress: told (done, total), from before the first pass.
+
     Raises:
         NotFound: the warehouse has fewer subjects outside the calibration corpus.
         UnsupportedModel: the model has no such layer.
@@ -77,19 +80,17 @@ def measure_separability(
         raise NotFound(f"the warehouse has {len(free)} subjects outside the calibration corpus; {subjects} were asked for")
     model = base_model(settings)
     chosen = tuple(layers) or tuple(range(model.anatomy.num_layers(model.hf)))
-    configs = {layer: LedgerConfig(layer=layer, seed=settings.seed) for layer in chosen}
-    found: list[LayerSeparability] = []
-    for layer in chosen:
-        by_kind = separability(model, learnt.corpus, free[:subjects], configs[layer])
-        found.append(LayerSeparability(layer=layer, key=_detector(by_kind["key"]), filter=_detector(by_kind["filter"])))
-        if progress:
-            progress(len(found), len(chosen))
+    config = LedgerConfig(layer=chosen[0], seed=settings.seed)
+    found = separability(model, learnt.corpus, free[:subjects], config, chosen, progress or (lambda done, total: None))
     return SeparabilityReport(
         model=shown_name(model),
         model_digest=model.base_digest,
         subjects=subjects,
-        wordings=configs[chosen[0]].key_wordings,
-        layers=tuple(found),
+        wordings=config.key_wordings,
+        layers=tuple(
+            LayerSeparability(layer=layer, key=_detector(found[layer]["key"]), filter=_detector(found[layer]["filter"]))
+            for layer in chosen
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
-from editors.asking import prefixes
+from editors.asking import prefixes, runner
 from editors.asking.calls import Call
 from editors.asking.prefixes import LEAST_SAVED, LEAST_TOKENS, Group, prefix_groups
 from editors.asking.tokens import EncodedRow, continuation_of, encode_prompts
@@ -162,6 +162,17 @@ def test_a_prefix_runs_once_and_only_what_follows_it_for_each_row(kind: str) -> 
     assert sum(rows for rows, _ in passes(model, CALL)) == len(CALL.prompts)
     undo()
     assert passes(model, CALL) == seen
+
+
+def test_a_pass_behind_a_long_prefix_has_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefix's keys are laid before each of them."""
+    model, call = tiny_model("llama"), Call(tuple(EXAMPLES + p for p in PROMPTS), ANSWERS)
+    monkeypatch.setattr(runner, "TOKENS_PER_BATCH", {"cpu": 120})
+    assert max(rows for rows, _ in passes(model, call)) == 6
+    monkeypatch.setattr(runner, "WHOLE_PER_TOKEN", 1)
+    (_, before), *behind = passes(model, call)
+    assert max(rows for rows, _ in behind) > 1 and all(rows * (before + tokens) <= 120 for rows, tokens in behind)
+    assert_alike(model, call)
 
 
 @pytest.mark.parametrize("kind", KINDS)

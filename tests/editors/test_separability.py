@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from editors.analysis import separability as module
 from editors.analysis.separability import separability
 from editors.errors import UnsupportedModel
 from editors.ledger.ledger import LedgerConfig
-from editors.ledger.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
+from editors.ledger.subject_filter import SubjectSpace, prepare_space, space_texts, subject_states, wordings_for
 from editors.mechanics.paraphrases import relation_templates
 from editors.model import EditableModel
 from tests.support import CORPUS, tiny_model
@@ -22,7 +23,7 @@ def tiny(request: pytest.FixtureRequest) -> EditableModel:
 
 
 def test_answers_are_those_of_one_detector_at_a_time(tiny: EditableModel) -> None:
-    found = separability(tiny, CORPUS, SUBJECTS, LedgerConfig(layer=1, key_wordings=4, bank_tokens=40))
+    found = separability(tiny, CORPUS, SUBJECTS, LedgerConfig(layer=1, key_wordings=4, bank_tokens=40))[1]
     site = tiny.anatomy.mlp.format(layer=1)
     prepared = prepare_space(tiny, CORPUS, site, wordings=3, tokens=40, ridge=1e-2, seed=0)
     space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
@@ -45,9 +46,32 @@ def test_answers_are_those_of_one_detector_at_a_time(tiny: EditableModel) -> Non
 
 
 def test_a_share_counts_the_subjects_whose_own_answers_are_above_all_others(tiny: EditableModel) -> None:
-    found = separability(tiny, CORPUS, SUBJECTS, LedgerConfig(layer=0, key_wordings=4, bank_tokens=40))["filter"]
+    found = separability(tiny, CORPUS, SUBJECTS, LedgerConfig(layer=0, key_wordings=4, bank_tokens=40))[0]["filter"]
     above = [own > foreign for own, foreign in zip(found.own.tolist(), found.foreign.tolist(), strict=True)]
     assert found.share == pytest.approx(sum(above) / len(SUBJECTS))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_all_layers_in_one_pass_are_each_layer_by_itself(
+    at_once: int, tiny: EditableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the states of all layers are more than are held at once, and the model reads again for the rest."""
+    config = LedgerConfig(layer=0, key_wordings=4, bank_tokens=40)
+    states = len(space_texts(tiny, CORPUS, wordings=3, tokens=40, seed=0).known) + 4 * len(SUBJECTS) + 40
+    monkeypatch.setattr(module, "FLOATS_AT_ONCE", at_once * states * 32)
+    passes: list[None] = []
+    tiny.hf.base_model.register_forward_pre_hook(lambda *_: passes.append(None))
+    told: list[tuple[int, int]] = []
+    found = separability(tiny, CORPUS, SUBJECTS, config, (3, 0, 1, 2), lambda done, total: told.append((done, total)))
+    together = len(passes)
+    assert told[0] == (0, told[0][1]) and told[-1][0] == told[-1][1] == told[0][1] and told == sorted(told)
+    for layer in range(4):
+        passes.clear()
+        alone = separability(tiny, CORPUS, SUBJECTS, config.model_copy(update={"layer": layer}))
+        for kind in ("key", "filter"):
+            assert torch.equal(found[layer][kind].own, alone[layer][kind].own)
+            assert torch.equal(found[layer][kind].foreign, alone[layer][kind].foreign)
+        assert together == len(passes) * -(-4 // at_once)
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny: EditableModel) -> None:

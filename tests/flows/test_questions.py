@@ -78,6 +78,14 @@ def test_separability_needs_no_fact_and_tells_every_layer_that_was_asked(ask: An
     assert all(0 <= share <= 1 and share * 8 == round(share * 8) for share in shares)
 
 
+def test_separability_says_how_far_it_is_where_there_is_no_terminal(ask: Any) -> None:
+    """On standard error, from the start: the one document has standard output to itself."""
+    asked = CliRunner().invoke(app, ["locate", "--separability", "--subjects", "8", "--layers", "0", "--json"])
+    told = [line for line in asked.stderr.splitlines() if line.startswith("separability")]
+    assert told[0] == "separability: begun" and told[-1].startswith("separability: 100% after ")
+    assert json.loads(asked.stdout)["subjects"] == 8
+
+
 def test_locate_without_a_fact_says_what_it_needs(ask: Any) -> None:
     refused = CliRunner().invoke(app, ["locate", "DirectX"])
     assert refused.exit_code == 1 and "SUBJECT and RELATION, or --separability" in " ".join(refused.output.split())

@@ -14,6 +14,7 @@ from tasks.quality.suite import SCALING, SURVEY, Cell, cells_named, run_suite
 from tasks.settings import Settings
 from tests.tasks.small_world import knowing_model, small_world
 from warehouse.database.connection import Warehouse
+from warehouse.world.forms import Asker
 
 OPTIONS = BenchmarkOptions(drawdown=4, drawdown_each=2, held_texts=2, kl_prompts=2, fluency_prompts=0, together=2)
 CELLS = (
@@ -27,8 +28,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A home whose base model and world are small; every fact of it may be asked."""
     model = knowing_model()
 
-    def ask(world: Warehouse, model: EditableModel, task: str, edits: int, *, split: str, seed: int) -> object:
-        assert split == "report"
+    def ask(world: Warehouse, model: EditableModel, task: str, edits: int, *, split: str, seed: int, asker: Asker) -> object:
+        assert split == "report" and asker.is_plain
         return ask_base(world, model, "modification", edits, split="all", seed=seed, options=OPTIONS)
 
     monkeypatch.setattr(benchmark_suite, "base_model", lambda _: model)

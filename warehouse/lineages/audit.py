@@ -212,16 +212,20 @@ def read_mirrored(store: ObjectStore, chain: str) -> list[AuditEntry]:
 # ---------------------------------------------------------------- what an entry vouches for
 
 
+_FORMS = "also, wordings, carry_over"
+
+
 def verdicts_payload(wh: Warehouse, night: str) -> dict[str, Any]:
     """Counts and digests of a night's records and verdicts, as they stand in the warehouse."""
     return {
         "records": _digest_of_rows(wh, "SELECT record_id, source, raw FROM updates WHERE night = ?", night),
         "verdicts": _digest_of_rows(wh, "SELECT * FROM verdicts WHERE night = ?", night),
         "requests": _digest_of_rows(
-            wh, "SELECT * EXCLUDE (received_at, other_relations) FROM edit_requests WHERE night = ?", night
+            wh, f"SELECT * EXCLUDE (received_at, other_relations, {_FORMS}) FROM edit_requests WHERE night = ?", night
         ),
-        # Apart: entries from before there was such a column vouch for the rest of the row.
+        # Apart: entries from before there were such columns vouch for the rest of the row.
         "other_relations": _digest_of_rows(wh, "SELECT request_id, other_relations FROM edit_requests WHERE night = ?", night),
+        "forms": _digest_of_rows(wh, f"SELECT request_id, {_FORMS} FROM edit_requests WHERE night = ?", night),
     }
 
 

@@ -92,6 +92,8 @@ def split_wordings(
 ) -> tuple[list[int], list[int]]:
     """(learnt from, measured) of the wordings 1 to `count` - 1, drawn for each subject by hash; 0 is the edit's own.
 
+    Measured ones stand in the order in which they are to be asked.
+
     Args:
         subject: id, or label where there is none.
         kept_out: those that are measured before any other, such as templates that no training text used.
@@ -99,7 +101,7 @@ def split_wordings(
     others = sorted(range(1, count), key=lambda i: digest_of("wording", kind, subject, relation, i))
     others.sort(key=lambda i: i not in kept_out)
     number = min(MEASURED, (len(others) + 1) // 2)
-    return sorted(others[number:]), sorted(others[:number])
+    return sorted(others[number:]), others[:number]
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def put_general_facts(wh: Warehouse) -> int:
 def general_slots(wh: Reader, model_digest: str, each: int = 0) -> list[dict[str, Any]]:
     """`subject_id`, `subject`, `relation`, `prompt`, `objects` of the general slots that a model was not asked for yet.
 
+    By relation: what is asked of one relation begins alike, and is computed once.
+
     Args:
         each: look at the first so many of a relation alone, in hash order: a fair sample; 0: at all.
     """
@@ -72,14 +74,18 @@ def general_slots(wh: Reader, model_digest: str, each: int = 0) -> list[dict[str
                SELECT f.subject_id, min(f.subject) AS subject, f.relation, list(DISTINCT f.object ORDER BY f.object) AS objects,
                    replace(min(t.prompt), '{s}', min(f.subject)) AS prompt,
                    row_number() OVER (PARTITION BY f.relation ORDER BY md5(f.subject_id)) AS place
-               FROM facts f JOIN templates t ON t.relation = f.relation AND t.idx = 0
-               WHERE f.source = $source AND f.known_to_night IS NULL GROUP BY f.subject_id, f.relation)
+               FROM facts f SEMI JOIN listed ON listed.subject_id = f.subject_id AND listed.relation = f.relation
+               JOIN templates t ON t.relation = f.relation AND t.idx = 0
+               WHERE f.known_from_night = '' GROUP BY f.subject_id, f.relation)
            SELECT s.* EXCLUDE (place) FROM slots s
            WHERE ($each = 0 OR s.place <= $each) AND NOT EXISTS (
                SELECT 1 FROM known_facts k
                WHERE k.model_digest = $model AND k.subject_id = s.subject_id AND k.relation = s.relation)
-           ORDER BY s.place, s.relation""",
-        {"source": GENERAL, "model": model_digest, "each": each},
+           ORDER BY s.relation, s.place""",
+        {"model": model_digest, "each": each},
+        listed=pd.DataFrame(
+            {(f.subject_id, f.relation) for f in general_facts()}, columns=["subject_id", "relation"], dtype="str"
+        ),
     )
 
 

@@ -60,7 +60,7 @@ _OWN = {
     "rephrase": """
         SELECT a.request_id, w.prompt, [a.target_new] AS targets FROM reworded w JOIN asked a USING (request_id)
         WHERE w.prompt <> a.prompt
-        QUALIFY row_number() OVER (PARTITION BY a.request_id, w.form ORDER BY seeded(a.request_id, w.prompt)) <= $k
+        QUALIFY row_number() OVER (PARTITION BY a.request_id, w.form ORDER BY w.place) <= $k
         ORDER BY a.ord, w.place""",
     "obsolete": """
         SELECT request_id, prompt, [target_true] AS targets FROM asked
