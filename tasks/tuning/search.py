@@ -111,7 +111,9 @@ class Search:
 
     def _known(self, choice: dict[str, Any]) -> Trial | None:
         assert self.tuning is not None
-        return self._trials.get(trial_key(self._editor(self.values_of(choice)), self._model, self.tuning))
+        found = self._trials.get(trial_key(self._editor(self.values_of(choice)), self._model, self.tuning))
+        # The same numbers may have been measured for another space, with other fields in its choices.
+        return None if found is None else found.model_copy(update={"choice": dict(choice)})
 
 
 def hosts_of(name: str, held: Mapping[str, Any]) -> list[str]:

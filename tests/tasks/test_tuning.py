@@ -221,6 +221,20 @@ def test_a_killed_search_goes_on_and_ends_where_it_would_have(
     assert after == [t.choice for t in whole.trials[1:]]
 
 
+def test_a_trial_for_another_space_counts_where_its_numbers_are_the_same(
+    settings: Settings, tiny: EditableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = planted(monkeypatch, lambda _: 0.5, clock := Clock())
+    first = found_for(settings, tiny, "ft_m", clock=clock, minutes=60)
+    path = first.path.with_suffix(".trials.jsonl")
+    other = [t.model_copy(update={"choice": {"layer": t.choice["layer"]}}) for t in kept_trials(path).values()]
+    path.unlink()
+    for trial in other:
+        keep_trial(path, trial)
+    before = len(tried)
+    assert found_for(settings, tiny, "ft_m", clock=clock, minutes=60).trials == first.trials and len(tried) == before
+
+
 def test_a_line_that_a_kill_cut_off_is_measured_again_and_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "x.trials.jsonl"
     one = Trial(key="a", choice={}, values={}, success=1, generalization=1, kept=1, asked=(1, 1, 1), refused=0,
