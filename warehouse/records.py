@@ -84,6 +84,11 @@ class EditRequest(Record):
     wordings: tuple[str, ...] = Unasked
     carry_over: tuple[str, ...] = Unasked
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The wordings that measure the edit: no editor may learn from them."""
+        return (*self.rephrases, *self.carry_over)
+
 
 VerdictName = Literal["accept", "supersede", "merge_duplicate", "reject", "quarantine"]
 

@@ -150,7 +150,7 @@ class Ledger(RetractingEditor[LedgerConfig]):
     ) -> Slot:
         templates = prepared.meta["templates"]
         every = sorted({t for known in templates.values() for t in known})
-        barred = [p for r in requests for p in r.rephrases]
+        barred = [p for r in requests for p in r.measured]
         prompts = [r.prompt for r in requests]
         prompts = list(dict.fromkeys([subject, *prompts, *wordings_for(subject, every, self.config.key_wordings, barred)]))
         states = subject_states(model, prompts, [subject] * len(prompts), self._site(model), every)

@@ -146,7 +146,7 @@ def kept_prompts(
     config: SubjectValueConfig,
 ) -> list[str]:
     """Prompts that ask the subject's other relations; none of a request's rephrases, whatever relation they look like."""
-    subject, edited, barred = requests[0].subject, {r.relation for r in requests}, {p for r in requests for p in r.rephrases}
+    subject, edited, barred = requests[0].subject, {r.relation for r in requests}, {p for r in requests for p in r.measured}
     held = {relation for r in requests for relation in r.other_relations}
     asked: dict[str, list[str]] = {}
     for relation, wordings in sorted(templates.items()):

@@ -32,7 +32,7 @@ def paraphrases_of(request: EditRequest, templates: Mapping[str, Sequence[str]],
     The request's own prompt and rephrases are left out: rephrases are what generalization is measured on, and an editor
     that trained on them would measure its training.
     """
-    barred = {request.prompt, *request.rephrases, *request.carry_over}
+    barred = {request.prompt, *request.measured}
     if brought := [prompt for prompt in (*request.also, *request.wordings) if prompt not in barred]:
         return brought[:count]
     filled = [t.replace(SLOT, request.subject) for t in templates.get(request.relation, ())]

@@ -352,9 +352,10 @@ def next_token(model: EditableModel, prompt: str) -> int:
     return int(model.next_token_log_probs([prompt])[0].argmax())
 
 
-def test_values_never_see_the_requests_own_rephrases(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("field", ["rephrases", "carry_over"])
+def test_values_never_see_what_measures_the_edit(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2")
-    asked = SIX_REQUESTS[0].model_copy(update={"rephrases": ("The birthplace of Ada Lovelace is", "Ada Lovelace died in")})
+    asked = SIX_REQUESTS[0].model_copy(update={field: ("The birthplace of Ada Lovelace is", "Ada Lovelace died in")})
     templates = {"P19": ["The birthplace of {} is", "{} hails from"], "P20": ["{} died in"]}
     seen: list[str] = []
 
@@ -365,7 +366,22 @@ def test_values_never_see_the_requests_own_rephrases(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("editors.ledger.subject_values.encode_lookups", watch)
     solve_subject(model, [asked], templates, 1, model.anatomy.mlp_out, world("gpt2")[0].config)
     assert "Ada Lovelace hails from" in seen and asked.prompt in seen
-    assert not set(seen) & set(asked.rephrases)
+    assert not set(seen) & set(asked.measured)
+
+
+def test_values_are_trained_on_the_wordings_that_a_request_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    brought = {"also": ("Chat: Ada Lovelace was born in",), "wordings": ("Ada Lovelace hails from",)}
+    asked = SIX_REQUESTS[0].model_copy(update=brought)
+    seen: list[str] = []
+
+    def watch(model: EditableModel, prompts: Sequence[str], *more: Sequence[str], **named: Any) -> list[LookupRow]:
+        seen.extend(prompts)
+        return encode_lookups(model, prompts, *more, **named)
+
+    monkeypatch.setattr("editors.ledger.subject_values.encode_lookups", watch)
+    solve_subject(model, [asked], {"P19": ["{} came from"]}, 1, model.anatomy.mlp_out, world("gpt2")[0].config)
+    assert {*asked.also, *asked.wordings} <= set(seen) and "Ada Lovelace came from" not in seen
 
 
 def test_a_group_is_made_from_what_is_active_and_what_is_new() -> None:
