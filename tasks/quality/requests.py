@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from checks.predictor import Predictor, Question
 from tasks.errors import NotEnoughFacts
-from tasks.serving.corpus import is_calibration_subject
 from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.database.connection import Warehouse
 from warehouse.digests import digest_of
 from warehouse.errors import UsageError
 from warehouse.records import EditKind, EditRequest
+from warehouse.reference.splits import half_of, is_calibration_subject
 from warehouse.reference.world import UNKNOWN, Template
 from warehouse.world.benchmark_slots import copy_of_base_world, empty_slots, filled_slots, objects_by_relation
 from warehouse.world.changes import Value
@@ -54,11 +54,6 @@ def base_world(settings: Settings) -> Iterator[Warehouse]:
         yield world
 
 
-def split_of(subject_id: str) -> Split:
-    """The half that a subject belongs to, for good."""
-    return "development" if int(digest_of("benchmark-split", subject_id)[:8], 16) % 2 else "report"
-
-
 def benchmark_requests(
     world: Warehouse,
     predictor: Predictor,
@@ -90,10 +85,10 @@ def benchmark_requests(
     candidates = [
         row
         for row in rows
-        if not is_calibration_subject(row["subject_id"]) and split in ("all", "report-first", split_of(row["subject_id"]))
+        if not is_calibration_subject(row["subject_id"]) and split in ("all", "report-first", half_of(row["subject_id"]))
     ]
     if split == "report-first":
-        candidates.sort(key=lambda row: split_of(row["subject_id"]) != "report")  # stable: else in hash order
+        candidates.sort(key=lambda row: half_of(row["subject_id"]) != "report")  # stable: else in hash order
     found = (_unknown_first if task == "insertion" else _known)(chooser, candidates, predictor, count)
     if len(found) < count:
         raise NotEnoughFacts(

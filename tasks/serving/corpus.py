@@ -10,6 +10,7 @@ from editors.base import Corpus, TrainingEdit
 from warehouse.database.connection import Warehouse
 from warehouse.digests import digest_of
 from warehouse.reference.prose import paragraph
+from warehouse.reference.splits import is_calibration_subject
 from warehouse.reference.world import Template
 from warehouse.world.changes import Value
 from warehouse.world.forms import PLAINLY, Asker
@@ -17,9 +18,6 @@ from warehouse.world.queries import base_facts
 from warehouse.world.templates import templates_of
 from warehouse.world.verbalise import state
 
-#: Share of subjects whose facts stand in the second moment; the others are free for probes. A few thousand tokens a
-#: layer are enough for the moment (arXiv:2506.04226: 0.3% of the usual sample), and the more subjects stay free the better.
-CALIBRATION_SHARE = 0.3
 #: Templates that calibration sentences use, and paragraphs of plain text beside them.
 CALIBRATION_TEMPLATES = (0, 6)
 NUM_PARAGRAPHS = 200
@@ -35,11 +33,6 @@ class Calibration:
 
     corpus: Corpus
     subjects: frozenset[str]
-
-
-def is_calibration_subject(subject_id: str) -> bool:
-    """A stable coin flip by id, so that a subject keeps its side over nights and releases."""
-    return int(digest_of("calibration", subject_id)[:8], 16) / 16**8 < CALIBRATION_SHARE
 
 
 def calibration(wh: Warehouse, never: Sequence[str] = (), asker: Asker = PLAINLY) -> Calibration:

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from checks.predictor import Question
 from editors.asking.chat import chat_frame
 from editors.model import EditableModel
-from tasks.serving.corpus import is_calibration_subject
 from tasks.serving.models import base_model
 from tasks.settings import Settings
 from tasks.workspace import warehouse
 from warehouse.database.connection import Reader
 from warehouse.digests import canonical_json, digest_of
 from warehouse.reference.general.world import wordings as shipped_wordings
+from warehouse.reference.splits import is_calibration_subject
 from warehouse.reference.wordings import Wordings, read_wordings
 from warehouse.whole_files import write_whole
 from warehouse.world.forms import COMPETENT, FEW_KNOWN, FORMS, SHOTS, Asker, Demonstration, FormName, FormRate, Forms

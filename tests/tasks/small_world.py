@@ -7,9 +7,9 @@ from functools import cache
 import torch
 
 from editors.model import EditableModel
-from tasks.serving.corpus import is_calibration_subject
 from tests.support import tiny_model
 from warehouse.database.connection import MEMORY, Warehouse
+from warehouse.reference.splits import is_calibration_subject
 from warehouse.reference.world import templates
 
 PLACES = ("Rome", "Oslo", "Bonn", "Lima")

@@ -19,13 +19,13 @@ from editors.presets import load_editor
 from tasks.quality.benchmark import BenchmarkOptions, RunQuestions, ask_base, benchmark_one, run_benchmark
 from tasks.quality.leaderboard import leaderboard_markdown
 from tasks.quality.leaderboard_figures import curves_svg, scores_svg
-from tasks.quality.requests import NotEnoughFacts, Split, Task, benchmark_requests, split_of
+from tasks.quality.requests import NotEnoughFacts, Split, Task, benchmark_requests
 from tasks.quality.rows import BenchmarkRow, CurvePoint, Measured, load_rows, save_row, with_points
-from tasks.serving.corpus import is_calibration_subject
 from tasks.settings import Settings
 from tests.tasks.small_world import FATHERS, PLACES, free_subjects, knowing_model, small_world, subject_id
 from warehouse.database.connection import MEMORY, Warehouse
 from warehouse.records import EditBatch
+from warehouse.reference.splits import half_of, is_calibration_subject
 from warehouse.reference.world import UNKNOWN
 
 OPTIONS = BenchmarkOptions(
@@ -107,14 +107,14 @@ def test_no_edit_is_about_a_subject_of_the_second_moment(world: Warehouse, model
 
 @pytest.mark.parametrize("split", ["development", "report"])
 def test_the_splits_share_no_subject(world: Warehouse, model: EditableModel, split: Split) -> None:
-    in_split = [name for name in free_subjects() if split_of(subject_id(name)) == split]
+    in_split = [name for name in free_subjects() if half_of(subject_id(name)) == split]
     requests = benchmark_requests(world, model, "modification", len(in_split), split=split)
     assert {r.subject for r in requests} == set(in_split)
 
 
 def test_a_long_stream_takes_the_report_split_before_it_takes_development(world: Warehouse, model: EditableModel) -> None:
     requests = benchmark_requests(world, model, "modification", len(free_subjects()), split="report-first")
-    halves = [split_of(r.subject_id) for r in requests]
+    halves = [half_of(r.subject_id) for r in requests]
     assert halves == sorted(halves, reverse=True)
     assert {"report", "development"} == set(halves)
 

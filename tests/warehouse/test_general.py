@@ -43,14 +43,16 @@ def test_a_subject_is_in_one_split_and_each_split_has_its_share() -> None:
         splits[fact.subject_id].add(fact.split)
     assert all(len(found) == 1 for found in splits.values())
     count = Counter(fact.split for fact in FACTS)
-    assert {split: count[split] / len(FACTS) for split in SPLITS} == pytest.approx(build.SPLIT_SHARES, abs=0.03)
+    assert {split: count[split] / len(FACTS) for split in SPLITS} == pytest.approx(
+        {"calibration": 0.3, "development": 0.35, "report": 0.35}, abs=0.03
+    )
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_each_split_of_a_relation_has_demonstrations_and_something_to_ask(relation: str) -> None:
     for split in SPLITS:
         of_split = [fact for fact in FACTS if fact.relation == relation and fact.split == split]
-        assert len(of_split) >= 15 and len({fact.object for fact in of_split}) >= 3, split
+        assert len(of_split) >= 10 and len({fact.object for fact in of_split}) >= 3, split
 
 
 @pytest.mark.parametrize("relation", sorted(set(RELATIONS) - build.FEW_ANSWERS))

@@ -19,6 +19,8 @@ import pandas as pd
 
 from warehouse.reference import world
 from warehouse.reference.general import HERE
+from warehouse.reference.general.world import SPLITS
+from warehouse.reference.splits import split_of
 
 #: Most facts taken for each relation: many where a small model answers often, few where it seldom does.
 QUOTA = {
@@ -35,8 +37,6 @@ HARMLESS_FLAGS = {"non_ascii", "qid_from_label"}
 MAX_SUBJECT_CHARS, MAX_OBJECT_CHARS = 40, 25
 #: A subject of that many triples counts as well known; more occurrences say nothing more.
 OFTEN = 4
-#: Shares of the subjects, in this order.
-SPLIT_SHARES = {"calibration": 0.25, "development": 0.35, "report": 0.40}
 #: Read and found misleading: former or disputed capitals, homonyms, one of many values, an answer of another type.
 LEFT_OUT = {
     "P30": ("Arab League", "Soviet Union", "Umayyad Caliphate", "United States of America"),
@@ -65,16 +65,6 @@ COLUMNS = {
 def _rank(*parts: str) -> int:
     """A stable pseudo-random order of records, independent of row order and of Python's hash seed."""
     return int.from_bytes(hashlib.sha256("|".join(("errata-general-1", *parts)).encode()).digest()[:8], "big")
-
-
-def split_of(subject_id: str) -> str:
-    """The split of a subject with all of its facts."""
-    place, upto = _rank("split", subject_id) / 2**64, 0.0
-    for name, share in SPLIT_SHARES.items():
-        upto += share
-        if place < upto:
-            return name
-    return name
 
 
 def _taken_slots() -> tuple[dict[tuple[str, str], str], set[tuple[str, str]]]:
@@ -143,9 +133,8 @@ def choose(data: Path) -> Any:
         rows = pool[pool.relation == relation]
         taken += _take(rows.object_id.to_dict(), quota, 1.0 if relation in FEW_ANSWERS else MAX_ANSWER_SHARE)
     facts = pool.loc[taken].copy()
-    facts["split"] = [split_of(subject_id) for subject_id in facts.subject_id]
     facts["number"] = facts.relation.str[1:].astype(int)
-    return facts.sort_values(["number", "subject_id"])[[*COLUMNS.values(), "split", "source"]].reset_index(drop=True)
+    return facts.sort_values(["number", "subject_id"])[[*COLUMNS.values(), "source"]].reset_index(drop=True)
 
 
 def main(data: Path, out: Path = HERE) -> None:
@@ -155,7 +144,7 @@ def main(data: Path, out: Path = HERE) -> None:
         "facts": len(facts),
         "subjects": facts.subject_id.nunique(),
         "by_relation": {relation: int(n) for relation, n in facts.relation.value_counts(sort=False).items()},
-        "by_split": {split: int((facts.split == split).sum()) for split in SPLIT_SHARES},
+        "by_split": {name: int((facts.subject_id.map(split_of) == name).sum()) for name in SPLITS},
         "by_source": {source: int(n) for source, n in facts.source.value_counts().sort_index().items()},
         "triples_sha256": hashlib.sha256((data / "facts.parquet").read_bytes()).hexdigest(),
         "facts_sha256": hashlib.sha256((out / "facts.csv").read_bytes()).hexdigest(),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import get_args
 
 from warehouse.reference.general import HERE
+from warehouse.reference.splits import FactSplit, split_of
 from warehouse.reference.wordings import Wordings, read_wordings
 
-Split = Literal["calibration", "development", "report"]
 WORDINGS = HERE / "wordings.yaml"
-SPLITS: tuple[Split, ...] = get_args(Split)
+SPLITS: tuple[FactSplit, ...] = get_args(FactSplit)
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,17 @@ class GeneralFact:
     relation: str
     object_id: str
     object: str
-    split: Split
+
+    @property
+    def split(self) -> FactSplit:
+        return split_of(self.subject_id)
 
 
 @cache
 def general_facts() -> tuple[GeneralFact, ...]:
     """All shipped facts, by relation; a slot with several rows has several right answers."""
     with (HERE / "facts.csv").open(encoding="utf-8", newline="") as handle:
-        return tuple(GeneralFact(**row) for row in csv.DictReader(handle))  # pyright: ignore[reportArgumentType]
+        return tuple(GeneralFact(**row) for row in csv.DictReader(handle))
 
 
 @cache
