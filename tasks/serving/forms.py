@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from checks.predictor import Question
 from editors.asking.chat import chat_frame
 from editors.model import EditableModel
+from editors.writing import writing
 from tasks.serving.models import base_model
 from tasks.settings import Settings
 from tasks.workspace import warehouse
@@ -42,6 +43,9 @@ def asker_of(settings: Settings, model: EditableModel) -> Asker:
     """How the model is asked: plainly where it is the embedded one or the settings say so, else as was measured.
 
     The first call for a base measures it, which takes a minute or two on a small one, and keeps the result in the home.
+
+    Raises:
+        NotWritten: the home is full, or may not be written to.
     """
     if settings.is_embedded or settings.model.form == "plain":
         return Asker()
@@ -60,8 +64,9 @@ def asker_of(settings: Settings, model: EditableModel) -> Asker:
         forms = _read(path)
         if forms is None:
             forms = measure_forms(model, wordings, slots, settings.model.form)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, canonical_json(forms))
+            with writing(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, canonical_json(forms))
         _KNOWN[place] = Asker(forms, wordings)
     return _KNOWN[place]
 
