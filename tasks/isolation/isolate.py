@@ -199,7 +199,7 @@ class _Trial:
                 old_answers=self._old,
                 cache=cache,
                 settings=self._measured,
-                form_of=None if self._asker.is_plain else self._asker.form_of,
+                form_of=self._asker.slicing,
             )
             asked = predict(self._model, [*probes.probes, *retain.probes], cache)
         finally:

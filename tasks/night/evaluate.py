@@ -137,7 +137,7 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
         extra=efficiency(cost),
         before_id=before,
         after_id=after,
-        form_of=None if asker.is_plain else asker.form_of,
+        form_of=asker.slicing,
     )
     with warehouse(settings) as wh:
         save_report(wh, report)

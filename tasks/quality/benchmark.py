@@ -334,9 +334,7 @@ class _Run:
         return found + self.latency + fluency(*self.written, self.seed)
 
     def _rates(self, outcomes: Sequence[ProbeOutcome], retain: Sequence[ProbeOutcome]) -> tuple[Score, ...]:
-        asker = self.questions.asker
-        form_of = None if asker.is_plain else asker.form_of
-        return scores_from_outcomes(outcomes, retain=retain, seed=self.seed, form_of=form_of)
+        return scores_from_outcomes(outcomes, retain=retain, seed=self.seed, form_of=self.questions.asker.slicing)
 
     def pace(self, edits: int) -> Score:
         """Seconds of editing for each of the edits so far."""

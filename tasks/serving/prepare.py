@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import task
 
-from editors.base import Editor, Prepared
+from editors.base import Corpus, Editor, Prepared
 from editors.model import EditableModel
 from editors.preparation import preparation_folder, prepared_for, read_card
 from tasks.serving.corpus import calibration
@@ -27,11 +27,16 @@ def editor_of(settings: Settings, model: EditableModel) -> Editor:
     return editor_with_numbers(settings, model, settings.editor.name, settings.editor.overrides)
 
 
-def preparation_of(settings: Settings, editor: Editor, model: EditableModel) -> Prepared:
-    """What the editor prepared on the bare base model; made now if no earlier run left it."""
+def _corpus(settings: Settings, model: EditableModel) -> Corpus:
+    """What preparations read, in the forms that the bare base is asked in."""
     asker = asker_of(settings, model)
     with warehouse(settings) as wh:
-        corpus = calibration(wh, asker=asker).corpus
+        return calibration(wh, asker=asker).corpus
+
+
+def preparation_of(settings: Settings, editor: Editor, model: EditableModel) -> Prepared:
+    """What the editor prepared on the bare base model; made now if no earlier run left it."""
+    corpus = _corpus(settings, model)
     assert not model.patches, "preparation is a function of the base model"
     return prepared_for(editor, model, corpus, settings.preparations)
 
@@ -49,9 +54,7 @@ def make_preparation(settings: Settings, report: Callable[[int, int, str], None]
     editor = editor_of(settings, model)
     if not editor.card.needs_preparation:
         return {"editor": editor.card.name}
-    asker = asker_of(settings, model)
-    with warehouse(settings) as wh:
-        corpus = calibration(wh, asker=asker).corpus
+    corpus = _corpus(settings, model)
     prepared_for(editor, model, corpus, settings.preparations, report)
     home = preparation_folder(editor, model, corpus, settings.preparations)
     return read_card(home) | {"folder": str(home)}

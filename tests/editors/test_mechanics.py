@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from editors.asking.tokens import pad_right
 from editors.base import Corpus
 from editors.errors import InvalidRequest
-from editors.mechanics.contexts import Contexts, encode_lookups, sample_contexts
+from editors.mechanics.contexts import encode_lookups, sample_contexts
 from editors.mechanics.second_moment import measure_moments, prepare_locate, read_preparation, ridged_factor
-from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from editors.targets.keys_values import lookup_states
 from editors.views import at_base
+from tests.editors.locating import CONTEXTS, config, positive
 from tests.support import CORPUS, SIX_REQUESTS, tiny_model
-
-CONTEXTS = Contexts(("{}", "It is said. {}", "Paris is big. {}"), (0, 1, 1))
-
-
-def config(**values: object) -> LocateEditConfig:
-    return LocateEditConfig(**{"value_steps": 6, "value_decay": 1e-3, "clamp_norm": 50.0, "stop_loss": None, **values})
-
-
-def positive(size: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(size, 2 * size, generator=generator, dtype=torch.float64)
-    return x @ x.t() / (2 * size)
-
 
 # ------------------------------------------------------------ lookup
 

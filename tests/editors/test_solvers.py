@@ -6,11 +6,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from editors.errors import EditRefused
 from editors.mechanics.contexts import Contexts
-from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank
 from editors.presets import load_editor
@@ -25,25 +23,9 @@ from editors.solvers.solve import (
 )
 from editors.targets.keys_values import lookup_states, written_keys
 from editors.targets.values import optimise_values
+from tests.editors.locating import CONTEXTS, config, positive, randn
 from tests.support import CORPUS, ONE_KEY_REQUESTS, request
 from warehouse.records import EditBatch
-
-CONTEXTS = Contexts(("{}", "It is said. {}", "Paris is big. {}"), (0, 1, 1))
-
-
-def config(**values: object) -> LocateEditConfig:
-    return LocateEditConfig(**{"value_steps": 6, "value_decay": 1e-3, "clamp_norm": 50.0, "stop_loss": None, **values})
-
-
-def positive(size: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(size, 2 * size, generator=generator, dtype=torch.float64)
-    return x @ x.t() / (2 * size)
-
-
-def randn(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 # ------------------------------------------------------------ solvers
 

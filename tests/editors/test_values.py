@@ -8,25 +8,17 @@ from torch import Tensor
 
 from editors.asking.tokens import pad_right
 from editors.errors import InvalidRequest
-from editors.mechanics.contexts import BARE, Contexts, encode_lookups
+from editors.mechanics.contexts import BARE, encode_lookups
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.targets.objective import build_objective, encode_edits
 from editors.targets.values import optimise_values
+from tests.editors.locating import CONTEXTS, config, randn
 from tests.stand_ins import Ask
 from tests.support import SIX_REQUESTS, request
 
-CONTEXTS = Contexts(("{}", "It is said. {}", "Paris is big. {}"), (0, 1, 1))
 KEPT = {"P19": "{} was born in", "P27": "The country of {} is", "P20": "{} died in"}
-
-
-def config(**values: object) -> LocateEditConfig:
-    return LocateEditConfig(**{"value_steps": 6, "value_decay": 1e-3, "clamp_norm": 50.0, "stop_loss": None, **values})
-
-
-def randn(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # ------------------------------------------------------------ value optimisation

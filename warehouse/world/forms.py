@@ -4,7 +4,7 @@ answer begins, so that whoever runs, scores or edits a model sees texts only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
@@ -167,6 +167,11 @@ class Asker:
                 "carry_over": tuple(poor),
             }
         )
+
+    @property
+    def slicing(self) -> Callable[[str], str] | None:
+        """`form_of`, where there are forms to have slices of."""
+        return None if self.is_plain else self.form_of
 
     def form_of(self, prompt: str) -> str:
         """The form that a prompt stands in, by what it begins with; empty where the model is asked plainly."""
