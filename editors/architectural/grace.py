@@ -26,6 +26,7 @@ from editors.mechanics.answers import (
     row_leads,
     row_losses,
 )
+from editors.mechanics.paraphrases import in_every_form
 from editors.mechanics.suffix import Suffix, suffix_of
 from editors.mechanics.trace import Trace, trace
 from editors.model import EditableModel
@@ -166,12 +167,15 @@ class Grace(Editor[GraceConfig]):
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> MemoryPatch:
         """See `Editor.edit`; the entries and radii of a batch are those of the same edits one after the other."""
-        if len(batch.requests) == 1:
-            return self.edit_each(model, batch.requests, prepared)[0]
-        return self._edit_together(model, batch.requests, prepared)
+        requests = in_every_form(batch.requests)
+        if len(requests) == 1:
+            return self.edit_each(model, requests, prepared)[0]
+        return self._edit_together(model, requests, prepared)
 
     def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[MemoryPatch]:
         """Independent patches; the values of all requests are optimised as the rows of one batch."""
+        if any(request.also for request in requests):
+            return [self._edit_together(model, in_every_form([request]), prepared) for request in requests]
         return [patch for part in _passes(requests) for patch in self._edit_rows(model, part, prepared)]
 
     def _edit_together(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> MemoryPatch:

@@ -15,6 +15,7 @@ from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Pre
 from editors.errors import EditRefused
 from editors.mechanics.answers import TOKENS_PER_PASS, Labels, row_losses
 from editors.mechanics.last_layer import Positions, every, label_leads, last_layer_answers, last_site, read_bank
+from editors.mechanics.paraphrases import in_every_form
 from editors.model import EditableModel
 from editors.patches.neurons import ACTIVATIONS, Activation, NeuronPatch, activation_of, count_neurons, neuron_queries
 from warehouse.records import EditBatch, EditRequest
@@ -166,10 +167,12 @@ class TPatcher(Editor[TPatcherConfig]):
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> NeuronPatch:
         """See `Editor.edit`; all requests of the batch together."""
-        return self._edit(model, batch.requests, prepared, together=True)[0]
+        return self._edit(model, in_every_form(batch.requests), prepared, together=True)[0]
 
     def edit_each(self, model: EditableModel, requests: Sequence[EditRequest], prepared: Prepared) -> list[NeuronPatch]:
         """Independent patches, trained side by side: no neuron sees another request's labels."""
+        if any(request.also for request in requests):
+            return [self._edit(model, in_every_form([request]), prepared, together=True)[0] for request in requests]
         longest = max((len(r.prompt) + len(r.target_new) for r in requests), default=1)
         # Characters stand in for tokens: an upper bound for all but rare scripts.
         size = max(1, TOKENS_PER_PASS // longest)

@@ -30,6 +30,7 @@ from editors.mechanics.answers import (
 )
 from editors.mechanics.descent import UpperBlocks
 from editors.mechanics.locality_bank import out_of_scope
+from editors.mechanics.paraphrases import in_every_form
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.side_memory import SideMemory, SidePatch, SideRules, activity, side_memory_name
@@ -221,14 +222,15 @@ class Wise(Editor[WiseConfig]):
             raise ValueError(f"wise needs its unrelated prompts, not {sorted(prepared.meta)}; prepare it first")
         site = self._site(model)
         held: SideMemory | None = model.memories.get(side_memory_name(site))
-        rows = self._rows(model, answer_rows(model, batch.requests), held)
+        requests = in_every_form(batch.requests)
+        rows = self._rows(model, answer_rows(model, requests), held)
         shard = 0 if held is None else held.open_shard
         weight = model.weight(model.anatomy.mlp_out, self.config.layer)
         start = torch.zeros_like(weight, dtype=torch.float32)
         if held is not None and shard in held.shards:
             start = held.shards[shard]
         mask = self._mask(tuple(weight.shape), shard).to(weight.device)
-        allowed = out_of_scope(prepared.meta["prompts"], [r.subject for r in batch.requests])
+        allowed = out_of_scope(prepared.meta["prompts"], [r.subject for r in requests])
         prompts = [p for i, p in enumerate(prepared.meta["prompts"]) if i in allowed]
         unrelated = self._read(model, prompts, self.config.max_tokens)
         context = self._context(model, [] if held is None else held.edits(shard), unrelated)
@@ -243,7 +245,7 @@ class Wise(Editor[WiseConfig]):
             (delta - start)[mask],
             activities,
             self.config.rules,
-            [(r.prompt, r.target_new) for r in batch.requests],
+            [(r.prompt, r.target_new) for r in requests],
             self._unrelated_limit(unrelated, delta),
         )
 

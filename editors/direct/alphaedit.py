@@ -50,6 +50,7 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
     left one. They add nothing to the weight, are saved and signed with the patch, and leave the model with it.
     """
 
+    joint = True
     card: ClassVar[EditorCard] = EditorCard(
         name="alphaedit",
         title="AlphaEdit",

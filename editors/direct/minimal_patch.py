@@ -15,6 +15,7 @@ from editors.base import NO_BENCH, NOTHING, Corpus, Editor, EditorCard, EditorCo
 from editors.errors import EditRefused
 from editors.mechanics.answers import TOKENS_PER_PASS, Labels, answer_labels, answer_rows, at_positions
 from editors.mechanics.last_layer import Positions, label_leads, last_block
+from editors.mechanics.paraphrases import in_every_form
 from editors.mechanics.second_moment import measure_moments, ridged_factor
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
@@ -107,7 +108,7 @@ class MinimalPatch(Editor[MinimalPatchConfig]):
 
     @torch.no_grad()
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> WeightPatch:
-        config, requests = self.config, list(batch.requests)
+        config, requests = self.config, in_every_form(batch.requests)
         site = read_site(model, requests)
         program = Program(model, site, self._directions(site.keys, prepared), config)
         path, layer = model.anatomy.mlp_out, _last_layer(model)

@@ -13,7 +13,7 @@ from editors.direct.rank_one import RankOneConfig, RankOneEditor, RankOneUpdates
 from editors.mechanics.second_moment import LocatePreparation
 from editors.model import EditableModel
 from editors.solvers.solve import key_directions
-from editors.targets.keys_values import lookup_states
+from editors.targets.keys_values import lookup_states, over_forms
 from editors.targets.values import anchored, optimise_values
 from warehouse.records import EditRequest
 
@@ -72,6 +72,7 @@ class Rome(RankOneEditor[RomeConfig]):
         targets = anchored(solution.targets, known.mlp_norms[layer], config)
         states = lookup_states(model, requests, known.contexts, model.anatomy.mlp_out, layer)
         averaged, average_value = states.averaged(known.contexts.weights(config.key_average))
+        averaged, average_value, _ = over_forms(model, requests, layer, averaged, average_value)
         directions = key_directions(averaged, known.factors[layer])
         # The first context is the bare prompt.
         keys, current = (states.inputs[:, 0], states.outputs[:, 0]) if config.compat else (averaged, average_value)

@@ -13,6 +13,7 @@ from torch import Tensor
 from editors.base import NO_BENCH, Corpus, EditorCard, EditorConfig, Prepared, Workbench
 from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
+from editors.mechanics.paraphrases import names_of
 from editors.mechanics.second_moment import measure_moments, ridged_factor
 from editors.model import EditableModel
 from editors.nets.lessons import Factors, Places, group_factors, joined, request_factors, slices
@@ -172,7 +173,7 @@ class UltraEdit(GroupEditor[UltraEditConfig]):
         second: Mapping[str, Tensor],
         prepared: Prepared,
     ) -> WeightPatch:
-        names, counts = [r.request_id for r in batch], {}
+        names, counts = names_of(batch), {}
         updates: dict[str, LowRank] = {}
         for path, found in factors.items():
             # Updated with the batch before use: an input unlike all before cannot blow up.

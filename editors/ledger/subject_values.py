@@ -145,7 +145,12 @@ def kept_prompts(
     templates: Mapping[str, Sequence[str]],
     config: SubjectValueConfig,
 ) -> list[str]:
-    """Prompts that ask the subject's other relations; none of a request's rephrases, whatever relation they look like."""
+    """The `kept_count` prompts about the subject's other relations that the base answers with most confidence.
+
+    None of them is a request's rephrase, whatever relation it looks like. They are chosen here, from one pass that the
+    runner shares out, and not among the rows of the objective: with examples before each question those would be three
+    times as many as the edit's own.
+    """
     subject, edited, barred = requests[0].subject, {r.relation for r in requests}, {p for r in requests for p in r.measured}
     held = {relation for r in requests for relation in r.other_relations}
     asked: dict[str, list[str]] = {}
@@ -159,7 +164,8 @@ def kept_prompts(
     edits = [r.prompt for r in requests]
     log_probs = model.next_token_log_probs([*edits, *(p for prompts in asked.values() for p in prompts)])
     first, sure = log_probs.argmax(-1), np.exp(log_probs.max(-1))
-    old, at, offered = set(first[: len(edits)].tolist()), len(edits), list[str]()
+    old, at = set(first[: len(edits)].tolist()), len(edits)
+    confidence: dict[str, float] = {}
     for relation, prompts in asked.items():
         own = slice(at, at + len(prompts))
         at += len(prompts)
@@ -168,7 +174,6 @@ def kept_prompts(
         is_one = len(set(first[own].tolist())) == 1 and float(sure[own].min()) >= config.known_confidence
         known = relation in held and is_one
         few = prompts[: config.known_kept if known else config.kept_wordings]
-        offered += [
-            p for p, token in zip(few, first[own].tolist(), strict=False) if known or not config.spare_old or token not in old
-        ]
-    return list(dict.fromkeys(offered))
+        answers = zip(few, first[own].tolist(), sure[own].tolist(), strict=False)
+        confidence |= {p: share for p, token, share in answers if known or not config.spare_old or token not in old}
+    return sorted(confidence, key=lambda prompt: -confidence[prompt])[: config.kept_count]

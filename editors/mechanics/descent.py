@@ -30,6 +30,7 @@ from editors.mechanics.answers import (
     row_leads,
     row_losses,
 )
+from editors.mechanics.paraphrases import in_every_form
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.weight import Dense, WeightPatch
@@ -215,6 +216,7 @@ def minimise(
         InvalidRequest: a request that cannot be applied.
         EditRefused: the loss is not finite.
     """
+    requests = in_every_form(requests)
     chunks = _chunks(model, requests, first, relabel)
     optimizer = torch.optim.Adam(list(trained), lr=config.learning_rate)
     stops, steps, loss, lead, held = model.stops.to(model.hf.device), 0, 0.0, 0.0, 0.0

@@ -17,6 +17,8 @@ LocateT = TypeVar("LocateT", bound=LocateEditConfig)
 class LocatingEditor(GroupEditor[LocateT]):
     """Prepares contexts, second moments and norms of its layers, and reads them once for many edits."""
 
+    joint = True
+
     def __init__(self, config: LocateT) -> None:
         super().__init__(config)
         self._read = PreparationReader()

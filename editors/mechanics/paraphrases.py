@@ -26,6 +26,23 @@ def relation_templates(edits: Sequence[TrainingEdit]) -> dict[str, list[str]]:
     return {relation: sorted(templates) for relation, templates in sorted(found.items())}
 
 
+def in_every_form(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """Each request as it is asked, then once for every other form that it is stated in (`also`), under its own name.
+
+    What trains on rows, or holds an entry for each prompt, takes these for requests: an edit stands in every form.
+    """
+    return [
+        request.model_copy(update={"prompt": prompt, "also": ()}) if prompt != request.prompt or request.also else request
+        for request in requests
+        for prompt in (request.prompt, *request.also)
+    ]
+
+
+def names_of(requests: Sequence[EditRequest]) -> list[str]:
+    """Their ids, each once, in order."""
+    return list(dict.fromkeys(request.request_id for request in requests))
+
+
 def paraphrases_of(request: EditRequest, templates: Mapping[str, Sequence[str]], count: int) -> list[str]:
     """At most `count` other prompts for the request's fact: those that it brings, else the relation's in an order of its own.
 

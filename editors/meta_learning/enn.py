@@ -17,6 +17,7 @@ from editors.base import NO_BENCH, Corpus, Editor, EditorCard, EditorConfig, Pre
 from editors.errors import EditRefused
 from editors.mechanics.answers import check_request, row_leads, row_losses
 from editors.mechanics.descent import Sites, as_stored, layer_of, site_parameters, upper_blocks
+from editors.mechanics.paraphrases import in_every_form
 from editors.model import EditableModel
 from editors.nets.episodes import (
     EpisodeRows,
@@ -194,7 +195,7 @@ class Enn(Editor[EnnConfig]):
         stands = {name: model.parameter(name).float() for name in names}
         start = stands if below else {n: w + prepared.tensors[f"trained|{n}"].to(device) for n, w in stands.items()}
         rates = {name: prepared.tensors[f"rate|{name}"].to(device) for name in names}
-        reading = read(model, [(r.prompt, r.target_new) for r in batch.requests], first_layer(model, names))
+        reading = read(model, [(r.prompt, r.target_new) for r in in_every_form(batch.requests)], first_layer(model, names))
         done = plain_steps(reading, start, rates, self.config.num_steps, self.config.stop_margin)
         log.info("%d requests, %d steps, smallest lead %.2f", len(batch.requests), done.steps, done.lead)
         changes = {name: oriented(model, name, done.parameters[name] - stands[name]) for name in names}

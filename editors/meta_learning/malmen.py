@@ -17,6 +17,7 @@ from torch import Tensor
 from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
 from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
+from editors.mechanics.paraphrases import names_of
 from editors.model import EditableModel
 from editors.nets.earlier_edits import EarlierEdits, released_keys
 from editors.nets.episodes import Episode
@@ -171,7 +172,7 @@ class Malmen(GroupEditor[MalmenConfig]):
 
     @torch.no_grad()
     def _patch(self, model: EditableModel, nets: EditorNets, batch: Sequence[EditRequest], factors: Factors) -> WeightPatch:
-        names = [r.request_id for r in batch]
+        names = names_of(batch)
         held, released = self._earlier_than(model, nets, batch, factors)
         updates: dict[str, LowRank] = {}
         for path, term in terms(nets, factors, held, released).items():

@@ -15,6 +15,7 @@ from pydantic import NonNegativeFloat
 from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
 from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections
+from editors.mechanics.paraphrases import names_of
 from editors.model import EditableModel
 from editors.nets.episodes import Episode
 from editors.nets.hypernetwork import EditorNets
@@ -99,7 +100,7 @@ class Mend(GroupEditor[MendConfig]):
         for group, factors in zip(groups, group_factors(model, groups, places), strict=True):
             with torch.no_grad():
                 updates = terms(nets, factors)
-            patches.append(low_rank_patch(model, updates, self.config.max_relative_norm, [r.request_id for r in group]))
+            patches.append(low_rank_patch(model, updates, self.config.max_relative_norm, names_of(group)))
         return patches
 
 

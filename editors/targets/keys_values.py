@@ -92,12 +92,16 @@ def written_keys(
 ) -> WrittenKeys:
     """One key of each edit, the average over the contexts, or three (`config.key_forms`).
 
+    Where a request is stated in other forms too (`also`), the average is over those and the contexts' average, and of single
+    keys each form has one.
+
     A one-token subject that begins its prompt, with no start token before it, has two keys in the place of the average: a
     token that nothing stands before has a state of its own (often many times longer than any other), and an average that
     holds it answers neither it nor the contexts. Values are averages over the contexts, of such an edit the bare prompt's.
     """
     states = lookup_states(model, requests, contexts, model.anatomy.mlp_out, layer)
     averaged, values = states.averaged(contexts.weights(config.key_average))
+    averaged, values, stated = over_forms(model, requests, layer, averaged, values)
     bare, said = states.inputs[:, 0], states.outputs[:, 0]
     several = states.inputs.shape[1] > 1
     others = states.inputs[:, 1:].mean(1) if several else averaged
@@ -106,7 +110,7 @@ def written_keys(
     if config.key_forms == "each":
         subjects = [r.model_copy(update={"prompt": r.subject}) for r in requests]
         first = lookup_states(model, subjects, BARE, model.anatomy.mlp_out, layer).inputs[:, 0]
-        forms = [torch.stack(own) for own in zip(bare, others, first, strict=True)]
+        forms = [torch.cat([torch.stack(own), other]) for *own, other in zip(bare, others, first, stated, strict=True)]
     else:
         forms = [
             torch.stack([bare[i], others[i]]) if several and states.alone[i] else averaged[i : i + 1]
@@ -114,3 +118,24 @@ def written_keys(
         ]
     owner = torch.tensor([i for i, own in enumerate(forms) for _ in own], device=values.device)
     return WrittenKeys(torch.cat(forms), owner, values, said)
+
+
+def over_forms(
+    model: EditableModel, requests: Sequence[EditRequest], layer: int, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """A layer's keys (edits, d_mlp) and values (edits, d_model) averaged over every form that a request is stated in.
+
+    What is handed in is the first form's and counts as one; requests of one form keep theirs.
+
+    Returns:
+        Keys, values, and of each request the keys of its other forms (forms, d_mlp).
+    """
+    stated = [r.model_copy(update={"prompt": prompt, "also": ()}) for r in requests for prompt in r.also]
+    if not stated:
+        return keys, values, [keys[:0]] * len(requests)
+    states = lookup_states(model, stated, BARE, model.anatomy.mlp_out, layer)
+    counts = [len(r.also) for r in requests]
+    others, outputs = states.inputs[:, 0].split(counts), states.outputs[:, 0].split(counts)
+    keys = torch.stack([torch.cat([own[None], form]).mean(0) for own, form in zip(keys, others, strict=True)])
+    values = torch.stack([torch.cat([own[None], form]).mean(0) for own, form in zip(values, outputs, strict=True)])
+    return keys, values, list(others)

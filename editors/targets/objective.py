@@ -9,6 +9,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
+from editors.asking.subjects import place_of
 from editors.asking.tokens import continuation_of, pad_right
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import Contexts, LookupRow, encode_lookups
@@ -58,6 +59,8 @@ def encode_edits(
             raise InvalidRequest(f"request {request.request_id} has an empty target; an edit needs an answer to write")
         texts = [(text, continuation_of(request.target_new), Kind.TARGET) for text in contexts.fill(request.prompt)]
         places += contexts.places(request.prompt, request.subject, model.tokenizer)
+        texts += [(prompt, continuation_of(request.target_new), Kind.TARGET) for prompt in request.also]
+        places += [place_of(prompt, request.subject, tokenizer=model.tokenizer) for prompt in request.also]
         if config.kl_weight:
             # Only the lookup token is read, so nothing behind the subject is needed.
             texts.append((request.subject, "", Kind.ESSENCE))

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
-from rich.progress import Progress
 
 from flows.commands.given import HELP, numbers_given
-from flows.commands.shared import Json, console, emit_json, errors, numbers_of, one_of, reported, table
+from flows.commands.shared import Json, console, emit_json, numbers_of, one_of, progress_of_parts, reported, table
 from tasks.settings import configure
 from warehouse.errors import UsageError, problems
 
@@ -45,8 +44,8 @@ def benchmark(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="`survey`, all of the leaderboard, `scaling`, or some settings by name, separated by commas; "
-            "what is measured already is not measured again."
+            help="`survey`, all of the leaderboard, `scaling`, `real`, for a pretrained model, or some settings by name, "
+            "separated by commas; what is measured already is not measured again."
         ),
     ] = None,
     rows_in: Annotated[
@@ -69,14 +68,7 @@ def benchmark(
     modes = [one_of("--mode", name, ALL_MODES.split(",")) for name in mode.split(",")]
     one_of("--task", task, get_args(Task))
     one_of("--split", split, get_args(Split))
-    with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as bar:
-        bars: dict[str, Any] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = bar.add_task(what, total=total)
-            bar.update(bars[what], completed=done, total=total)
-
+    with progress_of_parts() as advance:
         command = "errata " + " ".join(sys.argv[1:])
         if suite is not None:
             from tasks.quality.suite import cells_named, run_suite

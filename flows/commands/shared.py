@@ -14,7 +14,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from flows.commands.stopping import how_far, stop_server
@@ -114,27 +114,44 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextmanager
-def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
-    """What a long command calls with (done, total), at once and then as often as it likes.
+def progress_of_parts() -> Iterator[Callable[[str, int, int], None]]:
+    """What a long command of several parts calls with (part, done, total), as often as it likes.
 
-    A terminal shows a bar; elsewhere (a log, a pipe) a line on standard error says how far it is, now and then.
+    A terminal shows a bar for each part; elsewhere (a log, a pipe) a line on standard error says how far a part is, now
+    and then and at its end.
     """
     if sys.stderr.isatty():
         with Progress(console=errors, transient=True) as bar:
-            job = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(job, completed=done, total=total)
-        return
-    begun = last = time.monotonic()
-    errors.print(f"{what}: begun", highlight=False, markup=False)
+            bars: dict[str, TaskID] = {}
 
-    def tell(done: int, total: int) -> None:
+            def draw(what: str, done: int, total: int) -> None:
+                if what not in bars:
+                    bars[what] = bar.add_task(what, total=total)
+                bar.update(bars[what], completed=done, total=total)
+
+            yield draw
+        return
+    begun: dict[str, float] = {}
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
+        start = begun.setdefault(what, now)
         if now - last >= SECONDS_BETWEEN_LINES or done == total:
             last = now
-            errors.print(f"{what}: {100 * done // max(1, total)}% after {now - begun:.0f} s", highlight=False, markup=False)
+            errors.print(f"{what}: {100 * done // max(1, total)}% after {now - start:.0f} s", highlight=False, markup=False)
 
     yield tell
+
+
+@contextmanager
+def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
+    """What a long command calls with (done, total); it is said at once that it has begun."""
+    with progress_of_parts() as parts:
+        if not sys.stderr.isatty():
+            errors.print(f"{what}: begun", highlight=False, markup=False)
+        yield lambda done, total: parts(what, done, total)
 
 
 def numbers_of(option: str, text: str) -> list[int]:

@@ -49,7 +49,13 @@ SCALING = (
     Cell(name="batch-500", mode="batch", edits=500),
     Cell(name="batch-1000", mode="batch", edits=1000),
 )
-GROUPS = {"survey": SURVEY, "scaling": SCALING}
+
+#: What a pretrained model is measured in, where an edit costs seconds: single edits, and nights of fifty that pile up.
+REAL = (
+    Cell(name="single-100", mode="single", edits=100),
+    Cell(name="nights-6x50", mode="sequential-batch", edits=300, batch_size=50, points=(50,)),
+)
+GROUPS = {"survey": SURVEY, "scaling": SCALING, "real": REAL}
 
 
 def cells_named(names: Sequence[str]) -> list[Cell]:

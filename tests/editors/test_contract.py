@@ -326,6 +326,27 @@ def test_targets_of_one_to_twelve_tokens_are_edited(name: str) -> None:
         model.rollback(0)
 
 
+#: Editors whose edit is told by its first form alone: those that find out whether a question is about it, in whatever form,
+#: and two that write at what the first form reads (a net's shift, neurons).
+BY_FIRST_FORM = ("serac", "cnp", "ike", "ice", "knowledge_editor", "knowledge_neurons")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in BY_FIRST_FORM])
+def test_an_edit_is_made_in_every_form_that_its_request_is_stated_in(name: str) -> None:
+    model, editor, prepared = ready(name, "gpt2")
+    one = request(1, "Ada Lovelace", "Paris", prompt="Where was this person born: {}")
+    other = "Ships went from Riga to Oslo. Name the place where people like her were born, that is Ada Lovelace"
+    base, said = whole_and_first(model, one.model_copy(update={"prompt": other})), []
+    for asked in (one, one.model_copy(update={"also": (other,)})):
+        for patch in (editor.edit(model, batch_of([asked]), prepared), *editor.edit_each(model, [asked], prepared)):
+            model.push(patch)
+            said.append(whole_and_first(model, one.model_copy(update={"prompt": other})))
+            model.rollback(0)
+    for alone, stated in zip(said[:2], said[2:], strict=True):
+        # That it raises more than the edit of the first form alone is more than a random model can be held to.
+        assert raises(name, base, stated) and stated != alone
+
+
 @pytest.mark.parametrize(
     "broken",
     [request(7, "Ada", "Paris", prompt="She was born in"), request(8, "Ada Lovelace", "  ")],

@@ -319,7 +319,7 @@ def test_kept_prompts_are_other_relations_that_the_base_answers_otherwise(kind: 
         "P19": ["{} was born in"], "P20": ["{} died in", "The place where {} died is"],
         "P25": ["The mother of {} is"], "P27": ["{} has a passport of"],
     }  # fmt: skip
-    config = world(kind)[0].config.model_copy(update={"kept_wordings": 2, "spare_old": False})
+    config = world(kind)[0].config.model_copy(update={"kept_wordings": 2, "spare_old": False, "kept_count": 9})
     offered = kept_prompts(model, [asked], templates, config)
     assert sorted(offered) == sorted(t.replace("{}", asked.subject) for r in ("P20", "P25", "P27") for t in templates[r])
     assert asked.rephrases[0] not in kept_prompts(
@@ -328,6 +328,9 @@ def test_kept_prompts_are_other_relations_that_the_base_answers_otherwise(kind: 
     spared = kept_prompts(model, [asked], templates, config.model_copy(update={"spare_old": True}))
     old = next_token(model, asked.prompt)
     assert spared == [p for p in offered if next_token(model, p) != old]
+    sure = model.next_token_log_probs(offered).max(-1)
+    assert list(sure) == pytest.approx(sorted(sure, reverse=True))
+    assert kept_prompts(model, [asked], templates, config.model_copy(update={"kept_count": 2})) == offered[:2]
 
 
 def test_a_relation_of_the_warehouse_that_the_base_knows_is_kept_even_with_the_old_answer() -> None:
