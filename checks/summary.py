@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from checks.gates import describe
+from checks.gates.decide import describe
 from warehouse.records import EvaluationReport, GateDecision, RuleResult
 
 _HEAD = ("metric", "slice", "value and 95% interval", "threshold", "verdict")

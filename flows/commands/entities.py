@@ -20,7 +20,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Read every entity document of a folder and hold the diff of each revision pair against the recorded one."""
-    from checks.entity_scoring import score_entities
+    from checks.scoring.entities import score_entities
 
     found = score_entities(folder)
     if as_json:

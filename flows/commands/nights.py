@@ -76,7 +76,7 @@ def refresh(
 
 def _why_not(settings: Settings, line: dict[str, Any]) -> list[str]:
     """Why a night does not serve, rule by rule, what no removal of edits could have cured, and where to look."""
-    from checks.hopeless import hopeless
+    from checks.gates.hopeless import hopeless
     from tasks.night.gate import reasons
     from tasks.workspace import warehouse
     from warehouse.lineages.reports import load_decision

@@ -124,7 +124,7 @@ def score(
 ) -> None:
     """Judge labelled pairs of edits, in one night and a night apart: recall by kind, and false alarms on good updates."""
     configure()
-    from checks.conflict_scoring import score_conflicts
+    from checks.scoring.conflicts import score_conflicts
 
     result = score_conflicts(file, nights)
     if as_json:

@@ -100,7 +100,7 @@ def score(
 ) -> None:
     """Replay labelled nights and hold every verdict against its label: F1 over verdicts, hard and soft apart."""
     configure()
-    from checks.scoring import score_nights
+    from checks.scoring.nights import score_nights
 
     result = score_nights(folder)
     if as_json:

@@ -10,8 +10,8 @@ from prefect import task
 
 from checks.evaluation import EvaluationSettings, predict
 from checks.evaluation import evaluate as measure
-from checks.gates import decide, load_policy
-from checks.hopeless import hopeless
+from checks.gates.decide import decide, load_policy
+from checks.gates.hopeless import hopeless
 from editors.base import Editor, Prepared, retracting
 from editors.model import EditableModel
 from editors.session import run_edits

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from prefect import task
 
-from checks.gates import decide, load_policy, same_judgement
+from checks.gates.decide import decide, load_policy, same_judgement
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import note

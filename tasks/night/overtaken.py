@@ -6,7 +6,7 @@ import logging
 
 from prefect import task
 
-from checks.gates import load_policy
+from checks.gates.decide import load_policy
 from tasks.candidate import Candidate
 from tasks.night.reconcile import proof_of, reconcile
 from tasks.serving.models import base_model, base_revision

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect import task
 
-from checks.gates import load_policy
+from checks.gates.decide import load_policy
 from tasks.candidate import Candidate, TakenOut, edited_before
 from tasks.isolation.isolate import Isolated
 from tasks.night.settle import settle

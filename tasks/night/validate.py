@@ -11,11 +11,11 @@ from pathlib import Path
 
 from prefect import task
 
-from checks.identity import reused_records
-from checks.receipt import night_end
-from checks.text_safety_policy import shipped_door
-from checks.trust import shipped_trust
-from checks.verdicts import NightVerdicts, validate_night
+from checks.door.identity import reused_records
+from checks.door.receipt import night_end
+from checks.door.text_safety_policy import shipped_door
+from checks.door.trust import shipped_trust
+from checks.judging.verdicts import NightVerdicts, validate_night
 from tasks.serving.forms import how_to_ask
 from tasks.settings import Settings
 from tasks.steps import STEP

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from checks.gates import decide, same_judgement
+from checks.gates.decide import decide, same_judgement
 from tasks.recheck.objects import channels, look_through, other_chains, strays
 from tasks.recheck.weights import rederived
 from tasks.settings import Settings

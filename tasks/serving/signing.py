@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from checks.gates import load_policy
+from checks.gates.decide import load_policy
 from tasks.settings import Settings
 from warehouse.checkpoints.object_store import ObjectStore
 from warehouse.checkpoints.signing import KeyProblem, public_key_of, sign, signature_key, trusted_keys, verify_signature

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from checks.evaluation import EDIT_KINDS, evaluate, predict
-from checks.gates import decide, load_policy
+from checks.gates.decide import decide, load_policy
 from checks.predictor import Question
 from editors.base import Editor, Patch, Prepared
 from editors.mechanics.second_moment import read_preparation

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from checks.verdicts import NightVerdicts, validate_night
+from checks.judging.verdicts import NightVerdicts, validate_night
 from warehouse.database.connection import Warehouse
 from warehouse.records import EditRequest, Entity
 from warehouse.world.changes import Change, Value

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from checks.conflict_scoring import ConflictFileError, is_recognised, judge_cases, read_cases, score_conflicts, unusable
-from checks.scoring import fill_properties
-from checks.verdicts import validate_night
+from checks.judging.verdicts import validate_night
+from checks.scoring.conflicts import ConflictFileError, is_recognised, judge_cases, read_cases, score_conflicts, unusable
+from checks.scoring.nights import fill_properties
 from tests.checks.nights import NOW, no_suite
 from warehouse.database.connection import Warehouse
 from warehouse.records import EditRequest

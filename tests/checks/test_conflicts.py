@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checks.conflicts import RULES, noop_verdict
+from checks.judging.conflicts import RULES, noop_verdict
 from tests.checks.nights import add_fact, change, item, judged, outcomes, request, small_store
 from warehouse.database.connection import Warehouse
 from warehouse.nights.conflicts import MIN_SHARED_ENTITIES

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checks.consistency import mutual_denials, read_logic, rival_targets
+from checks.judging.consistency import mutual_denials, read_logic, rival_targets
 from tests.checks.nights import PROPERTIES, change, judged, outcomes, request, small_store
 from warehouse.database.connection import Warehouse
 from warehouse.nights.conflict_sql import MAX_EVIDENCE

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from checks.entity_scoring import EntityScoringError, score_entities
+from checks.scoring.entities import EntityScoringError, score_entities
 from flows.cli import app
 from tests.warehouse.documents import document, item, snak, statement, when
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.evaluation import evaluate
-from checks.gates import (
+from checks.gates.decide import (
     DOOR_POLICIES,
     POLICIES,
     PolicyError,

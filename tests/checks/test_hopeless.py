@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from checks.gates import decide
-from checks.hopeless import hopeless
+from checks.gates.decide import decide
+from checks.gates.hopeless import hopeless
 from tests.checks.support import NOW, report, score
 from warehouse.records import GatePolicy, GateRule, Score
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from checks.identity import reused_records
+from checks.door.identity import reused_records
 from tests.checks.nights import LABELS, change, item, judged, outcomes, request, small_store
 from warehouse.database.connection import Warehouse
 from warehouse.records import EditRequest, UpdateRecord

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from checks.scoring import ScoringError, score_nights, verdict_scores
+from checks.scoring.nights import ScoringError, score_nights, verdict_scores
 from tests.checks.nights import no_suite
 from warehouse.reference.world import NIGHTS
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from checks.receipt import night_end
+from checks.door.receipt import night_end
 
 NIGHT = datetime(2026, 10, 3, 22, tzinfo=UTC)
 RECEIVED = datetime(2026, 11, 21, 3, tzinfo=UTC)

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 import pandas as pd
 import pytest
 
+from checks.door.labels import label_problem
 from checks.errors import ValidatorBroke
-from checks.labels import label_problem
-from checks.requests import earliest, record_rows, shape_problem
-from checks.suites.requests import SUITE_COLUMNS, run_request_suite
+from checks.judging.expectations import SUITE_COLUMNS, run_request_suite
+from checks.judging.requests import earliest, record_rows, shape_problem
 from tests.checks.nights import NOW, change, item, judged, outcomes, request, small_store
 from warehouse.nights.conflicts import RECORD_COLUMNS
 from warehouse.reference.world import facts
@@ -158,7 +158,7 @@ def test_a_suite_that_could_not_be_computed_is_no_verdict_on_the_data(monkeypatc
     from great_expectations import expectations as gxe
 
     broken = [gxe.ExpectColumnValuesToNotBeNull(column="nowhere")]
-    monkeypatch.setattr("checks.suites.requests._expectations", lambda: broken)
+    monkeypatch.setattr("checks.judging.expectations._expectations", lambda: broken)
     with pytest.raises(ValidatorBroke, match="could not be computed"):
         run_request_suite(_good_frame())
     with pytest.raises(ValidatorBroke, match="lacks columns"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from checks.gates import decide
+from checks.gates.decide import decide
+from checks.gates.shortage import what_to_do
 from checks.metrics import BENCHMARK_ONLY, METRIC_CODES
-from checks.shortage import what_to_do
 from tests.checks.support import NOW, report, score
 from warehouse.records import GatePolicy, GateRule, Score
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from checks.text_safety import skeleton, text_suspicions
-from checks.text_safety_policy import DoorPolicyError, load_door, shipped_door
-from checks.text_safety_rates import surprise
+from checks.door.text_safety import skeleton, text_suspicions
+from checks.door.text_safety_policy import DoorPolicyError, load_door, shipped_door
+from checks.door.text_safety_rates import surprise
 from tests.checks.nights import LABELS, add_fact, change, item, judged, outcomes, request, small_store
 from warehouse.database.connection import Warehouse
 from warehouse.nights.order import register

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from checks.trust import TRUST_FILE, TrustPolicyError, is_untrusted, load_trust, shipped_trust, trust_of
+from checks.door.trust import TRUST_FILE, TrustPolicyError, is_untrusted, load_trust, shipped_trust, trust_of
 from tests.checks.nights import change, judged, outcomes, small_store
 from warehouse.database.connection import Warehouse
 from warehouse.world.changes import Change

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from checks.conflicts import RULES, VerdictRule
-from checks.text_safety import LIKENESS_RULE, RATE_RULES, TEXT_RULES
+from checks.door.text_safety import LIKENESS_RULE, RATE_RULES, TEXT_RULES
+from checks.judging.conflicts import RULES, VerdictRule
 from warehouse.nights.quarantine import UNWAIVABLE
 
 #: Sorted: test processes must collect the same tests, and sets have no order.

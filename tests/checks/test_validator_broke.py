@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from checks.errors import ValidatorBroke
-from checks.suites.requests import _result, run_request_suite
+from checks.judging.expectations import _result, run_request_suite
 from tests.checks.nights import change, judged, small_store
 from warehouse.database.connection import Warehouse
 
@@ -35,7 +35,7 @@ def test_a_suite_that_cannot_be_run_stops_the_night(store: Warehouse, monkeypatc
     def broken(_: pd.DataFrame) -> list[dict[str, Any]]:
         raise TypeError("unhashable")
 
-    monkeypatch.setattr("checks.suites.requests._validated", broken)
+    monkeypatch.setattr("checks.judging.expectations._validated", broken)
     with pytest.raises(ValidatorBroke, match="TypeError: unhashable"):
         judged(store, night(), suite=run_request_suite)
 

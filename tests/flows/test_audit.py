@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from checks.gates import decide
+from checks.gates.decide import decide
 from editors.patches.weight import LowRank, WeightPatch
 from tasks.night.gate import gate
 from tasks.recheck.answers import _differing

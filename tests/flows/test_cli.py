@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from checks.gates import decide
+from checks.gates.decide import decide
 from flows.cli import _log_level, app, run
 from flows.commands.nights import _why_not
 from tasks.settings import configure

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import tasks.night.gate
-from checks.gates import load_policy, policy_digest
+from checks.gates.decide import load_policy, policy_digest
 from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tests.flows.conftest import Home

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from checks.gates import decide, load_policy
+from checks.gates.decide import decide, load_policy
 from tasks.candidate import Candidate
 from tasks.isolation.isolate import isolate_culprits
 from tasks.settings import Settings

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from checks.requests import record_rows
+from checks.judging.requests import record_rows
 from tests.checks.nights import NOW, add_fact, change, item, small_store
 from warehouse.database.connection import Warehouse
 from warehouse.nights.conflicts import MAX_EVIDENCE, conflict_columns, slot_labels

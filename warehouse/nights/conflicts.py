@@ -1,7 +1,7 @@
 """Conflict columns of a night: its records joined in DuckDB with each other, with the store and with earlier nights.
 
 The input frame has one row per record (`RECORD_COLUMNS`); the answer has the same rows with the columns below added.
-Nothing is judged here: `checks.conflicts` turns the columns into verdicts. A *key* is a Q-id, or the folded label
+Nothing is judged here: `checks.judging.conflicts` turns the columns into verdicts. A *key* is a Q-id, or the folded label
 where a source has text only; a *slot* is subject + relation. The ledger of past edits is read in two places: in
 `facts` (what a night made the store believe) and, for sources without ids, in `edit_requests` (`past_requests`).
 A column names at most `MAX_EVIDENCE` records.

@@ -1,7 +1,7 @@
 """Validate a night: every record of it gets exactly one verdict, and the accepted ones a change of the store.
 
-Three layers: conflict columns in SQL (`warehouse.nights.conflicts`), verdict rules over them (`checks.conflicts`), and a
-Great Expectations suite over what would reach an editor (`checks.suites.requests`). Nothing is written: the store is
+Three layers: conflict columns in SQL (`warehouse.nights.conflicts`), verdict rules over them (`checks.judging.conflicts`),
+and a Great Expectations suite over what would reach an editor (`checks.judging.expectations`). Nothing is written: the store is
 read as it stood before the night, and the caller applies `added` and `ended` in one transaction.
 """
 
@@ -17,17 +17,17 @@ from typing import Any
 
 import pandas as pd
 
-from checks.conflicts import Row, denial_verdict, eq3_verdict, judge
-from checks.consistency import mutual_denials, read_logic, rival_targets
+from checks.door.identity import Fault, Identified, identified, reused_ids
+from checks.door.text_safety import text_and_likeness
+from checks.door.text_safety_policy import DoorPolicy, shipped_door
+from checks.door.text_safety_rates import rate_suspicions
+from checks.door.trust import TrustPolicy, shipped_trust
 from checks.errors import ValidatorBroke
-from checks.identity import Fault, Identified, identified, reused_ids
-from checks.outcome import ACCEPTING, FactAddition, FactEnd, NightVerdicts, accepted_rows, edited_rows, outcome
-from checks.requests import Incoming, record_rows, shape_problem
-from checks.suites.requests import SUITE_COLUMNS, run_request_suite
-from checks.text_safety import text_and_likeness
-from checks.text_safety_policy import DoorPolicy, shipped_door
-from checks.text_safety_rates import rate_suspicions
-from checks.trust import TrustPolicy, shipped_trust
+from checks.judging.conflicts import Row, denial_verdict, eq3_verdict, judge
+from checks.judging.consistency import mutual_denials, read_logic, rival_targets
+from checks.judging.expectations import SUITE_COLUMNS, run_request_suite
+from checks.judging.outcome import ACCEPTING, FactAddition, FactEnd, NightVerdicts, accepted_rows, edited_rows, outcome
+from checks.judging.requests import Incoming, record_rows, shape_problem
 from warehouse.database.connection import Reader
 from warehouse.errors import WarehouseError
 from warehouse.keys import Slot
@@ -79,9 +79,9 @@ def validate_night(
         require_templates: hold back changes of properties that no prompt can state.
         suite: what checks the accepted records at the end.
         waived: by record id, the rules that a person has set aside for a released record; no other rule is.
-        guard_door: look for suspicious texts and rates (`checks.text_safety`).
+        guard_door: look for suspicious texts and rates (`checks.door.text_safety`).
         door, trust: policies; default the shipped ones.
-        faults: what is known to stand against a record before it is compared (`checks.receipt`).
+        faults: what is known to stand against a record before it is compared (`checks.door.receipt`).
 
     Raises:
         ValidatorBroke: an expectation or a query could not be computed; no verdict may be used.

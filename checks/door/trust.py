@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from checks.errors import ChecksError
-from checks.gates import POLICIES
+from checks.gates.decide import POLICIES
 from warehouse.records import Record
 from warehouse.world.changes import Change
 

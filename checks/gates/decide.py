@@ -17,12 +17,12 @@ import yaml
 from pydantic import ValidationError
 
 from checks.errors import PolicyError
+from checks.gates.shortage import shortage
 from checks.metrics import BENCHMARK_ONLY, METRIC_CODES
-from checks.shortage import shortage
 from warehouse.digests import digest_of
 from warehouse.records import EvaluationReport, GateDecision, GateOutcome, GatePolicy, GateRule, RuleResult, Score
 
-POLICIES = Path(__file__).parent / "policies"
+POLICIES = Path(__file__).parent.parent / "policies"
 #: Policies of the validator, which lie beside the gates' own.
 DOOR_POLICIES = ("door", "trust")
 

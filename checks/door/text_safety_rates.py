@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from checks.conflicts import Row
-from checks.text_safety import Suspicion, labels_of, odd_words
-from checks.text_safety_policy import Burst, DoorPolicy
+from checks.door.text_safety import Suspicion, labels_of, odd_words
+from checks.door.text_safety_policy import Burst, DoorPolicy
+from checks.judging.conflicts import Row
 from warehouse.database.connection import Reader
 from warehouse.nights.conflict_sql import MAX_EVIDENCE
 from warehouse.nights.suspicion_queries import learnt_counts, subjects_by_object, words_in_labels

@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 from checks.errors import ChecksError
-from checks.suites.requests import run_request_suite
-from checks.verdicts import Suite, validate_night
+from checks.judging.expectations import run_request_suite
+from checks.judging.verdicts import Suite, validate_night
 from warehouse.database.connection import Warehouse
 from warehouse.night_names import natural
 from warehouse.records import UpdateRecord

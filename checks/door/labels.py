@@ -46,7 +46,7 @@ _KEYBOARD_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm", "1234567890", "qwertz", 
 
 
 def has_control_characters(text: str) -> bool:
-    """Control, unassigned or private characters and lone surrogates; invisible marks are `checks.text_safety`'s."""
+    """Control, unassigned or private characters and lone surrogates; invisible marks are `checks.door.text_safety`'s."""
     return any(unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") for char in text)
 
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from checks.errors import ChecksError
-from checks.gates import POLICIES
+from checks.gates.decide import POLICIES
 from warehouse.records import Record
 
 DOOR_FILE = POLICIES / "door.yaml"

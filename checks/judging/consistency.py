@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from checks.conflicts import Row
+from checks.judging.conflicts import Row
 from warehouse.database.connection import Reader
 from warehouse.nights.conflict_sql import MAX_EVIDENCE
 from warehouse.world.queries import known_properties

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from checks.gates import describe
-from checks.shortage import what_to_do
+from checks.gates.decide import describe
+from checks.gates.shortage import what_to_do
 from warehouse.records import GateDecision, GateRule, RuleResult
 
 #: Scores that count the edits of the night themselves: every edit taken out is one less.

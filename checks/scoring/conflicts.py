@@ -15,11 +15,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from checks.door.labels import label_problem
 from checks.errors import ChecksError
-from checks.labels import label_problem
-from checks.scoring import fill_properties, score_nights
-from checks.suites.requests import run_request_suite
-from checks.verdicts import NightVerdicts, Suite, validate_night
+from checks.judging.expectations import run_request_suite
+from checks.judging.verdicts import NightVerdicts, Suite, validate_night
+from checks.scoring.nights import fill_properties, score_nights
 from warehouse.database.connection import Warehouse
 from warehouse.records import Entity, Verdict
 from warehouse.reference.world import NIGHTS

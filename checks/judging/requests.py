@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from checks.labels import (
+from checks.door.labels import (
     label_form,
     label_problem,
     plain_text_problem,
     text_problem,
 )
-from checks.trust import TrustPolicy, is_untrusted, shipped_trust, was_reverted
+from checks.door.trust import TrustPolicy, is_untrusted, shipped_trust, was_reverted
 from warehouse.keys import Slot, folded, relation_key, subject_key, text_key
 from warehouse.nights.conflicts import RECORD_COLUMNS
 from warehouse.records import EditRequest

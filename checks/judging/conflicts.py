@@ -13,7 +13,7 @@ from typing import Any, Literal
 from warehouse.records import EditRequest, Verdict, VerdictName
 
 #: Conflict columns of one record, plus its labels, `shape_reason`, `kind`, `request_id`, `has_template`, `suspicion`
-#: (`checks.text_safety`) and `waived`, the rules that a person has set aside for it.
+#: (`checks.door.text_safety`) and `waived`, the rules that a person has set aside for it.
 Row = Mapping[str, Any]
 Confidence = Literal["hard", "soft"]
 
@@ -72,7 +72,7 @@ def _fault(name: str, verdict: VerdictName) -> VerdictRule:
     )
 
 
-#: What `checks.identity` and `checks.receipt` found: nothing may be guessed, so a person looks.
+#: What `checks.door.identity` and `checks.door.receipt` found: nothing may be guessed, so a person looks.
 FAULT_RULES = (
     _fault("record_id_reused", "quarantine"),
     _fault("implausible_time", "quarantine"),

@@ -1,7 +1,7 @@
 """The suite over what is about to reach an editor: one row per accepted record, its shape and its conflict columns.
 
 The verdict rules have spoken before; on a night that they judged rightly every expectation holds. A row that fails
-here is held back (`checks.verdicts`), and an expectation that could not be computed stops the night.
+here is held back (`checks.judging.verdicts`), and an expectation that could not be computed stops the night.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from checks.door.labels import MAX_LABEL_CHARS, MAX_TEXT_CHARS
 from checks.errors import ValidatorBroke
-from checks.labels import MAX_LABEL_CHARS, MAX_TEXT_CHARS
 
 #: Columns of the frame. Flags are 0 or 1; `num_targets` counts targets of one subject and relation in the frame.
 SUITE_COLUMNS = (

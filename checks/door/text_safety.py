@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from checks.text_safety_policy import DoorPolicy
+from checks.door.text_safety_policy import DoorPolicy
 from warehouse.database.connection import Reader
 from warehouse.nights.suspicion_queries import labels_with_look
 from warehouse.records import EditRequest

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from checks.identity import Fault
+from checks.door.identity import Fault
 
 #: Before the first wiki edit no update of a fact was sent; a clock that was never set says 1970.
 EARLIEST = datetime(2001, 1, 15, tzinfo=UTC)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from checks.conflicts import Row, ids
-from checks.requests import earliest
+from checks.judging.conflicts import Row, ids
+from checks.judging.requests import earliest
 from warehouse.database.connection import Reader
 from warehouse.nights.conflicts import slot_labels
 from warehouse.records import EditRequest, Fact, Record, Verdict

@@ -1,0 +1,1 @@
+"""What may come in: texts, look-alikes, trust, names, and who a record is about."""

@@ -1,0 +1,1 @@
+"""Whether an edited model may be promoted."""

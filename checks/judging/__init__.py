@@ -1,0 +1,1 @@
+"""What becomes of an update record before it is edited."""
