@@ -26,7 +26,7 @@ from checks.metrics.portability import SLICES as PORTABILITY_SLICES
 from checks.metrics.portability import portability
 from checks.metrics.retention import retention
 from checks.metrics.success import edit_success, success_rate, token_accuracy
-from checks.predictor import Answer, Predictor, Question
+from checks.predictor import Answer, Predictor, Question, Scorer
 from warehouse.digests import digest_of
 from warehouse.records import EvaluationReport, Prediction, Probe, ProbeKind, ProbeSet, Score
 
@@ -78,7 +78,7 @@ class EvaluationSettings:
     failure_tokens: int = 16
 
 
-def predict(predictor: Predictor, probes: Iterable[Probe], cache: PredictionCache | None = None) -> dict[str, Prediction]:
+def predict(predictor: Scorer, probes: Iterable[Probe], cache: PredictionCache | None = None) -> dict[str, Prediction]:
     """Predictions by probe id: each probe once, from the cache where it has it, the rest in one `score` call.
 
     Of several accepted targets any right one counts; the best answer is kept. `held_text` probes have no answer and
@@ -93,7 +93,7 @@ def predict(predictor: Predictor, probes: Iterable[Probe], cache: PredictionCach
     found = dict(cache.cached(digest, list(asked))) if cache is not None else {}
     missing = [probe for probe_id, probe in asked.items() if probe_id not in found]
     # Many probes ask the same thing (an edit's own prompt is also in the retain set).
-    questions = list(dict.fromkeys(Question(p.prompt, target) for p in missing for target in p.targets))
+    questions = questions_of(missing)
     answers = predictor.score(questions) if questions else []
     if len(answers) != len(questions):
         raise EvaluationError(f"model {digest[:12]} gave {len(answers)} answers to {len(questions)} questions")
@@ -104,6 +104,12 @@ def predict(predictor: Predictor, probes: Iterable[Probe], cache: PredictionCach
     log.info("model %s: %d probes, %d cached, %d questions", digest[:12], len(asked), len(found), len(questions))
     found.update((prediction.probe_id, prediction) for prediction in fresh)
     return found
+
+
+def questions_of(probes: Iterable[Probe]) -> list[Question]:
+    """What the probes ask, each question once; `held_text` probes ask nothing."""
+    asked = (Question(p.prompt, target) for p in probes if p.kind != "held_text" for target in p.targets)
+    return list(dict.fromkeys(asked))
 
 
 def outcomes_of(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from checks.errors import EvaluationError
 from checks.metrics.outcome import rate_by_edit, share_score
-from checks.predictor import Answer, Predictor, Question
+from checks.predictor import Answer, Question, Scorer
 from warehouse.records import EditRequest, Probe, Score
 
 SLICES = ("efficacy", "paraphrase", "specificity")
@@ -53,14 +53,19 @@ def duels_of(request: EditRequest, probes: Sequence[Probe]) -> list[Duel]:
     ]
 
 
-def won(predictor: Predictor, duels: Sequence[Duel]) -> dict[Duel, bool]:
+def questions_of(duels: Sequence[Duel]) -> list[Question]:
+    """Both answers of every duel, each question once."""
+    return list(dict.fromkeys(Question(d.prompt, answer) for d in duels for answer in (*d.right, d.wrong)))
+
+
+def won(predictor: Scorer, duels: Sequence[Duel]) -> dict[Duel, bool]:
     """Which duels the right answer wins; all in one `score` call, each question once.
 
     Raises:
         EvaluationError: the predictor gave another number of answers than there were questions, or does not say how many
             tokens an answer has.
     """
-    questions = list(dict.fromkeys(Question(d.prompt, answer) for d in duels for answer in (*d.right, d.wrong)))
+    questions = questions_of(duels)
     answers = predictor.score(questions) if questions else []
     if len(answers) != len(questions):
         raise EvaluationError(f"model {predictor.digest[:12]} gave {len(answers)} answers to {len(questions)} questions")

@@ -145,7 +145,7 @@ def kept_prompts(
     templates: Mapping[str, Sequence[str]],
     config: SubjectValueConfig,
 ) -> list[str]:
-    """The `kept_count` prompts about the subject's other relations that the base answers with most confidence.
+    """The `kept_count` prompts about the subject's other relations that count most: known ones, then by the base's confidence.
 
     None of them is a request's rephrase, whatever relation it looks like. They are chosen here, from one pass that the
     runner shares out, and not among the rows of the objective: with examples before each question those would be three
@@ -165,7 +165,7 @@ def kept_prompts(
     log_probs = model.next_token_log_probs([*edits, *(p for prompts in asked.values() for p in prompts)])
     first, sure = log_probs.argmax(-1), np.exp(log_probs.max(-1))
     old, at = set(first[: len(edits)].tolist()), len(edits)
-    confidence: dict[str, float] = {}
+    weight: dict[str, tuple[bool, float]] = {}
     for relation, prompts in asked.items():
         own = slice(at, at + len(prompts))
         at += len(prompts)
@@ -175,5 +175,5 @@ def kept_prompts(
         known = relation in held and is_one
         few = prompts[: config.known_kept if known else config.kept_wordings]
         answers = zip(few, first[own].tolist(), sure[own].tolist(), strict=False)
-        confidence |= {p: share for p, token, share in answers if known or not config.spare_old or token not in old}
-    return sorted(confidence, key=lambda prompt: -confidence[prompt])[: config.kept_count]
+        weight |= {p: (known, share) for p, token, share in answers if known or not config.spare_old or token not in old}
+    return sorted(weight, key=lambda prompt: weight[prompt], reverse=True)[: config.kept_count]

@@ -51,7 +51,7 @@ def benchmark(
     rows_in: Annotated[
         list[Path] | None, typer.Option("--rows", help="With --suite: rows.jsonl files whose settings are not measured again.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for leaderboard.md, scores.svg and curves.svg.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for leaderboard.md, the figures and rows.jsonl.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure editors in the survey's modes on facts that the model knows; rows go to the warehouse."""
@@ -92,7 +92,7 @@ def benchmark(
                 progress=advance,
             )
     if out is not None:
-        _write(out, rows)
+        _write(out, "leaderboard", rows)
     if as_json:
         emit_json([row.model_dump(mode="json") for row in rows])
         return
@@ -123,20 +123,25 @@ def _read(paths: Sequence[Path]) -> list[BenchmarkRow]:
     return rows
 
 
-def _write(out: Path, rows: Sequence[BenchmarkRow]) -> None:
+def _write(out: Path, name: str, rows: Sequence[BenchmarkRow]) -> None:
     from tasks.quality.leaderboard import leaderboard_markdown
     from tasks.quality.leaderboard_figures import curves_svg, scores_svg
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "leaderboard.md").write_text(leaderboard_markdown(rows), encoding="utf-8")
-    (out / "scores.svg").write_text(scores_svg(rows), encoding="utf-8")
-    (out / "curves.svg").write_text(curves_svg(rows), encoding="utf-8")
+    before = "" if name == "leaderboard" else f"{name}-"
+    (out / f"{name}.md").write_text(leaderboard_markdown(rows), encoding="utf-8")
+    (out / f"{before}scores.svg").write_text(scores_svg(rows), encoding="utf-8")
+    (out / f"{before}curves.svg").write_text(curves_svg(rows), encoding="utf-8")
+    (out / f"{before}rows.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in rows), encoding="utf-8")
 
 
 @reported
 def leaderboard(
     rows: Annotated[list[Path] | None, typer.Argument(help="JSON-lines files of rows; default: the warehouse.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for leaderboard.md, the figures and rows.jsonl.")] = None,
+    name: Annotated[
+        str, typer.Option(help="With --out: another name, such as a model's; its figures and rows are named after it.")
+    ] = "leaderboard",
     as_json: Json = False,
 ) -> None:
     """The newest measurement of every editor and setting as Markdown and figures; `rows.jsonl` keeps the numbers."""
@@ -151,8 +156,7 @@ def leaderboard(
         with warehouse(settings) as wh:
             found = load_rows(wh)
     if out is not None:
-        _write(out, found)
-        (out / "rows.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in found), encoding="utf-8")
+        _write(out, name, found)
     if as_json:
         emit_json([row.model_dump(mode="json") for row in found])
     else:

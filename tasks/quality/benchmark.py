@@ -17,14 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from checks import evaluation
 from checks.ability.items import ability_items, answered, answered_still
 from checks.evaluation import EDIT_KINDS, outcomes_of, predict, scores_from_outcomes
+from checks.metrics import published as published_scores
 from checks.metrics.ability import ability
 from checks.metrics.drawdown import kl_divergence, perplexity_ratio
 from checks.metrics.fluency import fluency
 from checks.metrics.forms import not_counted, unanswered
 from checks.metrics.outcome import ProbeOutcome
 from checks.metrics.published import Duel, duels_of, published, won
+from checks.predictor import AskedTogether, Scorer
 from editors.base import Corpus, Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused, InvalidRequest, UnsupportedMode
 from editors.model import EditableModel
@@ -375,7 +378,7 @@ class _Run:
     def _batches(self) -> None:
         for chunk in slices(self.questions.requests, self.size):
             for _ in self._steps(chunk):
-                self._ask_edits(chunk)
+                self._note(self._ask_edits(chunk))
                 self._ask_standing()
                 self._tick(len(chunk))
 
@@ -388,11 +391,9 @@ class _Run:
                 self._tick(len(chunk))
                 if len(asked) < len(self.questions.requests) and self._reaches_point(len(asked) - len(chunk), len(asked)):
                     self.curve.append(self._point(asked))
-        everything = self.questions.probes_of(self.questions.requests)
-        last = self._answers(everything)
+        last = self._ask_edits(self.questions.requests)
         self.retain += [o for o in last if o.probe.kind in EDIT_KINDS]
         self.outcomes += [o for o in last if o.probe.kind not in EDIT_KINDS]
-        self._ask_duels(self.questions.requests)
         self._ask_standing()
         self.ability = ability(
             ability_items(), self.questions.ability, answered_still(self.model, ability_items(), self.questions.ability)
@@ -415,23 +416,26 @@ class _Run:
 
     # ------------------------------------------------------------ questions
 
-    def _answers(self, probes: Sequence[Probe], edit: str = "") -> list[ProbeOutcome]:
-        return outcomes_of(probes, self.questions.before, predict(self.model, probes), edit)
+    def _answers(self, probes: Sequence[Probe], edit: str = "", *, of: Scorer | None = None) -> list[ProbeOutcome]:
+        return outcomes_of(probes, self.questions.before, predict(of or self.model, probes), edit)
 
-    def _ask_edits(self, requests: Sequence[EditRequest]) -> None:
-        answers = self._answers(self.questions.probes_of(requests))
+    def _ask_edits(self, requests: Sequence[EditRequest], away: Sequence[Probe] = (), edit: str = "") -> list[ProbeOutcome]:
+        """The edits' own probes and duels, and some of the standing ones; most prompts are asked for several reasons."""
+        probes, duels = [*self.questions.probes_of(requests), *away], self._duels_of(requests)
+        asked = AskedTogether(self.model, [*evaluation.questions_of(probes), *published_scores.questions_of(duels)])
+        answers = self._answers(probes, edit, of=asked)
+        self._ask_duels(requests, of=asked)
+        return answers
+
+    def _note(self, answers: Sequence[ProbeOutcome]) -> None:
+        """Nothing came after this batch, so what was right after it is what is retained."""
         self.outcomes += answers
-        # Nothing came after this batch, so what was right after it is what is retained.
         self.retain += [o for o in answers if o.probe.kind in EDIT_KINDS]
-        self._ask_duels(requests)
 
     def _ask_single(self, request: EditRequest) -> None:
         q, place = self.questions, self.done
         away = _stretch(q.drawdown, place * q.options.drawdown_each, q.options.drawdown_each)
-        answers = self._answers([*q.owned[request.request_id], *away], edit=request.request_id)
-        self.outcomes += answers
-        self.retain += [o for o in answers if o.probe.kind in EDIT_KINDS]
-        self._ask_duels([request])
+        self._note(self._ask_edits([request], away, request.request_id))
         if q.texts:
             self._ask_texts([place % len(q.texts)])
         if len(q.kl_log_probs):
@@ -439,10 +443,13 @@ class _Run:
         if place < len(q.written):
             self._ask_written([place])
 
-    def _ask_duels(self, requests: Sequence[EditRequest]) -> None:
+    def _duels_of(self, requests: Sequence[EditRequest]) -> list[Duel]:
+        return [duel for r in requests for duel in self.questions.duels[r.request_id]]
+
+    def _ask_duels(self, requests: Sequence[EditRequest], *, of: Scorer) -> None:
         for request in requests:
             self.duels[0].update(self.questions.duels[request.request_id])
-        self.duels[1].update(won(self.model, [d for r in requests for d in self.questions.duels[r.request_id]]))
+        self.duels[1].update(won(of, self._duels_of(requests)))
 
     def _ask_standing(self) -> None:
         q = self.questions

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tasks.quality.bars import bars_markdown
+from tasks.quality.bars import bars_markdown, is_in_forms
 from tasks.quality.claims import shapes_markdown
 from tasks.quality.rows import BenchmarkRow, describe, with_points
 
 #: (title, key in a row's scores)
 _COLUMNS = (
     ("SR", "SR"), ("GR", "GR"), ("SRR", "SRR"), ("GRR", "GRR"),
+    ("GR, few-shot statements", "GR/few_shot"), ("GR, few-shot questions", "GR/few_shot_questions"), ("GR, chat", "GR/chat"),
+    ("GR, plain", "GR/plain"),
     ("neighbourhood", "locality/neighbourhood"), ("same subject", "locality/relation_specificity"),
     ("unrelated", "locality/unrelated"), ("one hop (gain)", "portability/one_hop:gain"),
     ("logical (gain)", "portability/logical:gain"), ("obsolete", "obsolete"), ("DD", "DD/known"),
@@ -18,6 +20,10 @@ _COLUMNS = (
     ("latency ratio", "latency_ratio"), ("ability", "ability"), ("published ES", "published/efficacy"),
     ("published PS", "published/paraphrase"), ("published NS", "published/specificity"),
 )  # fmt: skip
+_FORMS = (
+    " The model is asked in the forms in which it answers (docs/FORMS.md), with a column of GR for each; `plain` holds the "
+    "statements in a form that the edits were not trained on, where the model gave the old answer there."
+)
 #: Read beside exact match, the columns would look like success.
 _PUBLISHED = (
     " `published` are the efficacy, paraphrase and specificity scores that papers print (the right answer is likelier than the "
@@ -36,12 +42,14 @@ def leaderboard_markdown(rows: Sequence[BenchmarkRow]) -> str:
         "interval; `-` was not measured. METRICS.md defines the columns; the share of `one hop` and `logical` answers "
         "is given as the gain over the base model, which gets some of them by itself. A line marked `of 500` is the point on "
         "the way of a sequence of 500 edits; what is only measured at an end is `-` there."
+        + (_FORMS if is_in_forms(rows) else "")
         + (_PUBLISHED if any(key.startswith("published") for row in rows for key in row.scores) else ""),
         "",
     ]
     for title, group in by_setting(with_points(rows)).items():
         parts += [f"## {title}", "", *_table(group), *_notes(group), ""]
-    parts += [bars_markdown(rows), shapes_markdown(rows)]
+    # The literature's shapes are held against the settings of the survey.
+    parts += [bars_markdown(rows), *([] if is_in_forms(rows) else [shapes_markdown(rows)])]
     commands = sorted({row.command for row in rows if row.command})
     parts += ["Made by:", "", *(f"    {command}" for command in commands), ""] if commands else []
     return "\n".join(parts)

@@ -12,6 +12,7 @@ import pytest
 import tasks.quality.benchmark as benchmark
 from checks.ability.items import AbilityItem
 from checks.metrics.published import Duel
+from checks.predictor import Question, Scorer
 from editors.base import Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused
 from editors.model import EditableModel
@@ -166,13 +167,25 @@ def test_the_published_scores_of_a_sequence_are_those_of_its_last_model(
 ) -> None:
     worn: list[tuple[int, int]] = []
 
-    def counted(asked: EditableModel, duels: Sequence[Duel]) -> dict[Duel, bool]:
-        worn.append((len(asked.patches), len({duel.edit for duel in duels})))
+    def counted(_asked: Scorer, duels: Sequence[Duel]) -> dict[Duel, bool]:
+        worn.append((len(model.patches), len({duel.edit for duel in duels})))
         return dict.fromkeys(duels, True)
 
     monkeypatch.setattr(benchmark, "won", counted)
     assert measure("ft_m", "sequential", model, questions, settings).scores["published/efficacy"].value == 1.0
     assert worn == [(4, 4)]
+
+
+def test_an_edit_s_own_prompts_are_asked_once_for_all_that_is_measured(
+    model: EditableModel, questions: RunQuestions, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Question]] = []
+    score = EditableModel.score
+    monkeypatch.setattr(EditableModel, "score", lambda self, these: asked.append(list(these)) or score(self, these))
+    measure("grace", "single", model, questions, settings)
+    own = [these for these in asked if any(q.prompt == questions.requests[0].prompt for q in these)]
+    assert len(own) == 1
+    assert {q.answer for q in own[0]} >= {questions.requests[0].target_new, questions.requests[0].target_true}
 
 
 def test_an_insertion_has_no_old_answer_to_beat(world: Warehouse, model: EditableModel) -> None:
