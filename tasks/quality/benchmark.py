@@ -24,10 +24,10 @@ from checks.metrics import published as published_scores
 from checks.metrics.ability import ability
 from checks.metrics.drawdown import kl_divergence, perplexity_ratio
 from checks.metrics.fluency import fluency
-from checks.metrics.forms import not_counted, unanswered
+from checks.metrics.forms import REWORDED, not_counted, unanswered
 from checks.metrics.outcome import ProbeOutcome
 from checks.metrics.published import Duel, duels_of, published, won
-from checks.predictor import AskedTogether, Scorer
+from checks.predictor import AskedTogether, Question, Scorer
 from editors.base import Corpus, Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused, InvalidRequest, UnsupportedMode
 from editors.model import EditableModel
@@ -199,25 +199,30 @@ def ask_base(
         asker=asker,
     )
     held = standing_probes(world, kind="held_text", limit=options.held_texts)
-    before = predict(model, [*probes.probes, *away.probes])
+    old = {r.request_id: [r.target_true] for r in chosen if r.target_true}
+    by_request: dict[str, list[Probe]] = {r.request_id: [] for r in chosen}
+    for probe in probes.probes:
+        by_request[probe.request_id or ""].append(probe)
+    # What is known, what says something, who wins: mostly asked with the same prompts, and so together.
+    duels = [duel for r in chosen for duel in duels_of(r, by_request[r.request_id])]
+    of_old = [
+        Question(p.prompt, target) for p in probes.probes if p.kind in REWORDED for target in old.get(p.request_id or "", ())
+    ]
+    every = [*evaluation.questions_of([*probes.probes, *away.probes]), *published_scores.questions_of(duels), *of_old]
+    asked = AskedTogether(model, every)
+    before = predict(asked, [*probes.probes, *away.probes])
     # Nothing to lose where f_0 is wrong: such a probe would only cost time.
     known = tuple(p for p in away.probes if before[p.probe_id].exact)
     texts = tuple(p.prompt for p in held.probes)
-    owned: dict[str, list[Probe]] = {r.request_id: [] for r in chosen}
-    aside: frozenset[str] = frozenset()
-    if not asker.is_plain:
-        old = {r.request_id: [r.target_true] for r in chosen if r.target_true}
-        aside = unanswered(probes.probes, old, lambda asked: predict(model, asked))
-    for probe in probes.probes:
-        if probe.probe_id not in aside:
-            owned[probe.request_id or ""].append(probe)
-    duels = {r.request_id: duels_of(r, owned[r.request_id]) for r in chosen}
-    wins = won(model, [duel for found in duels.values() for duel in found])
+    aside = frozenset() if asker.is_plain else unanswered(probes.probes, old, lambda these: predict(asked, these))
+    owned = {name: tuple(p for p in own if p.probe_id not in aside) for name, own in by_request.items()}
+    fought = {r.request_id: duels_of(r, owned[r.request_id]) for r in chosen}
+    wins = won(asked, [duel for found in fought.values() for duel in found])
     kl = [p.prompt for p in known[: options.kl_prompts]]
     starts = [r.prompt for r in chosen[: options.fluency_prompts]]
     return RunQuestions(
         requests=chosen,
-        owned={key: tuple(value) for key, value in owned.items()},
+        owned=owned,
         drawdown=known,
         texts=texts,
         corpus=learnt.corpus,
@@ -226,7 +231,7 @@ def ask_base(
         likelihoods=model.log_likelihoods(texts) if texts else [],
         kl_log_probs=model.next_token_log_probs(kl) if kl else np.empty((0, 0), dtype=np.float32),
         written=tuple(_write(model, start, options, seed) for start in starts),
-        duels={name: {duel: wins[duel] for duel in found} for name, found in duels.items()},
+        duels={name: {duel: wins[duel] for duel in found} for name, found in fought.items()},
         ability=answered(model, ability_items()),
         options=options,
         asker=asker,
