@@ -6,7 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from editors.base import Mode
-from tasks.quality.benchmark import Progress, ask_base, benchmark_one
+from tasks.quality.benchmark import Progress, benchmark_one
+from tasks.quality.questions import ask_base
 from tasks.quality.requests import Task, base_world
 from tasks.quality.rows import COMPARED, BenchmarkRow, load_rows, save_row
 from tasks.serving.known import ask_known

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.quality.benchmark import BenchmarkOptions, run_benchmark
+from tasks.quality.benchmark import run_benchmark
+from tasks.quality.questions import BenchmarkOptions
 from tasks.quality.rows import BenchmarkRow
 from tasks.settings import EditorSettings, Settings
 

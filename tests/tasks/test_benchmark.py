@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 import tasks.quality.benchmark as benchmark
-from checks.ability.items import AbilityItem
+from checks.ability.items import AbilityItem, answered
 from checks.metrics.published import Duel
 from checks.predictor import Question, Scorer
 from editors.base import Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused
 from editors.model import EditableModel
 from editors.presets import load_editor
-from tasks.quality.benchmark import BenchmarkOptions, RunQuestions, ask_base, benchmark_one, run_benchmark
+from tasks.quality.benchmark import benchmark_one, run_benchmark
 from tasks.quality.leaderboard import leaderboard_markdown
 from tasks.quality.leaderboard_figures import curves_svg, scores_svg
+from tasks.quality.questions import BenchmarkOptions, RunQuestions, ask_base
 from tasks.quality.requests import NotEnoughFacts, Split, Task, benchmark_requests
 from tasks.quality.rows import BenchmarkRow, CurvePoint, Measured, load_rows, save_row, with_points
 from tasks.settings import Settings
@@ -200,7 +201,7 @@ def test_ability_is_asked_at_the_end_of_a_sequence_and_of_what_the_base_answers(
     known = questions.requests[0]
     items = (AbilityItem("known", known.prompt, (known.target_true or "",)), AbilityItem("sum", "1 + 1 =", ("2",)))
     monkeypatch.setattr(benchmark, "ability_items", lambda: items)
-    asked = replace(questions, ability=benchmark.answered(model, items))
+    asked = replace(questions, ability=answered(model, items))
     assert asked.ability == (True, False)
     scores = measure("ft_m", "sequential", model, asked, settings).scores
     assert (scores["ability"].value, scores["ability"].n) == (0.0, 1)

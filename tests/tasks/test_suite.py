@@ -8,7 +8,7 @@ import pytest
 
 from editors.model import EditableModel
 from tasks.quality import suite as benchmark_suite
-from tasks.quality.benchmark import BenchmarkOptions, ask_base
+from tasks.quality.questions import BenchmarkOptions, ask_base
 from tasks.quality.rows import BenchmarkRow, load_rows
 from tasks.quality.suite import SCALING, SURVEY, Cell, cells_named, run_suite
 from tasks.settings import Settings

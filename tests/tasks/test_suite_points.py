@@ -12,9 +12,10 @@ from editors.model import EditableModel
 from editors.patches.slots import Slot, SlotPatch
 from editors.presets import load_editor
 from editors.session import batch_of
-from tasks.quality.benchmark import BenchmarkOptions, RunQuestions, ask_base, benchmark_one, run_benchmark
+from tasks.quality.benchmark import benchmark_one, run_benchmark
 from tasks.quality.false_firing import false_firing
 from tasks.quality.latency import latency_ratio
+from tasks.quality.questions import BenchmarkOptions, RunQuestions, ask_base
 from tasks.quality.rows import BenchmarkRow
 from tasks.settings import Settings
 from tests.support import CORPUS, SIX_REQUESTS, TEXTS
