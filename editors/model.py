@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
-from editors.anatomy import anatomy_of
+from editors.anatomies import anatomy_of
 from editors.asking.calls import Call, Generation, PromptPositions, Runner
 from editors.asking.runner import PlainRunner
 from editors.asking.scoring import score_call, stop_tokens
 from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of, save_tokenizer
+from editors.blocks import fit_blocks
 from editors.errors import UnsupportedModel
 from editors.exact import aligned
 from editors.loading import load_checkpoint
@@ -46,6 +47,23 @@ def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
             if isinstance(child, NewGELUActivation):
                 setattr(parent, name, nn.GELU(approximate="tanh"))
     return model
+
+
+class Head:
+    """The language-model head: final hidden states to logits, bounded where the architecture bounds them."""
+
+    def __init__(self, linear: nn.Linear, cap: float | None) -> None:
+        self.linear, self.cap = linear, cap
+
+    @property
+    def weight(self) -> Tensor:
+        """(vocab, d_model)"""
+        return self.linear.weight
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(..., vocab) of states behind the final norm (..., d_model)."""
+        logits = self.linear(hidden)
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 class Patch(ABC):
@@ -102,7 +120,7 @@ class EditableModel:
         name: str = "model",
         revision: str = "local",
     ) -> None:
-        self.hf = fuse_activations(model.eval().requires_grad_(False))
+        self.hf = fit_blocks(fuse_activations(model.eval().requires_grad_(False)))
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
         #: `tokenizer` asks; the one that came with the model is what exports carry.
@@ -125,7 +143,9 @@ class EditableModel:
         self._runner: Runner = self._plain
         self._stops: Tensor | None = None
         self.base_digest = self._content_digest()
-        model.base_model.register_forward_pre_hook(self._note_offset, with_kwargs=True)
+        trunk = self.anatomy.trunk
+        runs_blocks = model.base_model if trunk is None else model.get_submodule(trunk)
+        runs_blocks.register_forward_pre_hook(self._note_offset, with_kwargs=True)
 
     @classmethod
     def from_pretrained(
@@ -306,11 +326,11 @@ class EditableModel:
         return self._runner
 
     @property
-    def head(self) -> nn.Linear:
+    def head(self) -> Head:
         """The language-model head: hidden states to logits."""
-        found = self.hf.get_output_embeddings()
+        found, softcap = self.hf.get_output_embeddings(), self.anatomy.softcap
         assert isinstance(found, nn.Linear), f"{self.name} has no linear language-model head"
-        return found
+        return Head(found, None if softcap is None else getattr(self.hf.config, softcap))
 
     @property
     def vocab_size(self) -> int:
