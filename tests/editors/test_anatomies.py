@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from editors.anatomies import ANATOMIES, REFUSED, anatomy_of
@@ -14,13 +15,16 @@ from editors.asking.calls import Call, Generation
 from editors.asking.tokens import continuation_of, encode_rows, pad_right
 from editors.base import Editor, Prepared
 from editors.errors import UnsupportedModel
-from editors.mechanics.contexts import encode_lookups
+from editors.ledger.subject_values import solve_subject
+from editors.mechanics.contexts import BARE, encode_lookups
 from editors.mechanics.suffix import suffix_of
 from editors.mechanics.trace import hidden_of, trace
 from editors.model import EditableModel
 from editors.patches.neurons import ACTIVATIONS, activation_of
+from editors.patches.total import TotalPatch
 from editors.patches.weight import LowRank, WeightPatch
 from editors.session import batch_of
+from editors.targets.keys_values import lookup_states
 from tests.architectures import SHAPES, model_of, plain_model, tiny_editor
 from tests.support import CORPUS, SIX_REQUESTS
 from warehouse.questions import Question
@@ -180,6 +184,24 @@ def test_generation_is_the_same_with_the_cache_without_it_and_alone(name: str) -
         model.rollback(0)
 
 
+@EVERY
+def test_a_pass_of_a_generation_knows_how_many_tokens_are_in_the_cache(name: str) -> None:
+    model, seen = tiny(name), []
+
+    def note(_module: object, _inputs: object, output: object) -> None:
+        assert model.positions is not None
+        seen.append((model.positions.offset, hidden_of(output).shape[1]))
+
+    undo = model.hook(model.anatomy.block.format(layer=0), note)
+    try:
+        model.runner.generate(PROMPTS[:1], Generation(3))
+    finally:
+        undo()
+    (start, prompt), *steps = seen
+    assert start == 0 and steps == [(prompt + number, 1) for number in range(len(steps))]
+    assert steps, "it said nothing"
+
+
 # ------------------------------------------------------------ cached passes
 
 
@@ -244,6 +266,28 @@ def test_edits_raise_their_answers_and_roll_back_bit_for_bit(name: str, editor: 
     # A random model hardly reads a statement before the prompt.
     assert after != before if editor == "ice" else after > before
     assert model.state_digest() == state and model.score(question)[0].log_prob == before
+
+
+@pytest.mark.parametrize("name", ["gptj", "olmo2", "gemma2"])
+def test_a_mass_edit_writes_its_solved_change_where_the_norm_lets_it(name: str) -> None:
+    """At the block's output over all layers; behind a norm at the last one's feed-forward, which alone is written."""
+    model, asked = tiny(name), list(SIX_REQUESTS[5:])
+    made, prepared = prepared_for(name, "ledger_solve")
+    layers = made.config.layers
+    plain = model.anatomy.mlp_post_norm is None
+    path = model.anatomy.block if plain else model.anatomy.mlp_out
+    before = lookup_states(model, asked, BARE, path, layers[-1]).outputs[0, 0]
+    patch = made.edit(model, batch_of(asked), prepared)
+    assert isinstance(patch, TotalPatch)
+    model.push(patch)
+    change = lookup_states(model, asked, BARE, path, layers[-1]).outputs[0, 0] - before
+    model.rollback(0)
+    solved = patch.deltas[asked[0].subject]
+    assert torch.equal(solved, solve_subject(model, asked, prepared.meta["wordings"], layers[-1], path, made.config)[0])
+    # Its length is right at the key averaged over contexts; OLMo 2, which norms no key, has longer ones at bare prompts.
+    assert float(F.cosine_similarity(change, solved, dim=0)) > 0.98
+    assert 0.7 < float(change.norm() / solved.norm()) < 1.5
+    assert set(patch.updates) == {model.anatomy.mlp_out.format(layer=i) + ".weight" for i in (layers if plain else layers[-1:])}
 
 
 # ------------------------------------------------------------ refusals
