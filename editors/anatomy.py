@@ -5,10 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from editors.errors import UnsupportedModel
+
+
+class Head:
+    """The language-model head: final hidden states to logits, bounded where the architecture bounds them."""
+
+    def __init__(self, linear: nn.Linear, cap: float | None) -> None:
+        self.linear, self.cap = linear, cap
+
+    @property
+    def weight(self) -> Tensor:
+        """(vocab, d_model)"""
+        return self.linear.weight
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(..., vocab) of states behind the final norm (..., d_model)."""
+        logits = self.linear(hidden)
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +92,9 @@ class Anatomy:
         if not 0 <= layer < self.num_layers(model):
             raise UnsupportedModel(f"layer {layer} of a model with {self.num_layers(model)} layers; choose a lower one")
         return model.get_submodule(path.format(layer=layer))
+
+    def head(self, model: PreTrainedModel) -> Head:
+        """The language-model head, with the bound that the configuration gives."""
+        found = model.get_output_embeddings()
+        assert isinstance(found, nn.Linear), f"{self.name} has no linear language-model head"
+        return Head(found, None if self.softcap is None else getattr(model.config, self.softcap))

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
 from editors.anatomies import anatomy_of
+from editors.anatomy import Head
 from editors.asking.calls import Call, Generation, PromptPositions, Runner
 from editors.asking.runner import PlainRunner
 from editors.asking.scoring import score_call, stop_tokens
@@ -47,23 +48,6 @@ def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
             if isinstance(child, NewGELUActivation):
                 setattr(parent, name, nn.GELU(approximate="tanh"))
     return model
-
-
-class Head:
-    """The language-model head: final hidden states to logits, bounded where the architecture bounds them."""
-
-    def __init__(self, linear: nn.Linear, cap: float | None) -> None:
-        self.linear, self.cap = linear, cap
-
-    @property
-    def weight(self) -> Tensor:
-        """(vocab, d_model)"""
-        return self.linear.weight
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """(..., vocab) of states behind the final norm (..., d_model)."""
-        logits = self.linear(hidden)
-        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 class Patch(ABC):
@@ -328,9 +312,7 @@ class EditableModel:
     @property
     def head(self) -> Head:
         """The language-model head: hidden states to logits."""
-        found, softcap = self.hf.get_output_embeddings(), self.anatomy.softcap
-        assert isinstance(found, nn.Linear), f"{self.name} has no linear language-model head"
-        return Head(found, None if softcap is None else getattr(self.hf.config, softcap))
+        return self.anatomy.head(self.hf)
 
     @property
     def vocab_size(self) -> int:

@@ -9,6 +9,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
+from editors.anatomy import Head
 from editors.asking.subjects import place_of
 from editors.asking.tokens import continuation_of, pad_right
 from editors.errors import InvalidRequest
@@ -16,7 +17,7 @@ from editors.mechanics.contexts import Contexts, LookupRow, encode_lookups
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.suffix import Suffix, suffix_of
 from editors.mechanics.trace import trace
-from editors.model import EditableModel, Head
+from editors.model import EditableModel
 from warehouse.records import EditRequest
 
 

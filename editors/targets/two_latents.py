@@ -59,8 +59,8 @@ def two_latent_objective(
     ids, mask = pad_right([r.ids[: r.lookup + 1] for r in rows], model.pad_id)
     assert anatomy.mlp_norm is not None, "only blocks with a norm behind the feed-forward have none before it"
     attention, norm = anatomy.attention_out.format(layer=layer), anatomy.mlp_norm.format(layer=layer)
-    # A parallel block's norm runs before its attention.
-    last = attention if anatomy.parallel else norm
+    # A parallel block's norm may run before its attention or behind it.
+    last = anatomy.block.format(layer=layer) if anatomy.parallel else norm
     seen = trace(model, ids, mask, inputs=(norm,), outputs=(attention,), stop_after=last)
     every = torch.arange(len(rows), device=mlp_values.device)
     lookup = torch.tensor([r.lookup for r in rows], device=mlp_values.device)

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from editors.anatomies import ANATOMIES, REFUSED, anatomy_of
 from editors.asking.calls import Call, Generation
 from editors.asking.tokens import continuation_of, encode_rows, pad_right
 from editors.base import Editor, Prepared
 from editors.errors import UnsupportedModel
+from editors.export.neurons import widened
 from editors.ledger.subject_values import solve_subject
 from editors.mechanics.contexts import BARE, encode_lookups
 from editors.mechanics.suffix import suffix_of
 from editors.mechanics.trace import hidden_of, trace
 from editors.model import EditableModel
-from editors.patches.neurons import ACTIVATIONS, activation_of
+from editors.patches.neurons import ACTIVATIONS, NeuronPatch, activation_of
 from editors.patches.total import TotalPatch
 from editors.patches.weight import LowRank, WeightPatch
+from editors.presets import load_editor
 from editors.session import batch_of
 from editors.targets.keys_values import lookup_states
+from editors.targets.objective import encode_edits
+from editors.targets.two_latents import two_latent_objective
 from tests.architectures import SHAPES, model_of, plain_model, tiny_editor
-from tests.support import CORPUS, SIX_REQUESTS
+from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from warehouse.questions import Question
 
 EDITORS = ("ledger", "r_rome", "memit", "alphaedit", "ultraedit", "ft_m", "lora", "grace", "ice")
@@ -263,8 +269,8 @@ def test_edits_raise_their_answers_and_roll_back_bit_for_bit(name: str, editor: 
     model.push(patch)
     after = model.score(question)[0].log_prob
     model.rollback(0)
-    # A random model hardly reads a statement before the prompt.
-    assert after != before if editor == "ice" else after > before
+    # A random model hardly reads a statement before the prompt, and an answer's direction in it is no good of its neurons.
+    assert after != before if editor in ("ice", "knowledge_neurons") else after > before
     assert model.state_digest() == state and model.score(question)[0].log_prob == before
 
 
@@ -290,7 +296,90 @@ def test_a_mass_edit_writes_its_solved_change_where_the_norm_lets_it(name: str) 
     assert set(patch.updates) == {model.anatomy.mlp_out.format(layer=i) + ".weight" for i in (layers if plain else layers[-1:])}
 
 
+@pytest.mark.parametrize(
+    ("editor", "name"),
+    [("pmet", "gptj"), ("pmet", "falcon-two-norms"), ("emmet", "gemma2"), ("wise", "gemma3_text"), ("wise", "opt"),
+     ("knowledge_neurons", "olmo2"), ("t_patcher", "gpt_neox"), ("minimal_patch", "falcon"), ("mend", "phi3"),
+     ("ft_l2", "opt")],
+)  # fmt: skip
+def test_other_editors_meet_what_is_special_about_an_architecture(editor: str, name: str) -> None:
+    test_edits_raise_their_answers_and_roll_back_bit_for_bit(name, editor)
+
+
+@pytest.mark.parametrize("name", ["gptj", "gpt_neox"])
+@torch.no_grad()
+def test_two_changes_of_a_parallel_block_add_up_as_in_the_whole_pass(name: str) -> None:
+    model, a, editor = tiny(name), tiny(name).anatomy, tiny_editor("pmet")
+    encoded = encode_edits(model, SIX_REQUESTS, BARE, editor.config)
+    objective, _ = two_latent_objective(model, encoded, LAYER, editor.config)
+    changes = torch.randn(len(SIX_REQUESTS), 64, generator=torch.Generator().manual_seed(3))
+    fast, row = objective.suffix.run(changes[objective.edit]), encoded[3].rows[0]
+    at, number = torch.tensor([row.lookup]), int((objective.edit == 3).nonzero()[0])
+    undos = [
+        model.hook(path.format(layer=LAYER), adding(part, at))
+        for path, part in zip((a.attention_out, a.mlp_out), changes[3].chunk(2), strict=True)
+    ]
+    last = a.block.format(layer=3)
+    ids = torch.tensor([row.ids])
+    whole = trace(model, ids, torch.ones_like(ids), outputs=(last,)).outputs[last][0, row.lookup :]
+    for undo in undos:
+        undo()
+    agree(fast[number, : len(whole)], whole)
+
+
+def test_a_value_of_grace_at_the_feed_forward_passes_the_norm_behind_it() -> None:
+    model = tiny("gemma2")
+    editor = load_editor("grace", tiny_model("llama"), {"site": "mlp"})
+    (asked,), state = SIX_REQUESTS[:1], model.state_digest()
+    prepared = editor.prepare(model, CORPUS)
+    question, before = [Question(asked.prompt, asked.target_new)], model.state_digest()
+    low = model.score(question)[0].log_prob
+    model.push(editor.edit(model, batch_of([asked]), prepared))
+    high = model.score(question)[0].log_prob
+    model.rollback(0)
+    assert high > low + 1 and model.state_digest() == state == before
+
+
+# ------------------------------------------------------------ export
+
+
+@EVERY
+@torch.no_grad()
+def test_an_edited_model_is_exported_to_transformers_own(name: str, tmp_path: Path) -> None:
+    model, ids = tiny(name), rows_of(tiny(name))[0][:1]
+    path = model.anatomy.mlp_out.format(layer=LAYER) + ".weight"
+    model.push(WeightPatch({path: LowRank(torch.full((32, 1), 0.1), torch.ones(96, 1))}))
+    try:
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+        assert type(loaded) is type(model.hf)
+        agree(loaded(input_ids=ids).logits, model.hf(input_ids=ids).logits)
+    finally:
+        model.rollback(0)
+
+
+@pytest.mark.parametrize("name", ["gptj", "gpt_neox", "opt", "smollm3"])
+@torch.no_grad()
+def test_neurons_become_columns_where_the_feed_forward_has_biases(name: str) -> None:
+    model, ids = tiny(name), rows_of(tiny(name))[0][:1]
+    before = model.hf(input_ids=ids).logits
+    keys, biases, values = (torch.randn(*size, generator=torch.Generator().manual_seed(4)) for size in ((2, 32), (2,), (2, 32)))
+    model.push(NeuronPatch(model.anatomy.mlp.format(layer=LAYER), activation_of(model), 0, keys, biases, values))
+    try:
+        wanted = model.hf(input_ids=ids).logits
+        agree(widened(model)(input_ids=ids).logits, wanted)
+        assert not torch.allclose(wanted, before, atol=1e-2)
+    finally:
+        model.rollback(0)
+
+
 # ------------------------------------------------------------ refusals
+
+
+def test_neurons_of_a_feed_forward_without_biases_are_not_exported() -> None:
+    for name, why in (("falcon", "without biases"), ("phi3", "only with biases")):
+        with pytest.raises(UnsupportedModel, match=why):
+            widened(tiny(name))
 
 
 @pytest.mark.parametrize("kind", REFUSED)
