@@ -1,4 +1,4 @@
-"""What stands behind a place: a change of the feed-forward's output at the block's output, and final states at the head.
+"""What a change of the feed-forward's output becomes at the block's, where a norm stands between the two.
 
 Where a norm stands between feed-forward and residual stream (Gemma, OLMo 2), the block's output changes by
 `norm(m + change) - norm(m)`, with `m` the feed-forward's output; elsewhere by the change itself.

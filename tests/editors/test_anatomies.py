@@ -32,6 +32,7 @@ from editors.targets.keys_values import lookup_states
 from editors.targets.objective import encode_edits
 from editors.targets.two_latents import two_latent_objective
 from tests.architectures import SHAPES, model_of, plain_model, tiny_editor
+from tests.documents import ROOT, spans, table_rows, text_of
 from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from warehouse.questions import Question
 
@@ -73,6 +74,12 @@ def agree(found: Tensor, wanted: Tensor) -> None:
 def test_the_table_and_the_tiny_models_name_the_same_types() -> None:
     types = {tiny(name).hf.config.model_type for name in SHAPES}
     assert types | {"gpt2", "llama"} == set(ANATOMIES)
+
+
+def test_the_page_of_models_has_every_type_that_is_known_and_every_one_that_is_refused() -> None:
+    page = text_of(ROOT / "docs" / "MODELS.md")
+    assert {spans(row[0])[0] for row in table_rows(page, "| type |")} == set(ANATOMIES)
+    assert {spans(row[0])[0] for row in table_rows(page, "| refused type |")} == set(REFUSED)
 
 
 # ------------------------------------------------------------ what the table says of a block
