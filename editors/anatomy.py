@@ -1,23 +1,54 @@
-"""Where things are in each architecture: the only place that knows module paths and weight orientation."""
+"""Where things are in one architecture: module paths, and what a block does otherwise than GPT-2's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from editors.errors import UnsupportedModel
 
 
-@dataclass(frozen=True)
+class Head:
+    """The language-model head: final hidden states to logits, bounded where the architecture bounds them."""
+
+    def __init__(self, linear: nn.Linear, cap: float | None) -> None:
+        self.linear, self.cap = linear, cap
+
+    @property
+    def weight(self) -> Tensor:
+        """(vocab, d_model)"""
+        return self.linear.weight
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(..., vocab) of states behind the final norm (..., d_model)."""
+        logits = self.linear(hidden)
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+@dataclass(frozen=True, kw_only=True)
 class Anatomy:
     """Module paths of one architecture; `{layer}` is the layer number.
 
-    `mlp_in` lists every projection into the feed-forward space (two for gated ones); `mlp_out` is the projection back,
-    whose input is the *key* of Geva et al. (2021) and whose output is the *value*. `orientation` says how its weight is
-    stored: `in_out` for GPT-2's Conv1D, `out_in` for `nn.Linear`.
+    `mlp_in` lists every projection into the feed-forward space (two for gated ones, unless one matrix holds both);
+    `mlp_out` is the projection back, whose input is the *key* of Geva et al. (2021) and whose output is the *value*.
+    `orientation` says how its weight is stored: `in_out` for GPT-2's Conv1D, `out_in` for `nn.Linear`.
+
+    Attributes:
+        mlp_norm: the norm that the feed-forward reads through; None where it reads the residual stream as it is.
+        mlp_post_norm: a norm between the feed-forward's output and the residual stream (Gemma, OLMo 2). A change of that
+            output is then not the same change of the block's; `mechanics/behind.py` says what it becomes.
+        attention_post_norm: the same behind the attention.
+        parallel: attention and feed-forward both read the block's input, so neither sees a change of the other.
+        gated: the feed-forward is `act(gate) * up`; else `act(up)`.
+        cache: the block's argument that keys and values are handed in by.
+        trunk: the module that runs the blocks in every call; None: the base model. OPT's head goes past its base model.
+        inner: the width of the feed-forward, by its name in the configuration.
+        biases: a configuration entry that gives a gated feed-forward biases, where there is one.
+        softcap: a configuration entry that bounds the logits: `cap * tanh(logits / cap)`.
     """
 
     name: str
@@ -27,12 +58,21 @@ class Anatomy:
     mlp_out: str
     attention: str
     attention_out: str
-    mlp_norm: str
+    mlp_norm: str | None
     final_norm: str
     embedding: str
     orientation: Literal["in_out", "out_in"]
     width: str
     depth: str
+    inner: str
+    mlp_post_norm: str | None = None
+    attention_post_norm: str | None = None
+    parallel: bool = False
+    gated: bool = False
+    cache: str = "past_key_values"
+    trunk: str | None = None
+    biases: str | None = None
+    softcap: str | None = None
 
     def num_layers(self, model: PreTrainedModel) -> int:
         return int(getattr(model.config, self.depth))
@@ -53,49 +93,8 @@ class Anatomy:
             raise UnsupportedModel(f"layer {layer} of a model with {self.num_layers(model)} layers; choose a lower one")
         return model.get_submodule(path.format(layer=layer))
 
-
-GPT2 = Anatomy(
-    name="gpt2",
-    block="transformer.h.{layer}",
-    mlp="transformer.h.{layer}.mlp",
-    mlp_in=("transformer.h.{layer}.mlp.c_fc",),
-    mlp_out="transformer.h.{layer}.mlp.c_proj",
-    attention="transformer.h.{layer}.attn",
-    attention_out="transformer.h.{layer}.attn.c_proj",
-    mlp_norm="transformer.h.{layer}.ln_2",
-    final_norm="transformer.ln_f",
-    embedding="transformer.wte",
-    orientation="in_out",
-    width="n_embd",
-    depth="n_layer",
-)
-LLAMA = Anatomy(
-    name="llama",
-    block="model.layers.{layer}",
-    mlp="model.layers.{layer}.mlp",
-    mlp_in=("model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.up_proj"),
-    mlp_out="model.layers.{layer}.mlp.down_proj",
-    attention="model.layers.{layer}.self_attn",
-    attention_out="model.layers.{layer}.self_attn.o_proj",
-    mlp_norm="model.layers.{layer}.post_attention_layernorm",
-    final_norm="model.norm",
-    embedding="model.embed_tokens",
-    orientation="out_in",
-    width="hidden_size",
-    depth="num_hidden_layers",
-)
-
-#: `config.model_type` to anatomy. Mistral and Qwen keep Llama's names.
-ANATOMIES = {"gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA}
-
-
-def anatomy_of(model: PreTrainedModel) -> Anatomy:
-    """The anatomy of a loaded model.
-
-    Raises:
-        UnsupportedModel: its `model_type` has no table.
-    """
-    kind = str(model.config.model_type)
-    if kind not in ANATOMIES:
-        raise UnsupportedModel(f"model type {kind!r} has no anatomy; editors/anatomy.py knows {', '.join(ANATOMIES)}")
-    return ANATOMIES[kind]
+    def head(self, model: PreTrainedModel) -> Head:
+        """The language-model head, with the bound that the configuration gives."""
+        found = model.get_output_embeddings()
+        assert isinstance(found, nn.Linear), f"{self.name} has no linear language-model head"
+        return Head(found, None if self.softcap is None else getattr(model.config, self.softcap))

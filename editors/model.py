@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
-from editors.anatomy import anatomy_of
+from editors.anatomies import anatomy_of
+from editors.anatomy import Head
 from editors.asking.calls import Call, Generation, PromptPositions, Runner
 from editors.asking.runner import PlainRunner
 from editors.asking.scoring import score_call, stop_tokens
 from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of, save_tokenizer
+from editors.blocks import fit_blocks
 from editors.errors import UnsupportedModel
 from editors.exact import aligned
 from editors.loading import load_checkpoint
@@ -102,7 +104,7 @@ class EditableModel:
         name: str = "model",
         revision: str = "local",
     ) -> None:
-        self.hf = fuse_activations(model.eval().requires_grad_(False))
+        self.hf = fit_blocks(fuse_activations(model.eval().requires_grad_(False)))
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
         #: `tokenizer` asks; the one that came with the model is what exports carry.
@@ -125,7 +127,9 @@ class EditableModel:
         self._runner: Runner = self._plain
         self._stops: Tensor | None = None
         self.base_digest = self._content_digest()
-        model.base_model.register_forward_pre_hook(self._note_offset, with_kwargs=True)
+        trunk = self.anatomy.trunk
+        runs_blocks = model.base_model if trunk is None else model.get_submodule(trunk)
+        runs_blocks.register_forward_pre_hook(self._note_offset, with_kwargs=True)
 
     @classmethod
     def from_pretrained(
@@ -306,11 +310,9 @@ class EditableModel:
         return self._runner
 
     @property
-    def head(self) -> nn.Linear:
+    def head(self) -> Head:
         """The language-model head: hidden states to logits."""
-        found = self.hf.get_output_embeddings()
-        assert isinstance(found, nn.Linear), f"{self.name} has no linear language-model head"
-        return found
+        return self.anatomy.head(self.hf)
 
     @property
     def vocab_size(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from editors.asking.tokens import continuation_of
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import LookupRow, encode_lookups
-from editors.mechanics.trace import head_of, trace
+from editors.mechanics.trace import trace
 from editors.model import EditableModel
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ def causal_trace(
     if not answer.strip():
         raise InvalidRequest(f"causal tracing of {prompt!r} needs an answer; it is empty")
     row = encode_lookups(model, [prompt], [subject], [continuation_of(answer)])[0]
-    spread = float(model.parameter(f"{model.anatomy.embedding}.weight").float().std())
+    embedding = model.hf.get_submodule(model.anatomy.embedding)
+    # Gemma's embedding scales what it gives out.
+    spread = float(embedding.get_parameter("weight").float().std()) * float(getattr(embedding, "embed_scale", 1.0))
     place = range(row.first, row.lookup + 1)
     generator = torch.Generator().manual_seed(seed)
     width = model.anatomy.d_model(model.hf)
@@ -179,5 +181,5 @@ class _Tracer:
     def _probability(self, final: Tensor) -> Tensor:
         """(rows,) product of the answer tokens' probabilities."""
         start, ids = self.row.start, torch.tensor(self.row.ids, device=final.device)
-        logp = head_of(self.model)(final[:, start - 1 : -1]).float().log_softmax(-1)
+        logp = self.model.head(final[:, start - 1 : -1]).float().log_softmax(-1)
         return logp.gather(2, ids[start:].expand(len(final), -1)[..., None])[..., 0].sum(1).exp()

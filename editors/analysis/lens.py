@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from editors.asking.tokens import continuation_of, pad_right
+from editors.mechanics.behind import behind
 from editors.mechanics.contexts import encode_lookups
-from editors.mechanics.trace import head_of, trace
+from editors.mechanics.trace import trace
 from editors.model import EditableModel
 
 if TYPE_CHECKING:
@@ -49,13 +50,16 @@ def lens_ranks(model: EditableModel, prompts: Sequence[str], subjects: Sequence[
     alone = model.tokenizer([" " + s for s in subjects])["input_ids"]
     depth = model.anatomy.num_layers(model.hf)
     paths = [model.anatomy.mlp.format(layer=i) for i in range(depth)]
-    norm, head = model.hf.get_submodule(model.anatomy.final_norm), head_of(model)
+    norm = model.hf.get_submodule(model.anatomy.final_norm)
     ids, mask = pad_right([r.ids[: r.lookup + 1] for r in rows], model.pad_id)
     seen = trace(model, ids, mask, outputs=paths)
     every, lookup = torch.arange(len(rows)), torch.tensor([r.lookup for r in rows])
     entity, fact = [], []
-    for path in paths:
-        logits = head(norm(seen.outputs[path][every, lookup])).float()
+    for layer, path in enumerate(paths):
+        written = seen.outputs[path][every, lookup]
+        passed = behind(model, layer, written)
+        # What reaches the residual stream.
+        logits = model.head(norm(written if passed is None else passed.norm(written))).float()
         # Rank of a token: how many of the vocabulary lie above it.
         entity.append([_best_rank(logits[i], own) for i, own in enumerate(alone)])
         fact.append([_best_rank(logits[i], r.ids[r.start :]) for i, r in enumerate(rows)])

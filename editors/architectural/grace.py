@@ -240,7 +240,8 @@ class Grace(Editor[GraceConfig]):
         assert seen.final is not None
         labels = answer_labels(model, rows, seen.final)
         keys, outputs = _at_last_prompt(seen, site, rows.last_prompt)
-        suffix = suffix_of(model, seen, self.config.layer, rows.last_prompt, rows.mask.sum(1))
+        written = outputs if self.config.site == "mlp" else None
+        suffix = suffix_of(model, seen, self.config.layer, rows.last_prompt, rows.mask.sum(1), written)
         return rows, _Query(model, keys, outputs, suffix, replace(labels, at=labels.at - rows.last_prompt[labels.row]))
 
     # ------------------------------------------------------------ rules

@@ -28,6 +28,7 @@ from editors.mechanics.answers import (
     row_leads,
     row_losses,
 )
+from editors.mechanics.behind import Behind, behind
 from editors.mechanics.descent import UpperBlocks
 from editors.mechanics.locality_bank import out_of_scope
 from editors.mechanics.paraphrases import in_every_form
@@ -106,10 +107,14 @@ class _Rows:
     prompt: Tensor
     upper: UpperBlocks
     labels: Labels
+    behind: Behind | None
 
     def logits(self, model: EditableModel, delta: Tensor) -> Tensor:
         """(labels, vocab) with the side weight at every token."""
-        hidden = self.upper.hidden + F.linear(self.keys, delta).to(self.upper.hidden.dtype)
+        change = F.linear(self.keys, delta)
+        if self.behind is not None:
+            change = self.behind(change)
+        hidden = self.upper.hidden + change.to(self.upper.hidden.dtype)
         final = UpperBlocks(hidden, self.upper.calls, self.upper.positions, self.upper.final).run(model, {})
         return label_logits(model, final, self.labels)
 
@@ -271,7 +276,7 @@ class Wise(Editor[WiseConfig]):
 
         def read() -> Any:
             with at_positions(model, positions):
-                return trace(model, rows.ids, rows.mask, inputs=(site,), outputs=(block,), calls=above)
+                return trace(model, rows.ids, rows.mask, inputs=(site,), outputs=(site, block), calls=above)
 
         if held is None:
             seen = read()
@@ -283,7 +288,9 @@ class Wise(Editor[WiseConfig]):
         }
         assert positions.prompt_mask is not None
         upper = UpperBlocks(seen.outputs[block], calls, positions, seen.final)
-        return _Rows(seen.inputs[site].float(), positions.prompt_mask, upper, answer_labels(model, rows, seen.final))
+        labels = answer_labels(model, rows, seen.final)
+        passed = behind(model, layer, seen.outputs[site])
+        return _Rows(seen.inputs[site].float(), positions.prompt_mask, upper, labels, passed)
 
     def _read(self, model: EditableModel, prompts: Sequence[str], max_tokens: int | None = None) -> _Prompts:
         """First tokens of prompts at the projection, kept while nothing below it changes; the side memory changes nothing."""

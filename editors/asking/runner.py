@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.asking.calls import Call, Generation, LogitBatch, PromptPositions
@@ -37,7 +36,7 @@ class Wearer(Protocol):
     positions: PromptPositions | None
 
     @property
-    def head(self) -> nn.Linear: ...
+    def head(self) -> Callable[[torch.Tensor], torch.Tensor]: ...
 
     @property
     def vocab_size(self) -> int: ...

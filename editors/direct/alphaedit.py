@@ -11,6 +11,7 @@ from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
 from editors.groups import GroupEditor
+from editors.mechanics.behind import site_path, spread_site
 from editors.mechanics.settings import AscendingLayers, LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
@@ -82,8 +83,8 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
         """The values of all groups, which cost most, are optimised in one batch; see `GroupEditor.edit_groups`."""
         known, top = self._read(prepared, model.hf.device), self.config.layers[-1]
         requests = [request for group in groups for request in group]
-        solution = optimise_values(model, requests, known.contexts, top, "block", self.config)
-        targets = anchored(solution.targets, known.block_norms[top], self.config)
+        solution = optimise_values(model, requests, known.contexts, top, spread_site(model), self.config)
+        targets = anchored(solution.targets, known.site_norms(spread_site(model))[top], self.config)
 
         def write(group: Sequence[EditRequest], wanted: Tensor, note: dict[str, Any]) -> WeightPatch:
             return self._write(model, group, wanted, note, known)
@@ -101,7 +102,7 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
     def _write(
         self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, note: Mapping[str, Any], known: NullSpaces
     ) -> WeightPatch:
-        config, path = self.config, model.anatomy.mlp_out
+        config, path, target = self.config, model.anatomy.mlp_out, site_path(model, spread_site(model))
         subjects = frozenset(r.subject for r in requests)
         owners: list[str] = []
         written: dict[str, LowRank] = {}
@@ -116,7 +117,14 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
             return update
 
         spread_over_layers(
-            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block
+            model,
+            requests,
+            known.contexts,
+            config,
+            targets,
+            config.layers,
+            solve,
+            target_path=target,
         )
         return WeightPatch(written, {**note, "subjects": owners})
 

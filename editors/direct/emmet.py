@@ -11,6 +11,7 @@ from torch import Tensor
 
 from editors.base import EditorCard, Prepared
 from editors.errors import EditRefused
+from editors.mechanics.behind import spread_site
 from editors.mechanics.locating import LocatingEditor
 from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import LocateEditConfig
@@ -106,11 +107,12 @@ class Emmet(LocatingEditor[EmmetConfig]):
         path, layer = model.anatomy.mlp_out, config.layer
         known = self.known(model, prepared)
         requests = [r for group in groups for r in group]
-        solution = optimise_values(model, requests, known.contexts, layer, config.value_site, config)
+        # Behind a norm a change of the block's output is none that this layer could write.
+        site = config.value_site if spread_site(model) == "block" else "mlp"
+        solution = optimise_values(model, requests, known.contexts, layer, site, config)
         changes = solution.deltas
         if config.anchor_norm:
-            norms = known.mlp_norms if config.value_site == "mlp" else known.block_norms
-            changes = anchored(solution.targets, norms[layer], config) - solution.base_values
+            changes = anchored(solution.targets, known.site_norms(site)[layer], config) - solution.base_values
         written = written_keys(model, requests, known.contexts, layer, config)
         # A change of the block's output is the same change of the MLP's; the wanted value is the bare prompt's plus it.
         residuals = written.bare + changes - written.values

@@ -10,6 +10,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from editors.base import EditorCard, Prepared
+from editors.mechanics.behind import site_path, spread_site
 from editors.mechanics.locating import LocatingEditor
 from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import AscendingLayers, LocateEditConfig
@@ -71,8 +72,8 @@ class Memit(LocatingEditor[MemitConfig]):
         """The values of all groups, which cost most, are optimised in one batch; see `GroupEditor.edit_groups`."""
         known, top = self.known(model, prepared), self.layers[-1]
         requests = [request for group in groups for request in group]
-        solution = optimise_values(model, requests, known.contexts, top, "block", self.config)
-        targets = anchored(solution.targets, known.block_norms[top], self.config)
+        solution = optimise_values(model, requests, known.contexts, top, spread_site(model), self.config)
+        targets = anchored(solution.targets, known.site_norms(spread_site(model))[top], self.config)
 
         def write(group: Sequence[EditRequest], wanted: Tensor, note: dict[str, Any]) -> WeightPatch:
             sites = [[r.prompt, r.subject] for r in group]
@@ -83,7 +84,7 @@ class Memit(LocatingEditor[MemitConfig]):
     def _spread(
         self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, known: LocatePreparation
     ) -> dict[str, Update]:
-        config = self.config
+        config, target = self.config, site_path(model, spread_site(model))
         earlier = _earlier_sites(model, requests) if config.accumulate_keys else []
 
         def solve(layer: int, residuals: Tensor, keys: Tensor, _owner: Tensor) -> LowRank:
@@ -96,7 +97,14 @@ class Memit(LocatingEditor[MemitConfig]):
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight * scale, protected)
 
         return spread_over_layers(
-            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block
+            model,
+            requests,
+            known.contexts,
+            config,
+            targets,
+            config.layers,
+            solve,
+            target_path=target,
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from editors.base import NO_BENCH, NOTHING, Corpus, Editor, EditorCard, EditorConfig, Prepared, Workbench
 from editors.errors import EditRefused
 from editors.mechanics.answers import TOKENS_PER_PASS, Labels, answer_labels, answer_rows, at_positions
+from editors.mechanics.behind import refuse_norm_behind
 from editors.mechanics.last_layer import Positions, label_leads, last_block
 from editors.mechanics.paraphrases import in_every_form
 from editors.mechanics.second_moment import measure_moments, ridged_factor
@@ -151,7 +152,9 @@ def read_site(model: EditableModel, requests: Sequence[EditRequest]) -> Site:
 
     Raises:
         InvalidRequest: a request that cannot be applied.
+        UnsupportedModel: a norm stands behind the feed-forward.
     """
+    refuse_norm_behind(model, "minimal_patch")
     block, path = last_block(model), model.anatomy.mlp_out.format(layer=_last_layer(model))
     longest = answer_rows(model, requests).ids.shape[1]
     size = max(1, TOKENS_PER_PASS // longest)

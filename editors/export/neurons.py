@@ -1,8 +1,9 @@
 """Export a model that wears neurons as a plain Hugging Face model whose feed-forward layers are wider.
 
-The loaded model needs none of our code. GPT-2 keeps every neuron as one more column: `n_inner` grows, and layers with
-fewer neurons are padded with zeros, which add nothing since act(0) = 0. A gated feed-forward (Llama) keeps it as
-`act(k.h + b) * 1`: the gate's row is the key, the other projection is 0 with bias 1, so its projections need biases.
+The loaded model needs none of our code. A plain feed-forward (GPT-2) keeps every neuron as one more column: its width
+grows, and layers with fewer neurons are padded with zeros, which add nothing since act(0) = 0. A gated feed-forward (Llama)
+keeps it as `act(k.h + b) * 1`: the gate's row is the key, the other projection is 0 with bias 1, so its projections need
+biases.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from editors.errors import UnsupportedModel
 from editors.model import EditableModel
 from editors.patches.neurons import NeuronPatch, activation_of
-
-#: Architectures whose gated feed-forward can be given biases by its configuration.
-BIASED = {"llama": "mlp_bias"}
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,21 @@ def widened(model: EditableModel, sharpness: float | None = None) -> PreTrainedM
         UnsupportedModel: a patch that is neither weights nor neurons, neurons elsewhere than beside a feed-forward, another
             activation than the model's, or an architecture whose configuration has no room for biases.
     """
-    kind = str(model.hf.config.model_type)
+    kind, anatomy = str(model.hf.config.model_type), model.anatomy
     other = [p.kind for p in model.patches if not (p.kind == "weight" or isinstance(p, NeuronPatch))]
     if other:
         raise UnsupportedModel(f"{model.name} wears a patch of kind {other[0]!r}, which no plain model can hold")
-    if kind != "gpt2" and kind not in BIASED:
+    if anatomy.gated and anatomy.biases is None:
         raise UnsupportedModel(f"a gated feed-forward holds neurons only with biases, which {kind!r} has not; serve with hooks")
-    columns = {layer: _columns(model, layer, sharpness) for layer in range(model.anatomy.num_layers(model.hf))}
+    if not anatomy.gated and getattr(model.hf.get_submodule(anatomy.mlp_in[0].format(layer=0)), "bias", None) is None:
+        raise UnsupportedModel(f"this {kind!r} has a feed-forward without biases, which hold neurons' own; serve with hooks")
+    columns = {layer: _columns(model, layer, sharpness) for layer in range(anatomy.num_layers(model.hf))}
     extra = max(len(c.keys) for c in columns.values())
     config = copy.deepcopy(model.hf.config)
-    inner = model.weight(model.anatomy.mlp_out, 0).shape[1]
-    setattr(config, "n_inner" if kind == "gpt2" else "intermediate_size", inner + extra)
-    if kind in BIASED and extra:
-        setattr(config, BIASED[kind], True)
+    inner = model.weight(anatomy.mlp_out, 0).shape[1]
+    setattr(config, anatomy.inner, inner + extra)
+    if anatomy.biases is not None and extra:
+        setattr(config, anatomy.biases, True)
     state = dict(model.hf.state_dict())
     for layer, own in columns.items():
         state |= _wide_layer(model, layer, own, extra) if extra else {}

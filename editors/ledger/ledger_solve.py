@@ -14,6 +14,7 @@ from editors.base import NO_BENCH, Corpus, EditorCard, Patch, Prepared, Retracti
 from editors.ledger.growing_solve import GrowingSolve
 from editors.ledger.subject_values import SubjectValueConfig, facts_of, group_by_subject, solve_subject, without
 from editors.mechanics.answers import check_request
+from editors.mechanics.behind import site_path, spread_site
 from editors.mechanics.contexts import BARE
 from editors.mechanics.paraphrases import relation_templates
 from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
@@ -131,7 +132,7 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
         key = self._key(model, requests, prepared)
         if key not in self._solved:
             last, wordings = self.config.layers[-1], prepared.meta["wordings"]
-            self._solved[key], _ = solve_subject(model, requests, wordings, last, model.anatomy.block, self.config)
+            self._solved[key], _ = solve_subject(model, requests, wordings, last, self._target(model), self.config)
         return self._solved[key]
 
     def _write(
@@ -144,10 +145,10 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
     ) -> dict[str, Update]:
         config, last = self.config, self.config.layers[-1]
         requests = [r for group in active.values() for r in group]
-        now = lookup_states(model, requests, BARE, model.anatomy.block, last).outputs[:, 0]
+        now = lookup_states(model, requests, BARE, self._target(model), last).outputs[:, 0]
         targets = now + torch.stack([deltas[r.subject] for r in requests]).to(now)
         if config.anchor_norm:
-            targets = targets * (known.block_norms[last] / targets.norm(dim=1, keepdim=True))
+            targets = targets * (known.site_norms(spread_site(model))[last] / targets.norm(dim=1, keepdim=True))
 
         def solve(layer: int, residuals: Tensor, keys: Tensor, owner: Tensor) -> LowRank:
             if config.resolve == "incremental" and layer == config.layers[0]:
@@ -163,8 +164,11 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight)
 
         return spread_over_layers(
-            model, requests, known.contexts, config, targets, config.layers, solve, target_path=model.anatomy.block
+            model, requests, known.contexts, config, targets, config.layers, solve, target_path=self._target(model)
         )
+
+    def _target(self, model: EditableModel) -> str:
+        return site_path(model, spread_site(model))
 
     def _system(self, model: EditableModel, prepared: Prepared, known: LocatePreparation) -> GrowingSolve:
         key = digest_of(model.base_digest, prepared.digest)

@@ -120,9 +120,7 @@ def label_logits(
     model: EditableModel, normed: Float[Tensor, "rows tokens d_model"], labels: Labels
 ) -> Float[Tensor, "labels vocab"]:
     """Logits where a label is to be predicted, from final hidden states (after the final norm); fp32."""
-    head = model.hf.get_output_embeddings()
-    assert head is not None
-    return head(normed[labels.row, labels.at]).float()
+    return model.head(normed[labels.row, labels.at]).float()
 
 
 def answer_labels(model: EditableModel, rows: AnswerRows, final: Float[Tensor, "rows tokens d_model"]) -> Labels:

@@ -105,7 +105,7 @@ def _attributions(model: EditableModel, rows: Sequence[list[int]], tokens: Seque
     keys = [anatomy.mlp_out.format(layer=layer) for layer in range(depth)]
     blocks = [anatomy.block.format(layer=layer) for layer in range(depth)]
     ids, mask = pad_right(rows, model.pad_id)
-    seen = trace(model, ids, mask, inputs=keys, outputs=blocks, calls=blocks[1:], use_cache=True)
+    seen = trace(model, ids, mask, inputs=keys, outputs=[*keys, *blocks], calls=blocks[1:], use_cache=True)
     device = seen.outputs[blocks[0]].device
     ends = mask.sum(1).to(device)
     each, token = torch.arange(len(rows), device=device), torch.tensor(tokens, device=device)
@@ -114,10 +114,11 @@ def _attributions(model: EditableModel, rows: Sequence[list[int]], tokens: Seque
     for layer in range(depth):
         activations = seen.inputs[keys[layer]][each, ends - 1]
         weight = model.weight(anatomy.mlp_out, layer)
-        # What is missing from the block's output where the activations are scaled; the blocks above see nothing else of it.
+        # What is missing from the output where the activations are scaled; the blocks above see nothing else of it.
         missing = (activations @ weight.t())[:, None] * (share.to(activations) - 1)[:, None]
         change = missing.flatten(0, 1).detach().requires_grad_(True)
-        suffix = suffix_of(model, seen, layer, ends - 1, ends).select(each.repeat_interleave(points))
+        written = seen.outputs[keys[layer]][each, ends - 1]
+        suffix = suffix_of(model, seen, layer, ends - 1, ends, written).select(each.repeat_interleave(points))
         with torch.enable_grad():
             likely = model.head(norm(suffix.run(change)[:, 0])).float().softmax(-1)
             picked = likely.gather(1, token.repeat_interleave(points)[:, None])

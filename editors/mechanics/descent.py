@@ -31,7 +31,7 @@ from editors.mechanics.answers import (
     row_losses,
 )
 from editors.mechanics.paraphrases import in_every_form
-from editors.mechanics.trace import trace
+from editors.mechanics.trace import hidden_of, trace
 from editors.model import EditableModel
 from editors.patches.weight import Dense, WeightPatch
 from warehouse.records import EditRequest
@@ -89,7 +89,7 @@ class UpperBlocks:
             for path, call in self.calls.items():
                 block = model.hf.get_submodule(path)
                 own = {n.removeprefix(path + "."): p for n, p in parameters.items() if n.startswith(path + ".")}
-                hidden = torch.func.functional_call(block, own, (hidden,), dict(call))
+                hidden = hidden_of(torch.func.functional_call(block, own, (hidden,), dict(call)))
         return model.hf.get_submodule(model.anatomy.final_norm)(hidden)
 
 
@@ -260,11 +260,12 @@ def site_parameters(model: EditableModel, layers: Sequence[int], sites: Sites) -
         UnsupportedModel: a layer that the model does not have.
     """
     anatomy = model.anatomy
-    path = {"mlp_out": anatomy.mlp_out, "mlp": anatomy.mlp, "all": anatomy.block}[sites]
+    paths = {"mlp_out": (anatomy.mlp_out,), "mlp": (*anatomy.mlp_in, anatomy.mlp_out), "all": (anatomy.block,)}[sites]
     names = []
     for layer in layers:
-        module = anatomy.module(model.hf, path, layer)
-        names += [f"{path.format(layer=layer)}.{name}" for name, _ in module.named_parameters()]
+        for path in paths:
+            module = anatomy.module(model.hf, path, layer)
+            names += [f"{path.format(layer=layer)}.{name}" for name, _ in module.named_parameters()]
     return names
 
 

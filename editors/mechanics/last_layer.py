@@ -16,6 +16,7 @@ from torch import Tensor
 from editors.asking.tokens import pad_right
 from editors.base import NO_BENCH, Corpus, Workbench
 from editors.mechanics.answers import AnswerRows, Labels, answer_labels, answer_rows, at_positions, row_leads
+from editors.mechanics.behind import refuse_norm_behind
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.views import at_base
@@ -66,7 +67,9 @@ def last_layer_answers(model: EditableModel, requests: Sequence[EditRequest]) ->
 
     Raises:
         InvalidRequest: a request that cannot be applied.
+        UnsupportedModel: a norm stands behind the feed-forward.
     """
+    refuse_norm_behind(model, "an editor of the last layer's positions")
     rows: AnswerRows = answer_rows(model, requests)
     site, block = last_site(model), last_block(model)
     with at_positions(model, rows.positions()):
@@ -103,7 +106,9 @@ def read_bank(model: EditableModel, corpus: Corpus, size: int, seed: int, bench:
 
     Raises:
         ValueError: the corpus holds no token.
+        UnsupportedModel: a norm stands behind the feed-forward.
     """
+    refuse_norm_behind(model, "an editor of the last layer's positions")
     order = sorted(t for t in set(corpus.texts) if t)
     random.Random(seed).shuffle(order)
     limit = int(getattr(model.hf.config, "max_position_embeddings", 0)) or 256

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from editors.asking.tokens import pad_right
 from editors.base import Corpus, Prepared
+from editors.mechanics.behind import Site
 from editors.mechanics.contexts import Contexts, sample_contexts
 from editors.mechanics.passes import length_groups
 from editors.mechanics.settings import LocateEditConfig
@@ -48,6 +49,10 @@ class LocatePreparation:
     energies: Mapping[int, float]
     mlp_norms: Mapping[int, float]
     block_norms: Mapping[int, float]
+
+    def site_norms(self, site: Site) -> Mapping[int, float]:
+        """Those of the values at `site`."""
+        return self.mlp_norms if site == "mlp" else self.block_norms
 
 
 def measure_moments(

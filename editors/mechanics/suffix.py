@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.mechanics.trace import Trace
+from editors.mechanics.behind import Behind, behind
+from editors.mechanics.trace import Trace, hidden_of
 from editors.model import EditableModel
 
 
@@ -39,31 +40,42 @@ class Suffix:
         blocks: the blocks above it.
         calls: each block's further arguments; tensors among them have the rows first.
         prefix: keys and values of the tokens before the lookup token.
+        cache: the argument of a block that `prefix` is handed in by.
+        behind: where changes are counted at the feed-forward's output and a norm stands behind it, that norm.
     """
 
     hidden: Tensor
     blocks: tuple[nn.Module, ...]
     calls: tuple[dict[str, Any], ...]
     prefix: FrozenPrefix
+    cache: str
+    behind: Behind | None = None
 
     def run(self, change: Tensor) -> Tensor:
         """Output of the last block (rows, tokens, d_model) with `change` (rows, d_model) added at the lookup token."""
+        if self.behind is not None:
+            change = self.behind(change)
         h = torch.cat([self.hidden[:, :1] + change.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1)
         for block, call in zip(self.blocks, self.calls, strict=True):
-            h = block(h, past_key_values=self.prefix, **call)
+            h = hidden_of(block(h, **{self.cache: self.prefix}, **call))
         return h
 
     def select(self, rows: Tensor) -> Suffix:
         """The same for some of the rows."""
         calls = tuple({name: _select(value, rows) for name, value in call.items()} for call in self.calls)
-        return Suffix(self.hidden[rows], self.blocks, calls, self.prefix.select(rows))
+        passed = None if self.behind is None else self.behind.select(rows)
+        return Suffix(self.hidden[rows], self.blocks, calls, self.prefix.select(rows), self.cache, passed)
 
 
-def suffix_of(model: EditableModel, traced: Trace, layer: int, lookup: Tensor, ends: Tensor) -> Suffix:
+def suffix_of(
+    model: EditableModel, traced: Trace, layer: int, lookup: Tensor, ends: Tensor, written: Tensor | None = None
+) -> Suffix:
     """Cut a traced pass (outputs of `layer`, calls of the blocks above, cache) to tokens `lookup .. ends - 1`.
 
     Args:
         lookup, ends: (rows,) index of the lookup token, and the length of each row.
+        written: (rows, d_model) the feed-forward's output at the lookup token, where changes are changes of that; None
+            where they are changes of the block's output.
     """
     anatomy, depth = model.anatomy, model.anatomy.num_layers(model.hf)
     hidden = traced.outputs[anatomy.block.format(layer=layer)]
@@ -78,16 +90,32 @@ def suffix_of(model: EditableModel, traced: Trace, layer: int, lookup: Tensor, e
     sees = torch.cat([sees_prefix.expand(-1, width, -1), sees_own.expand(len(lookup), -1, -1)], dim=2)[:, None]
     mask = torch.zeros(sees.shape, dtype=hidden.dtype, device=device).masked_fill_(~sees, low)
     blocks, calls, prefix = [], [], {}
+    cuts: dict[int, Tensor] = {}
     for index in range(layer + 1, depth):
         path = anatomy.block.format(layer=index)
         named = {n: _follow(v, place, tokens) for n, v in traced.calls[path].items()}
-        named = {n: v for n, v in named.items() if n not in ("hidden_states", "past_key_values")}
+        given = named.pop("attention_mask", None)
+        named = {n: v for n, v in named.items() if n not in ("hidden_states", anatomy.cache)}
+        if id(given) not in cuts:
+            cuts[id(given)] = _as_given(mask, given, place, before)
         blocks.append(model.hf.get_submodule(path))
-        calls.append(named | {"attention_mask": mask, "use_cache": True})
+        calls.append(named | {"attention_mask": cuts[id(given)], "use_cache": True})
         cached = traced.cache.layers[index]
         prefix[index] = (cached.keys[:, :, :before], cached.values[:, :, :before])
     picked = hidden.gather(1, place[:, :, None].expand(-1, -1, hidden.shape[2]))
-    return Suffix(picked, tuple(blocks), tuple(calls), FrozenPrefix(prefix))
+    passed = None if written is None else behind(model, layer, written)
+    return Suffix(picked, tuple(blocks), tuple(calls), FrozenPrefix(prefix), anatomy.cache, passed)
+
+
+def _as_given(mask: Tensor, given: Any, place: Tensor, before: int) -> Tensor:
+    """The suffix's mask (rows, 1, width, before + width) without what the block's own hides: beyond a sliding window."""
+    if not isinstance(given, Tensor) or given.ndim != 4:
+        return mask
+    hidden = ~given if given.dtype == torch.bool else given < 0
+    hidden = hidden[:, :1].expand(place.shape[0], -1, -1, -1)
+    rows = hidden.gather(2, place[:, None, :, None].expand(-1, -1, -1, hidden.shape[3]))
+    own = rows.gather(3, place[:, None, None, :].expand(-1, -1, place.shape[1], -1))
+    return mask.masked_fill(torch.cat([rows[..., :before], own], dim=3), torch.finfo(mask.dtype).min)
 
 
 def _follow(value: Any, place: Tensor, tokens: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from editors.model import EditableModel
 
@@ -35,11 +36,9 @@ class Trace:
     cache: Any = None
 
 
-def head_of(model: EditableModel) -> nn.Linear:
-    """The language-model head."""
-    head = model.hf.get_output_embeddings()
-    assert isinstance(head, nn.Linear), "every architecture in editors/anatomy.py has a linear head"
-    return head
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states of what a block gives out: alone, or first of a tuple (GPT-J, Falcon)."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def arguments_by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def trace(
             if path in inputs:
                 seen_in[path] = kept(args[0])
             if path in outputs:
-                seen_out[path] = output[0] if isinstance(output, tuple) else output
+                seen_out[path] = hidden_of(output)
             if path == stop_after:
                 raise _Reached
 
@@ -104,8 +103,12 @@ def trace(
             handles.append(module.register_forward_pre_hook(keep_call(path), with_kwargs=True))
         device = model.hf.device
         try:
-            out = model.hf.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=use_cache)
-            final, cache = out.last_hidden_state, out.past_key_values if use_cache else None
+            # Without the configuration, which would have layers with a sliding window forget what lies behind it.
+            filled = DynamicCache() if use_cache else None
+            out = model.hf.base_model(
+                input_ids=ids.to(device), attention_mask=mask.to(device), past_key_values=filled, use_cache=use_cache
+            )
+            final, cache = out.last_hidden_state, filled
         except _Reached:
             final = None
     finally:

@@ -22,7 +22,7 @@ from editors.asking.tokens import continuation_of, encode_rows, pad_right
 from editors.base import EditorConfig, TrainingEdit, Workbench
 from editors.mechanics.answers import AnswerRows, Labels, answer_labels, at_positions, label_logits, row_leads
 from editors.mechanics.descent import UpperBlocks, upper_blocks
-from editors.mechanics.trace import trace
+from editors.mechanics.trace import hidden_of, trace
 from editors.model import EditableModel
 from editors.nets.episodes import divergences
 from editors.nets.outer import Outer, train
@@ -273,7 +273,7 @@ def _conditioned(model: EditableModel, net: ConditionNet, rows: _Rows, points: P
     hidden = film(net.layers[0], hidden)
     with at_positions(model, rows.upper.positions):
         for layer, (path, call) in enumerate(rows.upper.calls.items(), start=net.layers[0] + 1):
-            hidden = film(layer, model.hf.get_submodule(path)(hidden, **dict(call)))
+            hidden = film(layer, hidden_of(model.hf.get_submodule(path)(hidden, **dict(call))))
     return label_logits(model, model.hf.get_submodule(model.anatomy.final_norm)(hidden), labels)
 
 

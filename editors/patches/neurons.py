@@ -30,8 +30,11 @@ ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 #: transformers' names for them in a model's configuration.
 CONFIG_NAMES = {
-    "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "swish": "silu",
+    "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu", "swish": "silu",
 }  # fmt: skip
+#: Where a configuration names it.
+CONFIG_ENTRIES = ("activation_function", "hidden_activation", "hidden_act", "activation")
 
 
 def activation_of(model: EditableModel) -> str:
@@ -41,7 +44,7 @@ def activation_of(model: EditableModel) -> str:
         UnsupportedModel: an activation that is not there.
     """
     config = model.hf.config
-    name = str(getattr(config, "activation_function", None) or getattr(config, "hidden_act", ""))
+    name = str(next((found for entry in CONFIG_ENTRIES if (found := getattr(config, entry, None))), ""))
     if name not in CONFIG_NAMES:
         raise UnsupportedModel(f"{model.name} has the activation {name!r}; neurons know {', '.join(sorted(CONFIG_NAMES))}")
     return CONFIG_NAMES[name]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from editors.base import Corpus, Prepared
 from editors.errors import EditRefused
+from editors.mechanics.behind import Site, spread_site
 from editors.mechanics.contexts import Contexts, sample_contexts
 from editors.mechanics.second_moment import measure_moments
 from editors.mechanics.settings import LocateEditConfig
@@ -30,12 +31,18 @@ class NullSpaces:
         bases: layer -> (d_mlp, r) orthonormal directions that generic keys hardly use, fp64.
         energies: layer -> mean squared norm of a generic token's key.
         block_norms: layer -> mean norm of the block's output in the base model.
+        mlp_norms: the same of the feed-forward's, where values are counted there (`mechanics/behind.py`).
     """
 
     contexts: Contexts
     bases: Mapping[int, Tensor]
     energies: Mapping[int, float]
     block_norms: Mapping[int, float]
+    mlp_norms: Mapping[int, float]
+
+    def site_norms(self, site: Site) -> Mapping[int, float]:
+        """Those of the values at `site`."""
+        return self.mlp_norms if site == "mlp" else self.block_norms
 
 
 def prepare_null_spaces(model: EditableModel, corpus: Corpus, layers: tuple[int, ...], config: LocateEditConfig) -> Prepared:
@@ -58,6 +65,8 @@ def prepare_null_spaces(model: EditableModel, corpus: Corpus, layers: tuple[int,
         "energies": {str(layer): m.trace().item() for layer, m in moments.second.items()},
         "block_norms": {str(layer): v for layer, v in moments.block_norms.items()},
     }
+    if spread_site(model) == "mlp":
+        meta["mlp_norms"] = {str(layer): v for layer, v in moments.mlp_norms.items()}
     return Prepared(tensors, meta)
 
 
@@ -102,6 +111,7 @@ def read_null_spaces(
         bases,
         {int(layer): float(v) for layer, v in meta["energies"].items()},
         {int(layer): float(v) for layer, v in meta["block_norms"].items()},
+        {int(layer): float(v) for layer, v in meta.get("mlp_norms", {}).items()},
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from editors.mechanics.behind import spread_layers
 from editors.mechanics.contexts import BARE, Contexts
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
@@ -59,6 +60,8 @@ def spread_over_layers(
 ) -> dict[str, Update]:
     """Updates by parameter name, one for each layer; keys and residuals are taken again after every layer.
 
+    Where a norm stands behind the feed-forward, the last layer takes all of it (`mechanics/behind.py`).
+
     Args:
         targets: (edits, d_model) wanted outputs of the last layer's `target_path` at the lookup tokens.
         solve: the method's own closed form.
@@ -69,6 +72,7 @@ def spread_over_layers(
     updates: dict[str, Update] = {}
     names = [r.request_id for r in requests]
     path = model.anatomy.mlp_out
+    layers = spread_layers(model, layers)
     with model.scratch():
         for number, layer in enumerate(layers):
             written = written_keys(model, requests, contexts, layer, config)

@@ -9,13 +9,14 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
+from editors.anatomy import Head
 from editors.asking.subjects import place_of
 from editors.asking.tokens import continuation_of, pad_right
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import Contexts, LookupRow, encode_lookups
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.suffix import Suffix, suffix_of
-from editors.mechanics.trace import head_of, trace
+from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from warehouse.records import EditRequest
 
@@ -113,7 +114,7 @@ class Objective:
     base_norms: Tensor
     stops: Tensor
     final_norm: nn.Module
-    head: nn.Module
+    head: Head
     decay: float
 
     def __call__(self, deltas: Tensor) -> Terms:
@@ -175,7 +176,7 @@ def build_objective(
     """Run all rows once through the whole model and cut them to what the optimisation needs.
 
     Args:
-        site_path: the module whose output at the bare prompt's lookup token is the base value.
+        site_path: the module whose output at the bare prompt's lookup token is the base value, and is changed.
 
     Returns:
         The objective, and the base values (edits, d_model).
@@ -206,14 +207,15 @@ def build_objective(
             reads.append((number, row.lookup, kind, 0, config.kl_weight))
         else:
             reads.append((number, len(row.ids) - 1, kind, 0, config.kept_weight / config.kept_count))
-    head, final_norm = head_of(model), model.hf.get_submodule(anatomy.final_norm)
+    head, final_norm = model.head, model.hf.get_submodule(anatomy.final_norm)
     read_row = torch.tensor([r for r, *_ in reads], device=device)
     read_at = torch.tensor([p for _, p, *_ in reads], device=device)
     kind_of = torch.tensor([int(k) for _, _, k, *_ in reads], device=device)
     soft = kind_of >= Kind.ESSENCE
     assert seen.final is not None
     base = head(seen.final[read_row[soft], read_at[soft]]).float().log_softmax(-1)
-    suffix = suffix_of(model, seen, layer, lookup, ends)
+    written = None if site_path == anatomy.block else seen.outputs[site][torch.arange(len(rows), device=device), lookup]
+    suffix = suffix_of(model, seen, layer, lookup, ends, written)
     # A clone: `stops` may have been made in inference mode, which autograd cannot read.
     stops = model.stops.to(device).clone()
     objective = Objective(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from editors.asking.tokens import pad_right
+from editors.mechanics.behind import refuse_norm_behind
 from editors.mechanics.contexts import Contexts
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.suffix import Suffix
@@ -19,29 +20,33 @@ from editors.targets.values import ValueSolution, solve_in_chunks
 from warehouse.records import EditRequest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TwoLatentSuffix(Suffix):
     """A suffix whose change (rows, 2 d_model) holds that of the attention's output, then that of the feed-forward's.
 
     Attributes:
         middle: (rows, d_model) residual stream between attention and feed-forward at the lookup token.
         norm, mlp: the block's own, which read it.
+        parallel: the feed-forward does not read what the attention writes.
     """
 
     middle: Tensor
     norm: nn.Module
     mlp: nn.Module
+    parallel: bool
 
     def run(self, change: Tensor) -> Tensor:
         """Output of the last block; the feed-forward answers to what the attention's change makes of its input."""
         attention, feed_forward = change.chunk(2, dim=1)
+        if self.parallel:
+            return super().run(attention + feed_forward)
         before = self.mlp(self.norm(self.middle[:, None]))[:, 0]
         after = self.mlp(self.norm((self.middle + attention)[:, None]))[:, 0]
         return super().run(attention + after - before + feed_forward)
 
     def select(self, rows: Tensor) -> TwoLatentSuffix:
         kept = super().select(rows)
-        return TwoLatentSuffix(kept.hidden, kept.blocks, kept.calls, kept.prefix, self.middle[rows], self.norm, self.mlp)
+        return replace(self, hidden=kept.hidden, calls=kept.calls, prefix=kept.prefix, middle=self.middle[rows])
 
 
 def two_latent_objective(
@@ -52,8 +57,11 @@ def two_latent_objective(
     objective, mlp_values = build_objective(model, encoded, layer, anatomy.mlp_out, config)
     rows = [row for e in encoded for row in e.rows]
     ids, mask = pad_right([r.ids[: r.lookup + 1] for r in rows], model.pad_id)
+    assert anatomy.mlp_norm is not None, "only blocks with a norm behind the feed-forward have none before it"
     attention, norm = anatomy.attention_out.format(layer=layer), anatomy.mlp_norm.format(layer=layer)
-    seen = trace(model, ids, mask, inputs=(norm,), outputs=(attention,), stop_after=norm)
+    # A parallel block's norm may run before its attention or behind it.
+    last = anatomy.block.format(layer=layer) if anatomy.parallel else norm
+    seen = trace(model, ids, mask, inputs=(norm,), outputs=(attention,), stop_after=last)
     every = torch.arange(len(rows), device=mlp_values.device)
     lookup = torch.tensor([r.lookup for r in rows], device=mlp_values.device)
     # The first row of each edit is its bare prompt.
@@ -63,13 +71,15 @@ def two_latent_objective(
     attention_values = seen.outputs[attention][every, lookup][firsts].float()
     above = objective.suffix
     suffix = TwoLatentSuffix(
-        above.hidden,
-        above.blocks,
-        above.calls,
-        above.prefix,
-        seen.inputs[norm][every, lookup],
-        model.hf.get_submodule(norm),
-        model.hf.get_submodule(anatomy.mlp.format(layer=layer)),
+        hidden=above.hidden,
+        blocks=above.blocks,
+        calls=above.calls,
+        prefix=above.prefix,
+        cache=above.cache,
+        middle=seen.inputs[norm][every, lookup],
+        norm=model.hf.get_submodule(norm),
+        mlp=model.hf.get_submodule(anatomy.mlp.format(layer=layer)),
+        parallel=anatomy.parallel,
     )
     base_values = torch.cat([attention_values, mlp_values], dim=1)
     return replace(objective, suffix=suffix, base_norms=base_values.norm(dim=1)), base_values
@@ -85,7 +95,9 @@ def optimise_two_latents(
     Raises:
         InvalidRequest: an empty target, or a subject that is not in its prompt.
         EditRefused: the objective became infinite or NaN.
+        UnsupportedModel: a norm stands behind the feed-forward.
     """
+    refuse_norm_behind(model, "pmet")
     model.anatomy.module(model.hf, model.anatomy.mlp_out, layer)
 
     def build(encoded: Sequence[EncodedEdit]) -> tuple[Objective, Tensor]:

@@ -6,15 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from editors.errors import EditRefused
+from editors.mechanics.behind import Site, site_path
 from editors.mechanics.contexts import Contexts
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.trace import head_of
 from editors.model import EditableModel
 from editors.targets.objective import EncodedEdit, Objective, build_objective, encode_edits
 from warehouse.records import EditRequest
@@ -25,8 +24,6 @@ log = logging.getLogger(__name__)
 ACTIVATION_BYTES = 2**27
 #: Adam's constants, as in the public code.
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
-Site = Literal["mlp", "block"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,8 @@ def optimise_values(
 
     Minimises J(delta) of Meng et al. 2022: mean NLL of the target in all contexts, the essence KL, decay, and optionally
     the stop and the kept relations. With pre-norm blocks a change of the MLP's output is the same change of the
-    block's output, so the two sites (ROME's and MEMIT's) differ only in the base value that bounds and anchors it.
+    block's output, so the two sites (ROME's and MEMIT's) differ only in the base value that bounds and anchors it; where a
+    norm stands between the two, a change of the MLP's passes through it (`mechanics/behind.py`).
 
     Args:
         site: `mlp` for the feed-forward output of `layer`, `block` for the output of the whole block.
@@ -79,7 +77,7 @@ def optimise_values(
         InvalidRequest: an empty target, or a subject that is not in its prompt.
         EditRefused: the objective became infinite or NaN.
     """
-    path = model.anatomy.mlp_out if site == "mlp" else model.anatomy.block
+    path = site_path(model, site)
     model.anatomy.module(model.hf, path, layer)
 
     def build(encoded: Sequence[EncodedEdit]) -> tuple[Objective, Tensor]:
@@ -128,7 +126,7 @@ def value_chunks(model: EditableModel, encoded: Sequence[EncodedEdit], order: Se
     d_model, layers = anatomy.d_model(model.hf), anatomy.num_layers(model.hf) - 1 - layer
     d_mlp = model.weight(anatomy.mlp_out, layer).shape[1]
     token_bytes = 4 * max(1, layers) * (12 * d_model + 3 * d_mlp)
-    read_bytes = 4 * 3 * head_of(model).out_features
+    read_bytes = 4 * 3 * model.vocab_size
     chunks: list[list[int]] = []
     used = 0
     for i in order:

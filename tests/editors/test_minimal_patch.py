@@ -9,7 +9,7 @@ from torch import Tensor
 from editors.direct.minimal_patch import MinimalPatch
 from editors.errors import EditRefused
 from editors.mechanics.answers import answer_labels, answer_rows, row_leads
-from editors.mechanics.trace import head_of, trace
+from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
 from editors.presets import load_editor
@@ -39,7 +39,7 @@ def leads(model: EditableModel, requests: tuple) -> Tensor:
     final = trace(model, rows.ids, rows.mask).final
     assert final is not None
     labels = answer_labels(model, rows, final)
-    return row_leads(head_of(model)(final[labels.row, labels.at]), labels, model.stops)
+    return row_leads(model.head(final[labels.row, labels.at]), labels, model.stops)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -120,7 +120,7 @@ def test_the_patch_is_no_larger_than_one_found_by_descent(tiny: EditableModel) -
     assert seen.final is not None
     labels = answer_labels(tiny, rows, seen.final)
     keys, states = seen.inputs[site][labels.row, labels.at], seen.outputs[block][labels.row, labels.at]
-    norm, head, each = tiny.hf.get_submodule(tiny.anatomy.final_norm), head_of(tiny), torch.arange(len(labels.row))
+    norm, head, each = tiny.hf.get_submodule(tiny.anatomy.final_norm), tiny.head, torch.arange(len(labels.row))
     barred = torch.zeros(len(each), tiny.vocab_size, dtype=torch.bool)
     barred[each, labels.token] = True
     barred[labels.is_stop] |= tiny.stops
