@@ -142,12 +142,14 @@ class EditableModel:
         name: str,
         *,
         revision: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
     ) -> EditableModel:
         """Load a model and tokenizer from a local folder, a `.gguf` file or a hub id at a pinned revision; never a pickle.
 
         Args:
+            dtype: None: the one that the checkpoint is stored in.
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
 
         Raises:
@@ -155,7 +157,8 @@ class EditableModel:
                 anatomy.
         """
         model, tokenizer = load_checkpoint(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
-        return cls(model, tokenizer, name=name, revision=revision or "local")
+        on_device: Any = model
+        return cls(on_device.to(device), tokenizer, name=name, revision=revision or "local")
 
     # ------------------------------------------------------------ identity
 
