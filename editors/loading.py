@@ -24,14 +24,16 @@ AGAIN = "copy or download it again"
 #: Buffers that older releases saved beside the weights; no model reads them.
 OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "rotary_emb.inv_freq")
 NAMES_SHOWN = 3
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_checkpoint(
-    name: str, *, revision: str | None, dtype: torch.dtype, trust_remote_code: bool
+    name: str, *, revision: str | None, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and tokenizer from a local folder, a `.gguf` file or a hub id; every tensor accounted for.
 
-    Weights come from safetensors, or from a GGUF, whose quantised blocks become plain numbers of `dtype`.
+    Weights come from safetensors, or from a GGUF, whose quantised blocks become plain numbers of `dtype`. None is the dtype
+    that the checkpoint is stored in: what its config says, else that of its weights; of a GGUF float32.
 
     Raises:
         UnsupportedModel: there is nothing loadable at that name, or not all of it.
@@ -39,7 +41,7 @@ def load_checkpoint(
     place = Path(name).expanduser()
     gguf = gguf_of(place)
     if gguf is not None:
-        return _load_gguf(gguf, dtype)
+        return _load_gguf(gguf, dtype or torch.float32)
     if place.is_dir():
         check_folder(place)
         name = str(place)
@@ -72,14 +74,14 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
 
 
 def _load(
-    source: str, name: str, called: str, dtype: torch.dtype, options: dict[str, Any], plain: dict[str, Any] | None = None
+    source: str, name: str, called: str, dtype: torch.dtype | None, options: dict[str, Any], plain: dict[str, Any] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load from `source` what people know as `name`; `plain`: options of the model alone."""
     with _one_line(f"cannot load model {called}"):
         # Mismatched shapes are refused below, by name.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=dtype,
+            dtype=dtype or "auto",
             attn_implementation="eager",
             use_safetensors=True,
             output_loading_info=True,
@@ -92,6 +94,9 @@ def _load(
         raise UnsupportedModel(_adapter(name))
     _check_quantised(name, getattr(model.config, "quantization_config", None))
     check_tensors(name, info)
+    if model.dtype not in DTYPES:
+        stored = str(model.dtype).removeprefix("torch.")
+        raise UnsupportedModel(f"{name!r} is stored in {stored}, which nothing here edits; set model.dtype to float32")
     with _one_line(f"cannot load the tokenizer of {called}"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     check_vocabulary(name, model, tokenizer)

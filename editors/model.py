@@ -24,14 +24,17 @@ from editors.asking.runner import PlainRunner
 from editors.asking.scoring import score_call, stop_tokens
 from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of, save_tokenizer
 from editors.blocks import fit_blocks
-from editors.errors import UnsupportedModel
+from editors.errors import EditRefused, UnsupportedModel
 from editors.exact import aligned
 from editors.loading import load_checkpoint
+from editors.precision import WIDER
 from warehouse.digests import canonical_json, digest_of_parts
 from warehouse.questions import Answer, Question
 from warehouse.records import checkpoint_id
 
 Undo = Callable[[], None]
+#: Activations that float16 cannot hold show on any text, mostly at its first token.
+ORDINARY = "The capital of France is"
 PatchKind = Literal["weight", "module", "memory", "prompt"]
 
 
@@ -130,6 +133,8 @@ class EditableModel:
         trunk = self.anatomy.trunk
         runs_blocks = model.base_model if trunk is None else model.get_submodule(trunk)
         runs_blocks.register_forward_pre_hook(self._note_offset, with_kwargs=True)
+        if model.dtype == torch.float16 and not np.isfinite(self.next_token_log_probs([ORDINARY])).all():
+            raise UnsupportedModel(f"{name} gives no finite number on {ORDINARY!r} in float16; {WIDER}")
 
     @classmethod
     def from_pretrained(
@@ -137,12 +142,14 @@ class EditableModel:
         name: str,
         *,
         revision: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
     ) -> EditableModel:
         """Load a model and tokenizer from a local folder, a `.gguf` file or a hub id at a pinned revision; never a pickle.
 
         Args:
+            dtype: None: the one that the checkpoint is stored in.
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
 
         Raises:
@@ -150,7 +157,8 @@ class EditableModel:
                 anatomy.
         """
         model, tokenizer = load_checkpoint(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
-        return cls(model, tokenizer, name=name, revision=revision or "local")
+        on_device: Any = model
+        return cls(on_device.to(device), tokenizer, name=name, revision=revision or "local")
 
     # ------------------------------------------------------------ identity
 
@@ -239,11 +247,18 @@ class EditableModel:
         return stored.t() if self._is_in_out(path, layer) else stored
 
     def add_to_weight(self, name: str, delta: Tensor) -> None:
-        """Add a (d_out, d_in) update to the weight parameter `name`, in fp32 and rounded once to its dtype."""
+        """Add a (d_out, d_in) update to the weight parameter `name`, in fp32 and rounded once to its dtype.
+
+        Raises:
+            EditRefused: the sum goes beyond float16, which is the weight's dtype.
+        """
         stored = self.parameter(name)
         module = self.hf.get_submodule(name.rsplit(".", 1)[0])
         oriented = delta if isinstance(module, (nn.Linear, nn.Embedding)) else delta.t()
-        self.overwrite(name, (stored.float() + oriented.to(stored.device).float()).to(stored.dtype))
+        changed = (stored.float() + oriented.to(stored.device).float()).to(stored.dtype)
+        if stored.dtype == torch.float16 and not bool(changed.isfinite().all()):
+            raise EditRefused(f"{name} with its update is not finite in float16; {WIDER}")
+        self.overwrite(name, changed)
 
     def _is_in_out(self, path: str, layer: int) -> bool:
         # GPT-2's Conv1D stores (d_in, d_out); everything else that we touch is nn.Linear.

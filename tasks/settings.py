@@ -37,12 +37,14 @@ class _Section(BaseModel):
 class ModelSettings(_Section):
     """The base model: a local folder, a `.gguf` file, or a hub id with a pinned revision, and how it is asked.
 
+    `dtype` auto: the one that the checkpoint is stored in. `device` auto: a GPU where there is one, else the CPU.
     `form` auto: in every form that the model is competent in, as measured on calibration facts; else in that one alone.
     """
 
     name: PathText = EMBEDDED
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "cpu"
     trust_remote_code: bool = False
     form: Literal["auto", "plain", "few_shot", "few_shot_questions", "chat"] = "auto"
 

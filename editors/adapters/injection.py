@@ -50,6 +50,9 @@ def _at(model: EditableModel, anatomy: Anatomy, site: Site, layer: int) -> list[
 def injected(model: EditableModel, paths: Sequence[str], tuner: Any, config: Any) -> Iterator[Any]:
     """A peft tuner over the whole model with adapters at `paths`; every module and flag is put back at the end.
 
+    Factors are fp32 whatever the model's dtype: in half precision Adam's second moment vanishes and its step is NaN. peft
+    casts what they read to their dtype, and what they add to the projection's.
+
     Args:
         tuner: `LoraModel` or `AdaLoraModel`.
         config: its configuration; `target_modules` and `fan_in_fan_out` are set here.
@@ -59,7 +62,10 @@ def injected(model: EditableModel, paths: Sequence[str], tuner: Any, config: Any
     config.fan_in_fan_out = any(isinstance(m, Conv1D) for m in originals.values())
     had_config = hasattr(model.hf, "peft_config")
     try:
-        yield tuner(model.hf, config, ADAPTER)
+        injection = tuner(model.hf, config, ADAPTER)
+        for factor in adapter_weights(model, paths):
+            factor.data = factor.data.float()
+        yield injection
     finally:
         for path, module in originals.items():
             parent, _, name = path.rpartition(".")

@@ -20,6 +20,7 @@ from editors.mechanics.locality_bank import out_of_scope
 from editors.mechanics.paraphrases import paraphrases_of, relation_templates
 from editors.model import EditableModel
 from editors.patches.neurons import ACTIVATIONS, Activation, NeuronPatch, activation_of, count_neurons
+from editors.precision import way_out
 from warehouse.records import EditBatch, EditRequest
 
 log = logging.getLogger(__name__)
@@ -204,7 +205,8 @@ class CaliNet(Editor[CaliNetConfig]):
             loss = row_losses(logits, labels).mean()
             lead = float(row_leads(logits.detach(), labels, model.stops).min())
             if not bool(torch.isfinite(loss)):
-                raise EditRefused(f"calinet: loss {float(loss.detach())} after {steps} steps; lower learning_rate")
+                advice = way_out(model.hf.dtype, "lower learning_rate")
+                raise EditRefused(f"calinet: loss {float(loss.detach())} after {steps} steps; {advice}")
             drift = loss.new_zeros(()) if unrelated is None else unrelated.divergence(slots, act)
             if (lead >= config.stop_margin and float(drift.detach()) <= config.stop_divergence) or steps == config.num_steps:
                 break

@@ -31,6 +31,7 @@ from editors.mechanics.suffix import Suffix, suffix_of
 from editors.mechanics.trace import Trace, trace
 from editors.model import EditableModel
 from editors.patches.memory import RETIRED, Codebook, MemoryPatch, RadiusChange, codebook_name
+from editors.precision import way_out
 from editors.session import slices
 from warehouse.records import EditBatch, EditRequest
 
@@ -329,7 +330,8 @@ class Grace(Editor[GraceConfig]):
             lead = row_leads(logits.detach(), query.labels, query.model.stops)
             if not bool(torch.isfinite(lead).all()):
                 named = ", ".join(requests[i].request_id for i in rows[~torch.isfinite(lead)].tolist()[:5])
-                raise EditRefused(f"grace: logits of {named} are not finite at step {step}; lower learning_rate")
+                advice = way_out(query.model.hf.dtype, "lower learning_rate")
+                raise EditRefused(f"grace: logits of {named} are not finite at step {step}; {advice}")
             going = (lead < config.stop_margin).nonzero()[:, 0]
             losses = row_losses(logits, query.labels)
             better = (losses.detach() < best_loss[rows]) | (lead >= config.stop_margin)

@@ -18,6 +18,7 @@ from editors.mechanics.last_layer import Positions, every, label_leads, last_lay
 from editors.mechanics.paraphrases import in_every_form
 from editors.model import EditableModel
 from editors.patches.neurons import ACTIVATIONS, Activation, NeuronPatch, activation_of, count_neurons, neuron_queries
+from editors.precision import way_out
 from warehouse.records import EditBatch, EditRequest
 
 if TYPE_CHECKING:
@@ -242,7 +243,8 @@ class TPatcher(Editor[TPatcherConfig]):
             if not bool(torch.isfinite(loss)):
                 bad = task.row[~torch.isfinite(held)].tolist() or (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
                 named = ", ".join(sorted({requests[i].request_id for i in bad}))
-                raise EditRefused(f"t_patcher: loss {float(loss.detach())} after {steps} steps ({named}); lower learning_rate")
+                advice = way_out(task.model.hf.dtype, "lower learning_rate")
+                raise EditRefused(f"t_patcher: loss {float(loss.detach())} after {steps} steps ({named}); {advice}")
             right = every(label_leads(logits, task.labels, task.model.stops) >= config.stop_margin, task.labels.row, count)
             right &= every(speaks.detach() < config.stop_activation, task.row, count)
             if together:

@@ -35,6 +35,7 @@ from editors.mechanics.paraphrases import in_every_form
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.side_memory import SideMemory, SidePatch, SideRules, activity, side_memory_name
+from editors.precision import way_out
 from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch
@@ -343,7 +344,8 @@ class Wise(Editor[WiseConfig]):
             margins = activation_loss(near, far, config)
             missed = float(margins.detach())
             if not bool(torch.isfinite(loss + margins)):
-                raise EditRefused(f"wise: loss {float(loss.detach())} after {steps} steps; lower learning_rate")
+                advice = way_out(model.hf.dtype, "lower learning_rate")
+                raise EditRefused(f"wise: loss {float(loss.detach())} after {steps} steps; {advice}")
             lead = float(row_leads(logits.detach(), rows.labels, model.stops).min())
             if steps == most or (lead >= config.stop_margin and missed <= config.stop_missed):
                 break

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.asking.calls import Call, Generation, LogitBatch, PromptPositions
 from editors.asking.prefixes import prefix_groups, shared_cache
 from editors.asking.tokens import EncodedRow, encode_prompts, encode_rows, pad_right, said_text
+from editors.errors import EditRefused
+from editors.precision import WIDER
 
 #: Padded tokens in one forward pass. On a CPU the feed-forward activations of a pass must stay in its cache (512 tokens
 #: scored four times as many probes a second as 8,192); a GPU wants large passes.
@@ -167,12 +170,22 @@ class PlainRunner:
                         do_sample=options.sample,
                         use_cache=options.use_cache,
                         pad_token_id=model.pad_id,
+                        logits_processor=[_Drawable()] if options.sample and hf.dtype == torch.float16 else None,
                     )
                 finally:
                     model.positions = None
             for i, tokens in zip(chosen, out[:, longest:].tolist(), strict=True):
                 texts[i] = said_text(tokenizer, encoded[i], tokens)
         return texts
+
+
+class _Drawable(LogitsProcessor):
+    """Refuse logits that nothing can be drawn from; torch would say less, and on a GPU nothing could run afterwards."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not bool(scores.isfinite().all()):
+            raise EditRefused(f"logits to sample a continuation from are not finite in float16; {WIDER}")
+        return scores
 
 
 @contextmanager

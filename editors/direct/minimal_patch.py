@@ -273,7 +273,7 @@ class Program:
         """Solve with the norm linearised at the update as it is; rivals join until none in the vocabulary is missed."""
         here = self._site.places.hidden.double() + self._added()
         at_rows, margin = self._rows.clone(), self._config.margin
-        state = self._norm(here.float())
+        state = self._normed(here.float())
         solved = False
         while True:
             moved = self._cross.t() @ (self._rows - at_rows)
@@ -348,9 +348,14 @@ class Program:
         logits = self._site.places.logits(self._model, self._added().float())
         return label_leads(logits, self._site.labels, self._model.stops.to(logits.device))
 
+    def _normed(self, states: Tensor) -> Tensor:
+        """The final norm in fp32, whatever the model's dtype: a program over rounded numbers would not close."""
+        full = {name: value.float() for name, value in self._norm.named_parameters()}
+        return torch.func.functional_call(self._norm, full, (states,))
+
     def _push(self, here: Tensor, moved: Tensor) -> Tensor:
         """J moved: the norm's change to first order."""
-        return torch.func.jvp(self._norm, (here.float(),), (moved.float(),))[1]
+        return torch.func.jvp(self._normed, (here.float(),), (moved.float(),))[1]
 
     def _pull(self, here: Tensor) -> Tensor:
         """a_i = J^T (e_y - e_rival) for every constraint, fp64."""
@@ -360,7 +365,7 @@ class Program:
         apart = (table[self._site.labels.token[label]] - table[rival]).float()
         with torch.enable_grad():
             state = here[label].float().requires_grad_(True)
-            (pulled,) = torch.autograd.grad(self._norm(state), state, apart)
+            (pulled,) = torch.autograd.grad(self._normed(state), state, apart)
         return pulled.double()
 
     def _pair_leads(self, logits: Tensor, label: Tensor) -> Tensor:

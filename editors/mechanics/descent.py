@@ -34,6 +34,7 @@ from editors.mechanics.paraphrases import in_every_form
 from editors.mechanics.trace import hidden_of, trace
 from editors.model import EditableModel
 from editors.patches.weight import Dense, WeightPatch
+from editors.precision import way_out
 from warehouse.records import EditRequest
 
 log = logging.getLogger(__name__)
@@ -233,7 +234,8 @@ def minimise(
             if not last:
                 part.backward()
         if not torch.isfinite(torch.tensor(loss)):
-            raise EditRefused(f"loss {loss} after {steps} steps on {len(requests)} requests; lower learning_rate")
+            advice = way_out(model.hf.dtype, "lower learning_rate")
+            raise EditRefused(f"loss {loss} after {steps} steps on {len(requests)} requests; {advice}")
         # A low loss is enough for the published rule; the margin is ours, and stops sooner.
         if last or loss < config.stop_loss or (config.stop_margin is not None and lead >= config.stop_margin):
             break
@@ -241,7 +243,8 @@ def minimise(
             extra = penalty(steps)
             held = float(extra.detach())
             if not torch.isfinite(extra):
-                raise EditRefused(f"penalty {held} after {steps} steps; lower its weight or learning_rate")
+                advice = way_out(model.hf.dtype, "lower its weight or learning_rate")
+                raise EditRefused(f"penalty {held} after {steps} steps; {advice}")
             extra.backward()
         optimizer.step()
         after_step(steps + 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from editors.model import EditableModel
+from editors.precision import check_range
 
 
 class _Reached(Exception):
@@ -70,6 +71,9 @@ def trace(
         stop_after: do not run what follows this module.
         use_cache: keep the attention's keys and values.
         kept: what of each input is kept: all of it, or the states that are wanted where many modules would hold too much.
+
+    Raises:
+        EditRefused: the model is in float16, and what it computes goes beyond it.
     """
     seen_in: dict[str, Tensor] = {}
     seen_out: dict[str, Tensor] = {}
@@ -114,4 +118,6 @@ def trace(
     finally:
         for handle in handles:
             handle.remove()
+    for seen in (seen_in, seen_out, {} if final is None else {model.anatomy.final_norm: final}):
+        check_range(model.name, seen, mask)
     return Trace(seen_in, seen_out, seen_calls, final, cache)

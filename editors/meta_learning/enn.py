@@ -33,6 +33,7 @@ from editors.nets.episodes import (
 )
 from editors.nets.outer import Outer, train
 from editors.patches.weight import Dense, LowRank, Update, WeightPatch
+from editors.precision import way_out
 from editors.views import at_base
 from warehouse.records import EditBatch
 
@@ -119,7 +120,8 @@ def plain_steps(
         lead = float(row_leads(logits.detach(), reading.labels, stops).min())
         loss = row_losses(logits, reading.labels).sum()
         if not torch.isfinite(loss):
-            raise EditRefused(f"enn: loss {float(loss)} after {steps} inner steps; lower initial_step and prepare again")
+            advice = way_out(model.hf.dtype, "lower initial_step and prepare again")
+            raise EditRefused(f"enn: loss {float(loss)} after {steps} inner steps; {advice}")
         if steps == most or lead >= margin:
             break
         gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=order == 2)

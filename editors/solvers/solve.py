@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from editors.errors import EditRefused
 from editors.patches.weight import Dense, LowRank, Update
+from editors.precision import way_out
 
 #: R-ROME's guard on the denominator: smallest cosine between a key and C^-1 key.
 SMALLEST_COSINE = 1e-3
@@ -110,10 +112,11 @@ def check_norm(update: LowRank, weight: Tensor, largest_share: float, names: Seq
     """
     share = update_norm(update) / float(weight.double().norm())
     if not share <= largest_share:
+        advice = "raise max_relative_norm if that is wanted, or lower clamp_norm"
         who = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise EditRefused(
             f"the update for {who} has {share:.3f} of the weight's norm (allowed {largest_share}); it would damage the "
-            "model: raise max_relative_norm if that is wanted, or lower clamp_norm"
+            f"model: {way_out(weight.dtype, advice) if math.isnan(share) else advice}"
         )
 
 

@@ -40,9 +40,12 @@ class TwoLatentSuffix(Suffix):
         attention, feed_forward = change.chunk(2, dim=1)
         if self.parallel:
             return super().run(attention + feed_forward)
-        before = self.mlp(self.norm(self.middle[:, None]))[:, 0]
-        after = self.mlp(self.norm((self.middle + attention)[:, None]))[:, 0]
+        before, after = self._answer(self.middle), self._answer(self.middle + attention.to(self.middle.dtype))
         return super().run(attention + after - before + feed_forward)
+
+    def _answer(self, middle: Tensor) -> Tensor:
+        """The feed-forward's output at the lookup token; fp32, so that a small difference of two is not rounded away."""
+        return self.mlp(self.norm(middle[:, None]))[:, 0].float()
 
     def select(self, rows: Tensor) -> TwoLatentSuffix:
         kept = super().select(rows)

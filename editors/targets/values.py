@@ -15,6 +15,7 @@ from editors.mechanics.behind import Site, site_path
 from editors.mechanics.contexts import Contexts
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
+from editors.precision import way_out
 from editors.targets.objective import EncodedEdit, Objective, build_objective, encode_edits
 from warehouse.records import EditRequest
 
@@ -166,7 +167,8 @@ def descend_values(
         bad = (~cost.isfinite()).nonzero()[:, 0]
         if len(bad):
             who = ", ".join(names[int(active[i])] for i in bad)
-            raise EditRefused(f"value optimisation of {who} became {cost[bad[0]].item()} at step {step}; lower value_lr")
+            advice = way_out(objective.suffix.hidden.dtype, "lower value_lr")
+            raise EditRefused(f"value optimisation of {who} became {cost[bad[0]].item()} at step {step}; {advice}")
         done = torch.full((len(active),), last, device=device)
         if config.stop_loss is not None or config.stop_margin is not None:
             small = cost < config.stop_loss if config.stop_loss is not None else torch.ones_like(done)

@@ -11,6 +11,7 @@ from prefect import task
 
 from checks.evaluation import evaluate as measure
 from checks.metrics.efficiency import EditCost, efficiency
+from editors.model import EditableModel
 from editors.views import AtDepth
 from tasks.candidate import Candidate
 from tasks.serving.corpus import calibration
@@ -90,7 +91,7 @@ def reverted_probes(wh: Warehouse, lineage: str, reverted: Collection[str]) -> l
     return [make_probe("obsolete", r.prompt, [r.target_new], r.request_id) for r in requests_by_id(wh, taken)]
 
 
-def environment(settings: Settings, done: Candidate) -> dict[str, str]:
+def environment(settings: Settings, done: Candidate, model: EditableModel) -> dict[str, str]:
     """What the numbers depend on beside the models and the probes."""
     return {
         "editor": done.editor,
@@ -100,9 +101,9 @@ def environment(settings: Settings, done: Candidate) -> dict[str, str]:
         "transformers": version("transformers"),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "dtype": settings.model.dtype,
+        "dtype": str(model.hf.dtype).removeprefix("torch."),
         "seed": str(settings.probes.seed),
-    }
+    } | ({} if model.hf.device.type == "cpu" else {"device": model.hf.device.type})
 
 
 @task(name="evaluate", **STEP)
@@ -133,7 +134,7 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
         right_after={p.probe_id: p for p in done.right_after},
         old_answers={r.request_id: [r.target_true] for r in retained if r.target_true},
         cache=WarehouseCache(settings),
-        environment=environment(settings, done) | ({} if asker.is_plain else {"forms": asker.forms.describe()}),
+        environment=environment(settings, done, model) | ({} if asker.is_plain else {"forms": asker.forms.describe()}),
         extra=efficiency(cost),
         before_id=before,
         after_id=after,

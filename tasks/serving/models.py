@@ -33,14 +33,38 @@ def base_model(settings: Settings) -> EditableModel:
     disable_progress_bar()
     key = settings.model
     if key not in _LOADED:
+        device = device_of(key.device)
         # One at a time: two large models rarely fit.
         _LOADED.clear()
         _LOADED[key] = EditableModel.from_pretrained(
-            key.name, revision=key.revision, dtype=getattr(torch, key.dtype), trust_remote_code=key.trust_remote_code
+            key.name,
+            revision=key.revision,
+            dtype=None if key.dtype == "auto" else getattr(torch, key.dtype),
+            device=device,
+            trust_remote_code=key.trust_remote_code,
         )
     model = _LOADED[key]
     model.rollback(0)
     return model
+
+
+def device_of(wanted: str) -> torch.device:
+    """The device that `model.device` asks for.
+
+    Raises:
+        UsageError: this machine has no such device; the message says which it has.
+    """
+    here = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    here += ["cpu"]
+    if wanted == "auto":
+        return torch.device(here[0])
+    exact = "cuda:0" if wanted == "cuda" else wanted
+    if exact not in here:
+        raise UsageError(
+            f"model.device {wanted} is not there: torch {torch.__version__} finds {', '.join(here)}; use auto or one of these"
+        )
+    return torch.device(exact)
 
 
 def shown_name(model: EditableModel) -> str:

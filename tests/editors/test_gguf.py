@@ -56,6 +56,8 @@ def test_a_quantised_file_gives_plain_numbers(tmp_path: Path) -> None:
 def test_its_numbers_are_of_the_dtype_that_is_asked_for(tiny_file: Path) -> None:
     half = EditableModel.from_pretrained(str(tiny_file), dtype=torch.bfloat16)
     assert torch.equal(half.parameter(DOWN), tiny_model("llama").parameter(DOWN).bfloat16())
+    stored = EditableModel.from_pretrained(str(tiny_file), dtype=None)
+    assert torch.equal(stored.parameter(DOWN), tiny_model("llama").parameter(DOWN))
 
 
 def test_saved_and_read_back_it_is_the_same_base(model: EditableModel, tmp_path: Path) -> None:

@@ -177,3 +177,23 @@ def test_a_hub_id_is_read_at_its_revision_with_its_shards(tmp_path: Path, monkey
     with pytest.raises(UnsupportedModel, match=r"cannot load model 'someone/tiny' \(revision v2\)") as refusal:
         EditableModel.from_pretrained("someone/tiny", revision="v2")
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype", None])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_without_a_dtype_a_checkpoint_is_read_as_it_is_stored(key: str | None, dtype: torch.dtype, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, dtype)
+    config = json.loads((tmp_path / CONFIG).read_text(encoding="utf-8"))
+    said = config.pop("dtype")
+    (tmp_path / CONFIG).write_text(json.dumps(config | ({key: said} if key else {})), encoding="utf-8")
+    model = EditableModel.from_pretrained(str(tmp_path), dtype=None)
+    assert {p.dtype for p in model.hf.parameters()} == {dtype}
+    # One base, whichever way its dtype was asked for.
+    assert model.base_digest == EditableModel.from_pretrained(str(tmp_path), dtype=dtype).base_digest
+
+
+def test_a_stored_dtype_that_nothing_edits_is_refused_by_name(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, torch.float64)
+    with pytest.raises(UnsupportedModel, match=r"stored in float64.*set model\.dtype to float32"):
+        EditableModel.from_pretrained(str(tmp_path), dtype=None)
+    assert same_weights(EditableModel.from_pretrained(str(tmp_path)))

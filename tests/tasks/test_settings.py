@@ -47,7 +47,9 @@ def test_naming_an_editor_keeps_its_other_settings(monkeypatch: pytest.MonkeyPat
     assert (settings.editor.name, settings.editor.batch_size) == ("ft", 7)
 
 
-@pytest.mark.parametrize("values", [{"polcy": "nightly"}, {"model": {"nam": "x"}}, {"threads": "many"}])
+@pytest.mark.parametrize(
+    "values", [{"polcy": "nightly"}, {"model": {"nam": "x"}}, {"threads": "many"}, {"model": {"device": "gpu"}}]
+)
 def test_an_unknown_or_ill_typed_setting_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="settings"):
         configure(values)
