@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
-from editors.anatomies import anatomy_of
-from editors.anatomy import Head
+from editors.architectures.anatomies import anatomy_of
+from editors.architectures.anatomy import Head
+from editors.architectures.blocks import fit_blocks
 from editors.asking.calls import Call, Generation, PromptPositions, Runner
 from editors.asking.runner import PlainRunner
 from editors.asking.scoring import score_call, stop_tokens
 from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of, save_tokenizer
-from editors.blocks import fit_blocks
 from editors.errors import EditRefused, UnsupportedModel
 from editors.exact import aligned
 from editors.loading import load_checkpoint

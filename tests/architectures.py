@@ -1,4 +1,4 @@
-"""A tiny random model of every architecture in editors/anatomies.py, from its real configuration class."""
+"""A tiny random model of every architecture in editors/architectures/anatomies.py, from its real configuration class."""
 
 from __future__ import annotations
 

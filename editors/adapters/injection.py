@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from editors.anatomy import Anatomy
+from editors.architectures.anatomy import Anatomy
 from editors.model import EditableModel
 from editors.patches.weight import LowRank
 

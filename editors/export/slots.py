@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from editors.anatomies import anatomy_of
+from editors.architectures.anatomies import anatomy_of
 from editors.asking.tokens import save_tokenizer
 from editors.errors import PatchError, UnsupportedModel
 from editors.export.neurons import widened

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from editors.anatomy import Anatomy
+from editors.architectures.anatomy import Anatomy
 from editors.asking.calls import PromptPositions
 from editors.base import EditorConfig
 from editors.errors import EditRefused

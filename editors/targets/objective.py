@@ -9,7 +9,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from editors.anatomy import Head
+from editors.architectures.anatomy import Head
 from editors.asking.subjects import place_of
 from editors.asking.tokens import continuation_of, pad_right
 from editors.errors import InvalidRequest

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from editors.anatomies import ANATOMIES, REFUSED, anatomy_of
+from editors.architectures.anatomies import ANATOMIES, REFUSED, anatomy_of
 from editors.asking.calls import Call, Generation
 from editors.asking.tokens import continuation_of, encode_rows, pad_right
 from editors.base import Editor, Prepared

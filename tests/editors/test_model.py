@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from editors.anatomies import anatomy_of
+from editors.architectures.anatomies import anatomy_of
 from editors.asking.calls import Call, Generation, LogitBatch, Runner
 from editors.asking.runner import PlainRunner
 from editors.base import Patch, PatchKind

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from editors.anatomy import Anatomy
+from editors.architectures.anatomy import Anatomy
 from editors.errors import UnsupportedModel
 
 GPT2 = Anatomy(
@@ -62,7 +62,7 @@ GPT_NEOX = Anatomy(
 OPT = Anatomy(
     name="opt",
     block="model.decoder.layers.{layer}",
-    # Ours (editors/blocks.py): its layers do without such a module.
+    # Ours (editors/architectures/blocks.py): its layers do without such a module.
     mlp="model.decoder.layers.{layer}.mlp",
     mlp_in=("model.decoder.layers.{layer}.fc1",),
     mlp_out="model.decoder.layers.{layer}.fc2",
@@ -194,8 +194,8 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     """
     kind, known = str(model.config.model_type), ", ".join(ANATOMIES)
     if kind in REFUSED:
-        raise UnsupportedModel(f"model type {kind!r} is not edited: {REFUSED[kind]}; editors/anatomies.py knows {known}")
+        raise UnsupportedModel(f"model type {kind!r} is not edited: {REFUSED[kind]}; those that are: {known}")
     if kind not in ANATOMIES:
-        raise UnsupportedModel(f"model type {kind!r} has no anatomy; editors/anatomies.py knows {known}")
+        raise UnsupportedModel(f"model type {kind!r} has no anatomy (docs/ADDING_A_MODEL.md); those that have one: {known}")
     found = ANATOMIES[kind]
     return found if isinstance(found, Anatomy) else found(model.config)
