@@ -51,7 +51,7 @@ def benchmark(
     rows_in: Annotated[
         list[Path] | None, typer.Option("--rows", help="With --suite: rows.jsonl files whose settings are not measured again.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for leaderboard.md, the figures and rows.jsonl.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for leaderboard.md, scores.svg and curves.svg.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure editors in the survey's modes on facts that the model knows; rows go to the warehouse."""
@@ -123,16 +123,20 @@ def _read(paths: Sequence[Path]) -> list[BenchmarkRow]:
     return rows
 
 
+def _before(name: str) -> str:
+    """What the names of a leaderboard's other files begin with."""
+    return "" if name == "leaderboard" else f"{name}-"
+
+
 def _write(out: Path, name: str, rows: Sequence[BenchmarkRow]) -> None:
     from tasks.quality.leaderboard import leaderboard_markdown
     from tasks.quality.leaderboard_figures import curves_svg, scores_svg
 
     out.mkdir(parents=True, exist_ok=True)
-    before = "" if name == "leaderboard" else f"{name}-"
+    before = _before(name)
     (out / f"{name}.md").write_text(leaderboard_markdown(rows), encoding="utf-8")
     (out / f"{before}scores.svg").write_text(scores_svg(rows), encoding="utf-8")
     (out / f"{before}curves.svg").write_text(curves_svg(rows), encoding="utf-8")
-    (out / f"{before}rows.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in rows), encoding="utf-8")
 
 
 @reported
@@ -157,6 +161,8 @@ def leaderboard(
             found = load_rows(wh)
     if out is not None:
         _write(out, name, found)
+        # Here alone: a run that measured some rows must not take the place of all that were kept.
+        (out / f"{_before(name)}rows.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in found), encoding="utf-8")
     if as_json:
         emit_json([row.model_dump(mode="json") for row in found])
     else:

@@ -114,8 +114,8 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextmanager
-def progress_of_parts() -> Iterator[Callable[[str, int, int], None]]:
-    """What a long command of several parts calls with (part, done, total), as often as it likes.
+def progress_of_parts() -> Iterator[Callable[[str, int, int | None], None]]:
+    """What a long command of several parts calls with (part, done, total), as often as it likes; total None: it has begun.
 
     A terminal shows a bar for each part; elsewhere (a log, a pipe) a line on standard error says how far a part is, now
     and then and at its end.
@@ -124,7 +124,7 @@ def progress_of_parts() -> Iterator[Callable[[str, int, int], None]]:
         with Progress(console=errors, transient=True) as bar:
             bars: dict[str, TaskID] = {}
 
-            def draw(what: str, done: int, total: int) -> None:
+            def draw(what: str, done: int, total: int | None) -> None:
                 if what not in bars:
                     bars[what] = bar.add_task(what, total=total)
                 bar.update(bars[what], completed=done, total=total)
@@ -134,11 +134,13 @@ def progress_of_parts() -> Iterator[Callable[[str, int, int], None]]:
     begun: dict[str, float] = {}
     last = time.monotonic()
 
-    def tell(what: str, done: int, total: int) -> None:
+    def tell(what: str, done: int, total: int | None) -> None:
         nonlocal last
         now = time.monotonic()
         start = begun.setdefault(what, now)
-        if now - last >= SECONDS_BETWEEN_LINES or done == total:
+        if total is None:
+            errors.print(f"{what}: begun", highlight=False, markup=False)
+        elif now - last >= SECONDS_BETWEEN_LINES or done == total:
             last = now
             errors.print(f"{what}: {100 * done // max(1, total)}% after {now - start:.0f} s", highlight=False, markup=False)
 
@@ -149,8 +151,7 @@ def progress_of_parts() -> Iterator[Callable[[str, int, int], None]]:
 def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
     """What a long command calls with (done, total); it is said at once that it has begun."""
     with progress_of_parts() as parts:
-        if not sys.stderr.isatty():
-            errors.print(f"{what}: begun", highlight=False, markup=False)
+        parts(what, 0, None)
         yield lambda done, total: parts(what, done, total)
 
 

@@ -1,7 +1,8 @@
-"""Options of `errata benchmark` that decide how many edits a run has and where its curve has points."""
+"""Options of `errata benchmark`: how many edits a run has, where its curve has points, and what it writes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,3 +35,13 @@ def test_a_number_of_edits_goes_before_the_checkpoints(monkeypatch: pytest.Monke
 
 def test_without_either_there_are_a_hundred_edits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked(monkeypatch) == (100, [])
+
+
+def test_the_rows_that_a_folder_keeps_outlive_a_run_that_measured_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "rows.jsonl"
+    kept.write_text("of nights before\n", encoding="utf-8")
+    asked(monkeypatch, "--out", str(tmp_path))
+    assert (tmp_path / "leaderboard.md").exists()
+    assert kept.read_text(encoding="utf-8") == "of nights before\n"
