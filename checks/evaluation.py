@@ -93,7 +93,7 @@ def predict(predictor: Scorer, probes: Iterable[Probe], cache: PredictionCache |
     found = dict(cache.cached(digest, list(asked))) if cache is not None else {}
     missing = [probe for probe_id, probe in asked.items() if probe_id not in found]
     # Many probes ask the same thing (an edit's own prompt is also in the retain set).
-    questions = questions_of(missing)
+    questions = probe_questions(missing)
     answers = predictor.score(questions) if questions else []
     if len(answers) != len(questions):
         raise EvaluationError(f"model {digest[:12]} gave {len(answers)} answers to {len(questions)} questions")
@@ -106,7 +106,7 @@ def predict(predictor: Scorer, probes: Iterable[Probe], cache: PredictionCache |
     return found
 
 
-def questions_of(probes: Iterable[Probe]) -> list[Question]:
+def probe_questions(probes: Iterable[Probe]) -> list[Question]:
     """What the probes ask, each question once; `held_text` probes ask nothing."""
     asked = (Question(p.prompt, target) for p in probes if p.kind != "held_text" for target in p.targets)
     return list(dict.fromkeys(asked))

@@ -53,7 +53,7 @@ def duels_of(request: EditRequest, probes: Sequence[Probe]) -> list[Duel]:
     ]
 
 
-def questions_of(duels: Sequence[Duel]) -> list[Question]:
+def duel_questions(duels: Sequence[Duel]) -> list[Question]:
     """Both answers of every duel, each question once."""
     return list(dict.fromkeys(Question(d.prompt, answer) for d in duels for answer in (*d.right, d.wrong)))
 
@@ -65,7 +65,7 @@ def won(predictor: Scorer, duels: Sequence[Duel]) -> dict[Duel, bool]:
         EvaluationError: the predictor gave another number of answers than there were questions, or does not say how many
             tokens an answer has.
     """
-    questions = questions_of(duels)
+    questions = duel_questions(duels)
     answers = predictor.score(questions) if questions else []
     if len(answers) != len(questions):
         raise EvaluationError(f"model {predictor.digest[:12]} gave {len(answers)} answers to {len(questions)} questions")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from editors.base import NO_BENCH, Corpus, EditorCard, Prepared, Workbench
 from editors.groups import GroupEditor
-from editors.mechanics.behind import site_path, spread_site
+from editors.mechanics.behind import spread_site
 from editors.mechanics.settings import AscendingLayers, LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
@@ -102,7 +102,7 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
     def _write(
         self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, note: Mapping[str, Any], known: NullSpaces
     ) -> WeightPatch:
-        config, path, target = self.config, model.anatomy.mlp_out, site_path(model, spread_site(model))
+        config, path = self.config, model.anatomy.mlp_out
         subjects = frozenset(r.subject for r in requests)
         owners: list[str] = []
         written: dict[str, LowRank] = {}
@@ -116,16 +116,7 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
             owners[:] = [requests[i].subject for i in owner.tolist()]
             return update
 
-        spread_over_layers(
-            model,
-            requests,
-            known.contexts,
-            config,
-            targets,
-            config.layers,
-            solve,
-            target_path=target,
-        )
+        spread_over_layers(model, requests, known.contexts, config, targets, config.layers, solve)
         return WeightPatch(written, {**note, "subjects": owners})
 
 

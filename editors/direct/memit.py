@@ -10,7 +10,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from editors.base import EditorCard, Prepared
-from editors.mechanics.behind import site_path, spread_site
+from editors.mechanics.behind import spread_site
 from editors.mechanics.locating import LocatingEditor
 from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import AscendingLayers, LocateEditConfig
@@ -84,7 +84,7 @@ class Memit(LocatingEditor[MemitConfig]):
     def _spread(
         self, model: EditableModel, requests: Sequence[EditRequest], targets: Tensor, known: LocatePreparation
     ) -> dict[str, Update]:
-        config, target = self.config, site_path(model, spread_site(model))
+        config = self.config
         earlier = _earlier_sites(model, requests) if config.accumulate_keys else []
 
         def solve(layer: int, residuals: Tensor, keys: Tensor, _owner: Tensor) -> LowRank:
@@ -96,16 +96,7 @@ class Memit(LocatingEditor[MemitConfig]):
                 protected = written_keys(model, earlier, known.contexts, layer, config).keys.t()
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight * scale, protected)
 
-        return spread_over_layers(
-            model,
-            requests,
-            known.contexts,
-            config,
-            targets,
-            config.layers,
-            solve,
-            target_path=target,
-        )
+        return spread_over_layers(model, requests, known.contexts, config, targets, config.layers, solve)
 
 
 def _earlier_sites(model: EditableModel, requests: Sequence[EditRequest]) -> list[EditRequest]:

@@ -87,7 +87,7 @@ class Pmet(LocatingEditor[PmetConfig]):
                 wanted,
                 config.layers,
                 solve,
-                target_path=model.anatomy.mlp_out,
+                site="mlp",
                 share=square_root_share,
             )
             return WeightPatch(updates, note)

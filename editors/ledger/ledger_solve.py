@@ -163,9 +163,7 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
                     return self._system(model, prepared, known).update(residuals, keys, places)
             return ridge_update(residuals, keys, known.factors[layer], config.second_moment_weight)
 
-        return spread_over_layers(
-            model, requests, known.contexts, config, targets, config.layers, solve, target_path=self._target(model)
-        )
+        return spread_over_layers(model, requests, known.contexts, config, targets, config.layers, solve)
 
     def _target(self, model: EditableModel) -> str:
         return site_path(model, spread_site(model))

@@ -31,11 +31,16 @@ def in_every_form(requests: Sequence[EditRequest]) -> list[EditRequest]:
 
     What trains on rows, or holds an entry for each prompt, takes these for requests: an edit stands in every form.
     """
-    return [
-        request.model_copy(update={"prompt": prompt, "also": ()}) if prompt != request.prompt or request.also else request
-        for request in requests
-        for prompt in (request.prompt, *request.also)
-    ]
+    stated: list[EditRequest] = []
+    for request in requests:
+        first = request.model_copy(update={"also": ()}) if request.also else request
+        stated += [first, *other_forms(request)]
+    return stated
+
+
+def other_forms(request: EditRequest) -> list[EditRequest]:
+    """The request once for every form beside its first (`also`), each stated in that form alone."""
+    return [request.model_copy(update={"prompt": prompt, "also": ()}) for prompt in request.also]
 
 
 def names_of(requests: Sequence[EditRequest]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from editors.mechanics.behind import spread_layers
+from editors.mechanics.behind import Site, site_path, spread_layers, spread_site
 from editors.mechanics.contexts import BARE, Contexts
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
@@ -55,7 +55,7 @@ def spread_over_layers(
     layers: Sequence[int],
     solve: LayerSolver,
     *,
-    target_path: str,
+    site: Site | None = None,
     share: Callable[[int], float] = linear_share,
 ) -> dict[str, Update]:
     """Updates by parameter name, one for each layer; keys and residuals are taken again after every layer.
@@ -63,8 +63,9 @@ def spread_over_layers(
     Where a norm stands behind the feed-forward, the last layer takes all of it (`mechanics/behind.py`).
 
     Args:
-        targets: (edits, d_model) wanted outputs of the last layer's `target_path` at the lookup tokens.
+        targets: (edits, d_model) wanted values at the lookup tokens of the last layer.
         solve: the method's own closed form.
+        site: where the values are counted; None: where `spread_site` says.
 
     Raises:
         EditRefused: a layer's update is refused by its solver or its norm.
@@ -72,7 +73,7 @@ def spread_over_layers(
     updates: dict[str, Update] = {}
     names = [r.request_id for r in requests]
     path = model.anatomy.mlp_out
-    layers = spread_layers(model, layers)
+    layers, target_path = spread_layers(model, layers), site_path(model, site or spread_site(model))
     with model.scratch():
         for number, layer in enumerate(layers):
             written = written_keys(model, requests, contexts, layer, config)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from editors.mechanics.contexts import BARE, Contexts, encode_lookups
+from editors.mechanics.paraphrases import other_forms
 from editors.mechanics.passes import trace_lookups
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
@@ -130,7 +131,7 @@ def over_forms(
     Returns:
         Keys, values, and of each request the keys of its other forms (forms, d_mlp).
     """
-    stated = [r.model_copy(update={"prompt": prompt, "also": ()}) for r in requests for prompt in r.also]
+    stated = [form for request in requests for form in other_forms(request)]
     if not stated:
         return keys, values, [keys[:0]] * len(requests)
     states = lookup_states(model, stated, BARE, model.anatomy.mlp_out, layer)

@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks import evaluation
 from checks.ability.items import ability_items, answered_still
-from checks.evaluation import EDIT_KINDS, outcomes_of, predict, scores_from_outcomes
-from checks.metrics import published as published_scores
+from checks.evaluation import EDIT_KINDS, outcomes_of, predict, probe_questions, scores_from_outcomes
 from checks.metrics.ability import ability
 from checks.metrics.drawdown import kl_divergence, perplexity_ratio
 from checks.metrics.fluency import fluency
 from checks.metrics.outcome import ProbeOutcome
-from checks.metrics.published import Duel, published, won
+from checks.metrics.published import Duel, duel_questions, published, won
 from checks.predictor import AskedTogether, Scorer
 from editors.base import Editor, Mode, Patch, Prepared
 from editors.errors import EditRefused, InvalidRequest, UnsupportedMode
@@ -300,7 +298,7 @@ class _Run:
     def _ask_edits(self, requests: Sequence[EditRequest], away: Sequence[Probe] = (), edit: str = "") -> list[ProbeOutcome]:
         """The edits' own probes and duels, and some of the standing ones; most prompts are asked for several reasons."""
         probes, duels = [*self.questions.probes_of(requests), *away], self._duels_of(requests)
-        asked = AskedTogether(self.model, [*evaluation.questions_of(probes), *published_scores.questions_of(duels)])
+        asked = AskedTogether(self.model, [*probe_questions(probes), *duel_questions(duels)])
         answers = self._answers(probes, edit, of=asked)
         self._ask_duels(requests, of=asked)
         return answers

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from checks import evaluation
 from checks.ability.items import ability_items, answered
-from checks.evaluation import predict
-from checks.metrics import published as published_scores
+from checks.evaluation import predict, probe_questions
 from checks.metrics.forms import REWORDED, not_counted, unanswered
-from checks.metrics.published import Duel, duels_of, won
+from checks.metrics.published import Duel, duel_questions, duels_of, won
 from checks.predictor import AskedTogether, Question
 from editors.base import Corpus
 from editors.model import EditableModel
@@ -117,7 +115,7 @@ def ask_base(
     of_old = [
         Question(p.prompt, target) for p in probes.probes if p.kind in REWORDED for target in old.get(p.request_id or "", ())
     ]
-    every = [*evaluation.questions_of([*probes.probes, *away.probes]), *published_scores.questions_of(duels), *of_old]
+    every = [*probe_questions([*probes.probes, *away.probes]), *duel_questions(duels), *of_old]
     asked = AskedTogether(model, every)
     before = predict(asked, [*probes.probes, *away.probes])
     # Nothing to lose where f_0 is wrong: such a probe would only cost time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from warehouse.questions import Question
 
 EDITORS = ("ledger", "r_rome", "memit", "alphaedit", "ultraedit", "ft_m", "lora", "grace", "ice")
+#: What other editors meet that is special about an architecture.
+SPECIAL = (
+    ("gptj", "pmet"), ("falcon-two-norms", "pmet"), ("gemma2", "emmet"), ("gemma3_text", "wise"), ("opt", "wise"),
+    ("olmo2", "knowledge_neurons"), ("gpt_neox", "t_patcher"), ("falcon", "minimal_patch"), ("phi3", "mend"), ("opt", "ft_l2"),
+)  # fmt: skip
 PROMPTS = tuple(r.prompt for r in SIX_REQUESTS)
 ANSWERS = tuple(continuation_of(r.target_new) for r in SIX_REQUESTS)
 EXAMPLES = "Japan: Tokyo. France: Paris. Poland: Maida Vale. Brazil: London. Ada Lovelace was born in London.\n"
@@ -264,8 +270,7 @@ def prepared_for(name: str, editor: str) -> tuple[Editor, Prepared]:
     return made, made.prepare(tiny(name), CORPUS)
 
 
-@EVERY
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize(("name", "editor"), [*product(SHAPES, EDITORS), *SPECIAL])
 def test_edits_raise_their_answers_and_roll_back_bit_for_bit(name: str, editor: str) -> None:
     model, asked = tiny(name), SIX_REQUESTS[5]  # its subject ends the prompt, where locate-and-edit methods write
     made, prepared = prepared_for(name, editor)
@@ -301,16 +306,6 @@ def test_a_mass_edit_writes_its_solved_change_where_the_norm_lets_it(name: str) 
     assert float(F.cosine_similarity(change, solved, dim=0)) > 0.98
     assert 0.7 < float(change.norm() / solved.norm()) < 1.5
     assert set(patch.updates) == {model.anatomy.mlp_out.format(layer=i) + ".weight" for i in (layers if plain else layers[-1:])}
-
-
-@pytest.mark.parametrize(
-    ("editor", "name"),
-    [("pmet", "gptj"), ("pmet", "falcon-two-norms"), ("emmet", "gemma2"), ("wise", "gemma3_text"), ("wise", "opt"),
-     ("knowledge_neurons", "olmo2"), ("t_patcher", "gpt_neox"), ("minimal_patch", "falcon"), ("mend", "phi3"),
-     ("ft_l2", "opt")],
-)  # fmt: skip
-def test_other_editors_meet_what_is_special_about_an_architecture(editor: str, name: str) -> None:
-    test_edits_raise_their_answers_and_roll_back_bit_for_bit(name, editor)
 
 
 @pytest.mark.parametrize("name", ["gptj", "gpt_neox"])
