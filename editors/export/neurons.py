@@ -30,6 +30,16 @@ class Columns:
     values: Tensor
 
 
+def why_no_room(model: EditableModel) -> str:
+    """Why the architecture's feed-forward takes no further column with a bias of its own; empty where it does."""
+    kind, anatomy = str(model.hf.config.model_type), model.anatomy
+    if anatomy.gated and anatomy.biases is None:
+        return f"a gated feed-forward holds neurons and slots only with biases, which {kind!r} has not"
+    if not anatomy.gated and getattr(anatomy.module(model.hf, anatomy.mlp_in[0], 0), "bias", None) is None:
+        return f"this {kind!r} has a feed-forward without biases, which neurons and slots need"
+    return ""
+
+
 def widened(model: EditableModel, sharpness: float | None = None) -> PreTrainedModel:
     """A new plain model with the weights as they are now and the neurons built in; `model` stays as it is.
 
@@ -39,18 +49,16 @@ def widened(model: EditableModel, sharpness: float | None = None) -> PreTrainedM
 
     Raises:
         UnsupportedModel: a patch that is neither weights nor neurons, neurons elsewhere than beside a feed-forward, another
-            activation than the model's, or an architecture whose configuration has no room for biases.
+            activation than the model's, or neurons on an architecture that has no room for their biases.
     """
-    kind, anatomy = str(model.hf.config.model_type), model.anatomy
+    anatomy = model.anatomy
     other = [p.kind for p in model.patches if not (p.kind == "weight" or isinstance(p, NeuronPatch))]
     if other:
         raise UnsupportedModel(f"{model.name} wears a patch of kind {other[0]!r}, which no plain model can hold")
-    if anatomy.gated and anatomy.biases is None:
-        raise UnsupportedModel(f"a gated feed-forward holds neurons only with biases, which {kind!r} has not; serve with hooks")
-    if not anatomy.gated and getattr(model.hf.get_submodule(anatomy.mlp_in[0].format(layer=0)), "bias", None) is None:
-        raise UnsupportedModel(f"this {kind!r} has a feed-forward without biases, which hold neurons' own; serve with hooks")
     columns = {layer: _columns(model, layer, sharpness) for layer in range(anatomy.num_layers(model.hf))}
     extra = max(len(c.keys) for c in columns.values())
+    if extra and (why := why_no_room(model)):
+        raise UnsupportedModel(why)
     config = copy.deepcopy(model.hf.config)
     inner = model.weight(anatomy.mlp_out, 0).shape[1]
     setattr(config, anatomy.inner, inner + extra)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from editors.model import EditableModel
 from editors.patches.slots import SlotPatch
 from warehouse.records import Checkpoint
 
-log = logging.getLogger(__name__)
 NOTE = "errata.json"
 
 
@@ -23,11 +21,11 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> P
     """Write the Hugging Face directory of a candidate, with a note of what it is made of.
 
     Added neurons and slots become a wider feed-forward where the architecture has room for them; `slots.json` then says
-    which columns hold whose edits. Where a patch is neither (a memory, a text), the weights alone do not show the edit;
-    the note says so.
+    which columns hold whose edits. Where a patch is neither (a memory, a text), or there is no such room, the weights alone do
+    not show the edit; the note says so and why, and `check_whole` refuses the folder.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    whole = True
+    why = ""
     try:
         if any(isinstance(p, SlotPatch) for p in model.patches):
             export_plain(model, folder)
@@ -37,16 +35,31 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> P
         else:
             model.save_pretrained(folder)
     except UnsupportedModel as error:
-        log.warning("the exported weights do not show every edit: %s", error)
         model.save_pretrained(folder)
-        whole = False
+        why = str(error)
     kinds = sorted({p.kind for p in model.patches})
     note = {
         "checkpoint_id": checkpoint.checkpoint_id,
         "base_digest": checkpoint.base_digest,
         "patch_digests": list(checkpoint.patch_digests),
         "patch_kinds": kinds,
-        "weights_hold_every_edit": whole,
-    }
+        "weights_hold_every_edit": not why,
+    } | ({"why_not": why} if why else {})
     (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse a folder of `materialise` that answers as if some of its edits had never been.
+
+    Raises:
+        UnsupportedModel: with what its weights could not hold.
+    """
+    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    if not note["weights_hold_every_edit"]:
+        # Checkpoints of before do not say why.
+        why = note.get("why_not", f"plain weights do not show its patches ({', '.join(note['patch_kinds'])})")
+        raise UnsupportedModel(
+            f"checkpoint {note['checkpoint_id'][:12]} is no plain model: {why}; its edits work where Errata serves them "
+            "(`errata ask`), and an editor that changes weights makes checkpoints that work anywhere"
+        )

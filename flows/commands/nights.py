@@ -17,6 +17,7 @@ from warehouse.errors import UsageError
 if TYPE_CHECKING:
     from tasks.settings import Settings
     from warehouse.nights.record_list import JudgedRecord
+    from warehouse.records import Manifest
 
 Lineage = Annotated[str | None, typer.Option(help="Lineage; default from the settings.")]
 STATUS_COLUMNS = (
@@ -178,20 +179,29 @@ def pull(
     lineage: Lineage = None,
     as_json: Json = False,
 ) -> None:
-    """Download a promoted checkpoint as a Hugging Face folder, every digest verified."""
+    """Download a promoted checkpoint as a Hugging Face folder, every digest verified.
+
+    Refused where plain weights do not show every edit: memories, texts, and slots on an architecture without room for them.
+    """
+    from editors.export.plain import check_whole
     from tasks.serving.signing import check_signature
     from tasks.workspace import store_of
     from warehouse.checkpoints.pull import pull
 
     settings = configure(lineage=lineage)
     store = store_of(settings)
+
+    def check(folder: Path, manifest: Manifest) -> None:
+        check_signature(settings, store, manifest, folder)
+        check_whole(folder)
+
     manifest = pull(
         store,
         channel or settings.channel_name,
         out,
         limits=settings.limits,
         allow_code=settings.model.trust_remote_code,
-        check=lambda folder, m: check_signature(settings, store, m, folder),
+        check=check,
     )
     found = {"out": str(out), "checkpoint": manifest.checkpoint.checkpoint_id, "night": manifest.night}
     emit_json(found) if as_json else console.print(

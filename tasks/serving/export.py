@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from editors.export.adapter import write_adapter
-from editors.export.plain import NOTE, materialise
+from editors.export.plain import NOTE, check_whole, materialise
 from editors.model import EditableModel
 from editors.writing import writing
 from tasks.serving.checkpoints import find_checkpoint
@@ -32,13 +32,12 @@ class ExportedModule(Record):
 
 
 class Exported(Record):
-    """What `errata export` wrote. `whole`: the files show every edit of the checkpoint; `modules`: of an adapter."""
+    """What `errata export` wrote: files that show every edit of the checkpoint. `modules`: of an adapter."""
 
     out: str
     checkpoint_id: str
     form: Literal["model", "adapter"]
     patches: int
-    whole: bool
     modules: tuple[ExportedModule, ...] = ()
 
 
@@ -53,7 +52,7 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
     Raises:
         NotFound: no such checkpoint.
         Conflict: the folder holds something.
-        UnsupportedModel: an adapter cannot hold the checkpoint's edits.
+        UnsupportedModel: neither an adapter nor plain weights, whichever was asked for, can hold the checkpoint's edits.
         UsageError: `max_rank` without `peft`.
     """
     if max_rank is not None and not peft:
@@ -84,10 +83,8 @@ def _base(settings: Settings, model: EditableModel) -> Checkpoint:
 def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, _rank: int | None) -> Exported:
     folder.parent.mkdir(parents=True, exist_ok=True)
     materialise(model, checkpoint, folder)
-    whole = bool(json.loads((folder / NOTE).read_text(encoding="utf-8"))["weights_hold_every_edit"])
-    return Exported(
-        out=str(folder), checkpoint_id=checkpoint.checkpoint_id, form="model", patches=len(model.patches), whole=whole
-    )
+    check_whole(folder)
+    return Exported(out=str(folder), checkpoint_id=checkpoint.checkpoint_id, form="model", patches=len(model.patches))
 
 
 def _adapter(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, rank: int | None) -> Exported:
@@ -105,6 +102,5 @@ def _adapter(settings: Settings, model: EditableModel, checkpoint: Checkpoint, f
         checkpoint_id=checkpoint.checkpoint_id,
         form="adapter",
         patches=len(model.patches),
-        whole=True,
         modules=modules,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -37,12 +36,6 @@ from tests.documents import ROOT, spans, table_rows, text_of
 from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from warehouse.questions import Question
 
-EDITORS = ("ledger", "r_rome", "memit", "alphaedit", "ultraedit", "ft_m", "lora", "grace", "ice")
-#: What other editors meet that is special about an architecture.
-SPECIAL = (
-    ("gptj", "pmet"), ("falcon-two-norms", "pmet"), ("gemma2", "emmet"), ("gemma3_text", "wise"), ("opt", "wise"),
-    ("olmo2", "knowledge_neurons"), ("gpt_neox", "t_patcher"), ("falcon", "minimal_patch"), ("phi3", "mend"), ("opt", "ft_l2"),
-)  # fmt: skip
 PROMPTS = tuple(r.prompt for r in SIX_REQUESTS)
 ANSWERS = tuple(continuation_of(r.target_new) for r in SIX_REQUESTS)
 EXAMPLES = "Japan: Tokyo. France: Paris. Poland: Maida Vale. Brazil: London. Ada Lovelace was born in London.\n"
@@ -270,22 +263,6 @@ def prepared_for(name: str, editor: str) -> tuple[Editor, Prepared]:
     return made, made.prepare(tiny(name), CORPUS)
 
 
-@pytest.mark.parametrize(("name", "editor"), [*product(SHAPES, EDITORS), *SPECIAL])
-def test_edits_raise_their_answers_and_roll_back_bit_for_bit(name: str, editor: str) -> None:
-    model, asked = tiny(name), SIX_REQUESTS[5]  # its subject ends the prompt, where locate-and-edit methods write
-    made, prepared = prepared_for(name, editor)
-    state, question = model.state_digest(), [Question(asked.prompt, asked.target_new)]
-    before = model.score(question)[0].log_prob
-    patch = made.edit(model, batch_of([asked]), prepared)
-    assert model.state_digest() == state and model.score(question)[0].log_prob == before
-    model.push(patch)
-    after = model.score(question)[0].log_prob
-    model.rollback(0)
-    # A random model hardly reads a statement before the prompt, and an answer's direction in it is no good of its neurons.
-    assert after != before if editor in ("ice", "knowledge_neurons") else after > before
-    assert model.state_digest() == state and model.score(question)[0].log_prob == before
-
-
 @pytest.mark.parametrize("name", ["gptj", "olmo2", "gemma2"])
 def test_a_mass_edit_writes_its_solved_change_where_the_norm_lets_it(name: str) -> None:
     """At the block's output over all layers; behind a norm at the last one's feed-forward, which alone is written."""
@@ -380,8 +357,14 @@ def test_neurons_become_columns_where_the_feed_forward_has_biases(name: str) -> 
 
 def test_neurons_of_a_feed_forward_without_biases_are_not_exported() -> None:
     for name, why in (("falcon", "without biases"), ("phi3", "only with biases")):
-        with pytest.raises(UnsupportedModel, match=why):
-            widened(tiny(name))
+        model = tiny(name)
+        one = (torch.ones(1, 32), torch.zeros(1), torch.ones(1, 32))
+        model.push(NeuronPatch(model.anatomy.mlp.format(layer=LAYER), activation_of(model), 0, *one))
+        try:
+            with pytest.raises(UnsupportedModel, match=why):
+                widened(model)
+        finally:
+            model.rollback(0)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -399,11 +382,3 @@ def test_a_mixture_of_experts_or_a_tower_is_refused_by_name_with_what_is_known(k
 def test_a_configuration_that_no_editor_fits_is_refused(name: str, entries: dict[str, bool], why: str) -> None:
     with pytest.raises(UnsupportedModel, match=why):
         anatomy_of(plain_model(name, **entries))
-
-
-@pytest.mark.parametrize("editor", ["pmet", "minimal_patch", "t_patcher"])
-def test_an_editor_that_takes_no_norm_behind_the_feed_forward_says_so(editor: str) -> None:
-    model = tiny("gemma2")
-    made = tiny_editor(editor)
-    with pytest.raises(UnsupportedModel, match="norms it in between"):
-        made.edit(model, batch_of(SIX_REQUESTS[:1]), made.prepare(model, CORPUS))
