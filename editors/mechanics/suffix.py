@@ -42,6 +42,8 @@ class Suffix:
         prefix: keys and values of the tokens before the lookup token.
         cache: the argument of a block that `prefix` is handed in by.
         behind: where changes are counted at the feed-forward's output and a norm stands behind it, that norm.
+        again: (rows, tokens) the tokens that are changed, where some rows name their subject more than once; None where
+            only token 0 is.
     """
 
     hidden: Tensor
@@ -50,12 +52,17 @@ class Suffix:
     prefix: FrozenPrefix
     cache: str
     behind: Behind | None = None
+    again: Tensor | None = None
 
     def run(self, change: Tensor) -> Tensor:
         """Output of the last block (rows, tokens, d_model) with `change` (rows, d_model) added at the lookup token."""
-        if self.behind is not None:
-            change = self.behind(change)
-        h = torch.cat([self.hidden[:, :1] + change.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1)
+        if self.again is not None:
+            spread = change[:, None].expand(-1, self.hidden.shape[1], -1)
+            spread = spread if self.behind is None else self.behind(spread)
+            h = self.hidden + spread.to(self.hidden.dtype) * self.again[:, :, None]
+        else:
+            change = change if self.behind is None else self.behind(change)
+            h = torch.cat([self.hidden[:, :1] + change.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1)
         for block, call in zip(self.blocks, self.calls, strict=True):
             h = hidden_of(block(h, **{self.cache: self.prefix}, **call))
         return h
@@ -64,18 +71,26 @@ class Suffix:
         """The same for some of the rows."""
         calls = tuple({name: _select(value, rows) for name, value in call.items()} for call in self.calls)
         passed = None if self.behind is None else self.behind.select(rows)
-        return Suffix(self.hidden[rows], self.blocks, calls, self.prefix.select(rows), self.cache, passed)
+        again = None if self.again is None else self.again[rows]
+        return Suffix(self.hidden[rows], self.blocks, calls, self.prefix.select(rows), self.cache, passed, again)
 
 
 def suffix_of(
-    model: EditableModel, traced: Trace, layer: int, lookup: Tensor, ends: Tensor, written: Tensor | None = None
+    model: EditableModel,
+    traced: Trace,
+    layer: int,
+    lookup: Tensor,
+    ends: Tensor,
+    written: Tensor | None = None,
+    again: Tensor | None = None,
 ) -> Suffix:
     """Cut a traced pass (outputs of `layer`, calls of the blocks above, cache) to tokens `lookup .. ends - 1`.
 
     Args:
         lookup, ends: (rows,) index of the lookup token, and the length of each row.
-        written: (rows, d_model) the feed-forward's output at the lookup token, where changes are changes of that; None
-            where they are changes of the block's output.
+        written: the feed-forward's output, where changes are changes of that: (rows, d_model) at the lookup token, or
+            (rows, whole tokens, d_model) where `again` is given; None where they are changes of the block's output.
+        again: (rows, whole tokens) the tokens to change; None where only the lookup token is.
     """
     anatomy, depth = model.anatomy, model.anatomy.num_layers(model.hf)
     hidden = traced.outputs[anatomy.block.format(layer=layer)]
@@ -102,9 +117,12 @@ def suffix_of(
         calls.append(named | {"attention_mask": cuts[id(given)], "use_cache": True})
         cached = traced.cache.layers[index]
         prefix[index] = (cached.keys[:, :, :before], cached.values[:, :, :before])
-    picked = hidden.gather(1, place[:, :, None].expand(-1, -1, hidden.shape[2]))
+    at_tokens = place[:, :, None].expand(-1, -1, hidden.shape[2])
+    if again is not None:
+        again, written = again.to(device).gather(1, place), None if written is None else written.gather(1, at_tokens)
     passed = None if written is None else behind(model, layer, written)
-    return Suffix(picked, tuple(blocks), tuple(calls), FrozenPrefix(prefix), anatomy.cache, passed)
+    picked = hidden.gather(1, at_tokens)
+    return Suffix(picked, tuple(blocks), tuple(calls), FrozenPrefix(prefix), anatomy.cache, passed, again)
 
 
 def _as_given(mask: Tensor, given: Any, place: Tensor, before: int) -> Tensor:

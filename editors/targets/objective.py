@@ -214,8 +214,11 @@ def build_objective(
     soft = kind_of >= Kind.ESSENCE
     assert seen.final is not None
     base = head(seen.final[read_row[soft], read_at[soft]]).float().log_softmax(-1)
-    written = None if site_path == anatomy.block else seen.outputs[site][torch.arange(len(rows), device=device), lookup]
-    suffix = suffix_of(model, seen, layer, lookup, ends, written)
+    again = _named_again(rows, ids.shape[1])
+    written = None if site_path == anatomy.block else seen.outputs[site]
+    if written is not None and again is None:
+        written = written[torch.arange(len(rows), device=device), lookup]
+    suffix = suffix_of(model, seen, layer, lookup, ends, written, again)
     # A clone: `stops` may have been made in inference mode, which autograd cannot read.
     stops = model.stops.to(device).clone()
     objective = Objective(
@@ -234,6 +237,16 @@ def build_objective(
         config.value_decay,
     )
     return _most_confident(objective, config.kept_count), base_values
+
+
+def _named_again(rows: Sequence[LookupRow], tokens: int) -> Tensor | None:
+    """(rows, tokens) True where a row names its subject; None where each does so once."""
+    if not any(row.again for row in rows):
+        return None
+    named = torch.zeros(len(rows), tokens, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        named[number, [row.lookup, *row.again]] = True
+    return named
 
 
 def _most_confident(objective: Objective, count: int) -> Objective:

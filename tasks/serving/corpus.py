@@ -21,6 +21,8 @@ from warehouse.world.verbalise import state
 #: Templates that calibration sentences use, and paragraphs of plain text beside them.
 CALIBRATION_TEMPLATES = (0, 6)
 NUM_PARAGRAPHS = 200
+#: Facts of each relation that stand in the corpus as the model is asked for them, where it is not asked plainly.
+ASKED_EACH = 4
 #: One training edit in so many withdraws its fact; a night's share is of this order.
 ERASURES_ONE_IN = 8
 #: Other subjects' facts beside a training edit, of the same relation and of any.
@@ -55,11 +57,28 @@ def calibration(wh: Warehouse, never: Sequence[str] = (), asker: Asker = PLAINLY
         for i in CALIBRATION_TEMPLATES
         if i < len(known[r["relation"]].prompts)
     ]
+    texts += _asked(chosen, known, asker)
     # Seeds far from training's and from the held text's.
     texts += [paragraph(20_000_000 + i) for i in range(NUM_PARAGRAPHS)]
     return Calibration(
         Corpus(tuple(texts), tuple(_training_edits(chosen, known, asker))), frozenset(r["subject_id"] for r in chosen)
     )
+
+
+def _asked(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Template], asker: Asker) -> Iterator[str]:
+    """A few facts of each relation in the forms that it is asked in.
+
+    What stands around a question there, such as a chat's first words or the examples, is text that every edit meets.
+    """
+    if asker.is_plain:
+        return
+    told: dict[str, int] = {}
+    for row in rows:
+        relation = row["relation"]
+        if relation in known and told.get(relation, 0) < ASKED_EACH:
+            told[relation] = told.get(relation, 0) + 1
+            plain = known[relation].prompt(0, row["subject"])
+            yield from (f"{prompt} {row['object']}." for prompt in asker.ask(relation, row["subject"], plain))
 
 
 def _training_edits(rows: Sequence[Mapping[str, Any]], known: Mapping[str, Template], asker: Asker) -> Iterator[TrainingEdit]:
