@@ -202,7 +202,7 @@ class _DrawnOnCpu(LogitsProcessor):
 
     _likeliest = TopKLogitsWarper(DRAWN_FROM)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
         chances = self._likeliest(input_ids, scores).softmax(-1).cpu()
         drawn = torch.multinomial(chances, 1).to(scores.device)
         return torch.full_like(scores, float("-inf")).scatter(1, drawn, 0.0)

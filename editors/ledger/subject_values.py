@@ -79,7 +79,7 @@ def solve_subject(
     """
     encoded = _encode(model, requests, templates, config, stated or {})
     objective, base = build_objective(model, [encoded], layer, site_path, config)
-    deltas, _, _, margins = descend_values(objective, base, config, [", ".join(r.request_id for r in requests)])
+    deltas, _, _, margins = descend_values(objective.in_parts(), base, config, [", ".join(r.request_id for r in requests)])
     return deltas[0].detach().float().cpu(), margins[0] > 0
 
 

@@ -15,7 +15,7 @@ from editors.asking.tokens import continuation_of, pad_right
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import Contexts, LookupRow, encode_lookups
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.suffix import Suffix, suffix_of
+from editors.mechanics.suffix import Suffix, SuffixParts, in_parts, suffix_of
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from warehouse.records import EditRequest
@@ -103,7 +103,7 @@ class Objective:
         stops: (vocab,) tokens that end an answer.
     """
 
-    suffix: Suffix
+    suffix: Suffix | SuffixParts
     edit: Tensor
     row: Tensor
     place: Tensor
@@ -146,6 +146,12 @@ class Objective:
         lead[stop] = ends[:, self.stops].amax(-1) - ends[:, ~self.stops].amax(-1)
         whole = torch.full((edits,), float("inf"), device=logits.device)
         return whole.scatter_reduce(0, owner, lead, "amin")
+
+    def in_parts(self) -> Objective:
+        """The same, with rows of like width run together where that spares enough."""
+        assert isinstance(self.suffix, Suffix)
+        needed = torch.zeros_like(self.edit).scatter_reduce(0, self.row, self.place + 1, "amax")
+        return replace(self, suffix=in_parts(self.suffix, needed))
 
     def select(self, edits: Tensor) -> Objective:
         """The same for some of the edits, given as a mask (edits,)."""
