@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,8 +42,9 @@ class SubjectValueConfig(LocateEditConfig):
     known_confidence: a relation is known where the request names it (`other_relations`) and the base gives one first
         token in all wordings asked (`KNOWN_WORDINGS`), each with at least this probability. Its prompts are kept whatever
         they answer. Confidence alone does not do: a base is as sure of many a guess.
-    known_kept: how many wordings of a known relation are offered. Where edits are stated in several forms, those of the
-        relation are asked and offered in their place, one in each form: a prompt in one form keeps no other.
+    known_kept: how many wordings of a known relation are offered. Where edits are stated in several forms, the relation is
+        asked as it is stated in each; what two forms agree on is known, however sure, and offered in those that do: a prompt in
+        one form keeps no other.
     """
 
     paraphrases: NonNegativeInt = 4
@@ -175,10 +177,18 @@ def kept_prompts(
         at += len(prompts)
         if not prompts:
             continue
-        is_one = len(set(first[own].tolist())) == 1 and float(sure[own].min()) >= config.known_confidence
-        known = relation in held and is_one
-        most = len(prompts) if relation in forms else config.known_kept
-        few = prompts[: most if known else config.kept_wordings]
-        answers = zip(few, first[own].tolist(), sure[own].tolist(), strict=False)
-        weight |= {p: (known, share) for p, token, share in answers if known or not config.spare_old or token not in old}
+        said, shares = first[own].tolist(), sure[own].tolist()
+        if relation in forms:
+            kept = _agreed(said)
+        else:
+            is_known = relation in held and len(set(said)) == 1 and min(shares) >= config.known_confidence
+            kept = list(range(len(prompts)))[: config.known_kept] if is_known else []
+        guesses = [i for i in range(len(prompts))[: config.kept_wordings] if not config.spare_old or said[i] not in old]
+        weight |= {prompts[i]: (bool(kept), shares[i]) for i in kept or guesses}
     return sorted(weight, key=lambda prompt: weight[prompt], reverse=True)[: config.kept_count]
+
+
+def _agreed(said: Sequence[int]) -> list[int]:
+    """Which forms give the first token that most of them give; none where no two agree."""
+    answer, votes = Counter(said).most_common(1)[0]
+    return [i for i, token in enumerate(said) if token == answer] if votes > 1 else []
