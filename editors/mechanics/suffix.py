@@ -47,7 +47,7 @@ class Suffix:
         prefix: keys and values of the tokens before the lookup token.
         cache: the argument of a block that `prefix` is handed in by.
         behind: where changes are counted at the feed-forward's output and a norm stands behind it, that norm.
-        again: (rows, tokens) the tokens that are changed, where some rows name their subject more than once; None where
+        marked: (rows, tokens) the tokens that are changed, where some rows name their subject more than once; None where
             only token 0 is.
     """
 
@@ -57,14 +57,14 @@ class Suffix:
     prefix: FrozenPrefix
     cache: str
     behind: Behind | None = None
-    again: Tensor | None = None
+    marked: Tensor | None = None
 
     def run(self, change: Tensor) -> Tensor:
         """Output of the last block (rows, tokens, d_model) with `change` (rows, d_model) added at the lookup token."""
-        if self.again is not None:
+        if self.marked is not None:
             spread = change[:, None].expand(-1, self.hidden.shape[1], -1)
             spread = spread if self.behind is None else self.behind(spread)
-            h = self.hidden + spread.to(self.hidden.dtype) * self.again[:, :, None]
+            h = self.hidden + spread.to(self.hidden.dtype) * self.marked[:, :, None]
         else:
             change = change if self.behind is None else self.behind(change)
             h = torch.cat([self.hidden[:, :1] + change.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1)
@@ -76,21 +76,21 @@ class Suffix:
         """The same for some of the rows."""
         calls = tuple({name: _select(value, rows) for name, value in call.items()} for call in self.calls)
         passed = None if self.behind is None else self.behind.select(rows)
-        again = None if self.again is None else self.again[rows]
-        return Suffix(self.hidden[rows], self.blocks, calls, self.prefix.select(rows), self.cache, passed, again)
+        marked = None if self.marked is None else self.marked[rows]
+        return Suffix(self.hidden[rows], self.blocks, calls, self.prefix.select(rows), self.cache, passed, marked)
 
     def narrow(self, tokens: int) -> Suffix:
         """The same rows without what lies behind their first so many tokens."""
         width = self.hidden.shape[1]
         passed = self.behind
-        if passed is not None and self.again is not None:
+        if passed is not None and self.marked is not None:
             passed = Behind(passed.norm, passed.outputs[:, :tokens])
         return replace(
             self,
             hidden=self.hidden[:, :tokens],
             calls=tuple({name: _narrowed(value, width, tokens) for name, value in call.items()} for call in self.calls),
             behind=passed,
-            again=None if self.again is None else self.again[:, :tokens],
+            marked=None if self.marked is None else self.marked[:, :tokens],
         )
 
 
@@ -162,15 +162,15 @@ def suffix_of(
     lookup: Tensor,
     ends: Tensor,
     written: Tensor | None = None,
-    again: Tensor | None = None,
+    marked: Tensor | None = None,
 ) -> Suffix:
     """Cut a traced pass (outputs of `layer`, calls of the blocks above, cache) to tokens `lookup .. ends - 1`.
 
     Args:
         lookup, ends: (rows,) index of the lookup token, and the length of each row.
         written: the feed-forward's output, where changes are changes of that: (rows, d_model) at the lookup token, or
-            (rows, whole tokens, d_model) where `again` is given; None where they are changes of the block's output.
-        again: (rows, whole tokens) the tokens to change; None where only the lookup token is.
+            (rows, whole tokens, d_model) where `marked` is given; None where they are changes of the block's output.
+        marked: (rows, whole tokens) the tokens to change; None where only the lookup token is.
     """
     anatomy, depth = model.anatomy, model.anatomy.num_layers(model.hf)
     hidden = traced.outputs[anatomy.block.format(layer=layer)]
@@ -198,11 +198,11 @@ def suffix_of(
         cached = traced.cache.layers[index]
         prefix[index] = (cached.keys[:, :, :before], cached.values[:, :, :before])
     at_tokens = place[:, :, None].expand(-1, -1, hidden.shape[2])
-    if again is not None:
-        again, written = again.to(device).gather(1, place), None if written is None else written.gather(1, at_tokens)
+    if marked is not None:
+        marked, written = marked.to(device).gather(1, place), None if written is None else written.gather(1, at_tokens)
     passed = None if written is None else behind(model, layer, written)
     picked = hidden.gather(1, at_tokens)
-    return Suffix(picked, tuple(blocks), tuple(calls), FrozenPrefix(prefix), anatomy.cache, passed, again)
+    return Suffix(picked, tuple(blocks), tuple(calls), FrozenPrefix(prefix), anatomy.cache, passed, marked)
 
 
 def _as_given(mask: Tensor, given: Any, place: Tensor, before: int) -> Tensor:

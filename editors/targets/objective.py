@@ -220,11 +220,11 @@ def build_objective(
     soft = kind_of >= Kind.ESSENCE
     assert seen.final is not None
     base = head(seen.final[read_row[soft], read_at[soft]]).float().log_softmax(-1)
-    again = _named_again(rows, ids.shape[1])
+    marked = _where_named(rows, ids.shape[1])
     written = None if site_path == anatomy.block else seen.outputs[site]
-    if written is not None and again is None:
+    if written is not None and marked is None:
         written = written[torch.arange(len(rows), device=device), lookup]
-    suffix = suffix_of(model, seen, layer, lookup, ends, written, again)
+    suffix = suffix_of(model, seen, layer, lookup, ends, written, marked)
     # A clone: `stops` may have been made in inference mode, which autograd cannot read.
     stops = model.stops.to(device).clone()
     objective = Objective(
@@ -245,7 +245,7 @@ def build_objective(
     return _most_confident(objective, config.kept_count), base_values
 
 
-def _named_again(rows: Sequence[LookupRow], tokens: int) -> Tensor | None:
+def _where_named(rows: Sequence[LookupRow], tokens: int) -> Tensor | None:
     """(rows, tokens) True where a row names its subject; None where each does so once."""
     if not any(row.again for row in rows):
         return None
