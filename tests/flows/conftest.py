@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,21 @@ class Home:
             return check(wh)
 
 
+@pytest.fixture(scope="session")
+def before_nights(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home without a night whose base was asked what it knows, and in which form: half the seconds of a first night."""
+    from tasks.serving.known import FOR_A_NIGHT, ask_known
+    from tasks.settings import configure
+
+    folder = tmp_path_factory.mktemp("before-nights") / "home"
+    ask_known(configure(config_of(world, folder)), each=FOR_A_NIGHT)
+    return folder
+
+
 @pytest.fixture
-def home(world: dict[str, Any], tmp_path: Path) -> Home:
-    """A new, empty home."""
+def home(world: dict[str, Any], before_nights: Path, tmp_path: Path) -> Home:
+    """A home without a night; `undisturbed` begins with no home at all."""
+    shutil.copytree(before_nights, tmp_path / "home")
     return Home(config_of(world, tmp_path / "home"))
 
 
