@@ -95,15 +95,19 @@ def home(world: dict[str, Any], before_nights: Path, tmp_path: Path) -> Home:
     return Home(config_of(world, tmp_path / "home"))
 
 
-@pytest.fixture
-def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_page(patch: pytest.MonkeyPatch) -> None:
     """No Evidently page: it takes most of a tiny night's seconds, and the undisturbed night makes a real one."""
 
     def write(folder: Path, *_: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / "evidently.html"
 
-    monkeypatch.setattr("tasks.reporting.publish_report.write_evidently", write)
+    patch.setattr("tasks.reporting.publish_report.write_evidently", write)
+
+
+@pytest.fixture
+def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_page(monkeypatch)
 
 
 @dataclass(frozen=True)
