@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.nights import config_of, write_world
+from tests.flows.nights import before_nights, config_of, write_before_nights, write_world
 from warehouse.checkpoints.object_store import ObjectStore
 from warehouse.checkpoints.opening import open_store
 from warehouse.checkpoints.promotion import read_manifest, read_pointer
@@ -32,7 +31,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings over a tiny model and two nights; read-only, shared by every home."""
-    return write_world(tmp_path_factory.mktemp("world"))
+    found = write_world(tmp_path_factory.mktemp("world"))
+    write_before_nights(found)
+    return found
+
+
+def begun(world: dict[str, Any], folder: Path, **changes: Any) -> Home:
+    """A home that begins as `before_nights` says; `undisturbed`, with which such nights are compared, begins with none."""
+    return Home(before_nights(world, folder, **changes))
 
 
 @dataclass(frozen=True)
@@ -77,22 +83,9 @@ class Home:
             return check(wh)
 
 
-@pytest.fixture(scope="session")
-def before_nights(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home without a night whose base was asked what it knows, and in which form: half the seconds of a first night."""
-    from tasks.serving.known import FOR_A_NIGHT, ask_known
-    from tasks.settings import configure
-
-    folder = tmp_path_factory.mktemp("before-nights") / "home"
-    ask_known(configure(config_of(world, folder)), each=FOR_A_NIGHT)
-    return folder
-
-
 @pytest.fixture
-def home(world: dict[str, Any], before_nights: Path, tmp_path: Path) -> Home:
-    """A home without a night; `undisturbed` begins with no home at all."""
-    shutil.copytree(before_nights, tmp_path / "home")
-    return Home(config_of(world, tmp_path / "home"))
+def home(world: dict[str, Any], tmp_path: Path) -> Home:
+    return begun(world, tmp_path / "home")
 
 
 def no_page(patch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.flows.conftest import Home, no_page
-from tests.flows.nights import LATER, PERMISSIVE, UPDATES, config_of, event, write_night, write_policy
+from tests.flows.conftest import Home, begun, no_page
+from tests.flows.nights import LATER, PERMISSIVE, UPDATES, event, write_night, write_policy
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
 
@@ -82,12 +81,11 @@ BAD: dict[str, tuple[str | bytes, str, str]] = {
 
 @pytest.fixture(scope="module")
 def mixed(
-    prefect_server: None, world: dict[str, Any], before_nights: Path, tmp_path_factory: pytest.TempPathFactory
+    prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Home, tuple[int, Any]]:
     """A night of a good record and all the bad ones, and what the command said of it."""
     folder = tmp_path_factory.mktemp("mixed")
-    shutil.copytree(before_nights, folder / "home")
-    home = Home(config_of(world, folder / "home"))
+    home = begun(world, folder / "home")
     with pytest.MonkeyPatch.context() as patch:
         no_page(patch)
         return home, refreshing(home, folder, world, patch)([good(), *(bad for bad, _, _ in BAD.values())])
