@@ -93,7 +93,7 @@ def config_of(world: dict[str, Any], home: Path, **changes: Any) -> dict[str, An
     return {**world, "home": str(home), **changes}
 
 
-def write_before_nights(world: dict[str, Any]) -> None:
+def write_before_nights(world: dict[str, Any]) -> Path:
     """Beside the world a home without a night, whose base was asked what it knows and was read by two editors."""
     from editors.presets import load_editor
     from tasks.serving.known import FOR_A_NIGHT, ask_known
@@ -106,6 +106,7 @@ def write_before_nights(world: dict[str, Any]) -> None:
     model = base_model(settings)
     for name in ("memit", "ledger"):
         preparation_of(settings, load_editor(name, model), model)
+    return settings.home
 
 
 def before_nights(world: dict[str, Any], home: Path, **changes: Any) -> dict[str, Any]:

@@ -199,10 +199,8 @@ def _keyed(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _keys_of(frame: pd.DataFrame, side: str) -> pd.Series:
     # Folding a label costs more than all else here, and few rows are without an id.
-    keys = frame[f"{side}_id"].copy()
-    bare = keys == ""
-    keys[bare] = frame.loc[bare, side].map(text_key)
-    return keys
+    keys = [own or text_key(label) for own, label in zip(frame[f"{side}_id"], frame[side], strict=True)]
+    return pd.Series(keys, index=frame.index, dtype="str")
 
 
 def apply_fact_changes(
