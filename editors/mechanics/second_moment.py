@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,7 +21,12 @@ from editors.model import EditableModel
 from editors.views import at_base
 from warehouse.errors import UsageError
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 TOKENS_PER_PASS = 4096
+#: Columns of one product of a second moment: near as fast as one product of all where a matrix is wide.
+STRIP = 512
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,25 @@ def measure_moments(
             keys = seen.inputs[paths[layer]]
             real = mask.bool().to(keys.device)
             keys = keys[real].float()
-            product = (keys.t() @ keys).double()
+            product = gram(keys).double()
             second[layer] = second[layer].add_(product) if layer in second else product
             mlp_norms[layer] += seen.outputs[paths[layer]][real].float().norm(dim=1).sum().item() / total
             block_norms[layer] += seen.outputs[blocks[layer]][real].float().norm(dim=1).sum().item() / total
     return Moments({layer: m.div_(total) for layer, m in second.items()}, mlp_norms, block_norms, total)
+
+
+def gram(keys: Float[Tensor, "tokens d_mlp"]) -> Float[Tensor, "d_mlp d_mlp"]:
+    """K^T K in strips of columns: what stands below the diagonal is copied, which spares near half of the products."""
+    width = keys.shape[1]
+    if width <= STRIP:
+        return keys.t() @ keys
+    out = keys.new_empty(width, width)
+    for start in range(0, width, STRIP):
+        stop = min(start + STRIP, width)
+        strip = keys[:, start:stop].t() @ keys[:, start:]
+        out[start:stop, start:] = strip
+        out[stop:, start:stop] = strip[:, stop - start :].t()
+    return out
 
 
 def ridged_factor(second: Tensor, ridge: float) -> Tensor:

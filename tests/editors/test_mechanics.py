@@ -9,7 +9,7 @@ from editors.asking.tokens import pad_right
 from editors.base import Corpus
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import encode_lookups, sample_contexts
-from editors.mechanics.second_moment import measure_moments, prepare_locate, read_preparation, ridged_factor
+from editors.mechanics.second_moment import STRIP, gram, measure_moments, prepare_locate, read_preparation, ridged_factor
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
@@ -116,6 +116,11 @@ def test_second_moment_is_the_average_of_outer_products(tiny: EditableModel) -> 
                 count += 1
         assert moments.tokens == count
         torch.testing.assert_close(moments.second[layer], total / count, rtol=1e-4, atol=1e-6)
+
+
+def test_products_in_strips_are_those_of_the_whole_matrix() -> None:
+    keys = torch.randn(40, 2 * STRIP + 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(gram(keys), keys.t() @ keys, rtol=1e-4, atol=1e-4)
 
 
 def test_second_moment_stops_at_the_asked_number_of_tokens(tiny: EditableModel) -> None:

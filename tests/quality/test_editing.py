@@ -46,6 +46,6 @@ def test_single_edits_reach_their_bars(settings: Settings) -> None:
 
 
 def test_edits_of_the_default_editor_last_and_cost_bystanders_almost_nothing(settings: Settings) -> None:
-    (row,) = run_benchmark(settings, [DEFAULT], ["sequential-batch"], 24, 8, options=OPTIONS)
+    (row,) = run_benchmark(settings, [DEFAULT], ["sequential-batch"], 18, 6, options=OPTIONS)
     assert short_of(row, NIGHTS) == {}
     assert row.scores["DD"].value is not None and row.scores["DD"].value <= 0.02
