@@ -63,7 +63,7 @@ def test_by_default_an_overtaken_night_stops_and_keeps_its_evidence(
     assert home.findings() == []
 
     # Somebody looked at it and lets it go on: the same night, on what is served now.
-    again = first_writer(world, tmp_path, policy=rebasing)
+    again = Home({**home.config, "policy": rebasing})
     assert again.run().verdict == "promote"
     assert again.head().checkpoint.parent == theirs
     assert again.findings() == []

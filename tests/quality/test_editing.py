@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from tasks.quality.benchmark import run_benchmark
@@ -16,8 +19,14 @@ DEFAULT = EditorSettings().name
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return Settings(home=tmp_path_factory.mktemp("quality") / "home")
+def settings(tmp_path_factory: pytest.TempPathFactory, prepared_home: Callable[[Path], Path]) -> Settings:
+    return Settings(home=prepared_home(tmp_path_factory.mktemp("quality") / "home"))
+
+
+@pytest.fixture(autouse=True)
+def without_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bar asks how long an edited model takes to answer, and that takes a tenth of all seconds here."""
+    monkeypatch.setattr("tasks.quality.benchmark.latency_ratio", lambda *_: [])
 
 
 #: Editor -> metric -> what it reaches singly.
