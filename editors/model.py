@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,6 +33,8 @@ from warehouse.questions import Answer, Question
 from warehouse.records import checkpoint_id
 
 Undo = Callable[[], None]
+#: Rows of a weight that are held in fp32 at once while an update is added.
+ROWS_AT_ONCE = 1024
 #: Activations that float16 cannot hold show on any text, mostly at its first token.
 ORDINARY = "The capital of France is"
 PatchKind = Literal["weight", "module", "memory", "prompt"]
@@ -122,6 +124,8 @@ class EditableModel:
         #: Hooks that have to see a row's tokens together.
         self._row_hooks: set[int] = set()
         self._originals: dict[str, Tensor] = {}
+        #: Of each open `scratch`: what was overwritten in it -> its state before, None where that is the original.
+        self._scratches: list[dict[str, Tensor | None]] = []
         self._parameters = dict(model.named_parameters())
         for parameter in self._parameters.values():
             # A copy of the model answers like the model itself, to the last bit, only if its weights lie alike.
@@ -173,7 +177,8 @@ class EditableModel:
 
     def _content_digest(self) -> str:
         config = {k: v for k, v in self.hf.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
-        parts = [(name, tensor_bytes(p)) for name, p in self._parameters.items()]
+        # One by one: on an accelerator the bytes of a tensor are a copy of it.
+        parts = [(name, partial(tensor_bytes, p)) for name, p in self._parameters.items()]
         return digest_of_parts([*parts, ("config", canonical_json({k: str(v) for k, v in config.items()}))])
 
     # ------------------------------------------------------------ the patch stack
@@ -200,6 +205,7 @@ class EditableModel:
         for undo in reversed(self._undos):
             undo()
         for name, original in self._originals.items():
+            self._keep_for_scratch(name)
             self._parameters[name].data.copy_(original)
         kept, self.patches, self._undos = self.patches[:depth], [], []
         self.memories.clear()
@@ -237,9 +243,17 @@ class EditableModel:
         current = self.parameter(name)
         if value.shape != current.shape:
             raise ValueError(f"{name} has shape {tuple(current.shape)}, not {tuple(value.shape)}")
+        self._keep_for_scratch(name)
         if name not in self._originals:
             self._originals[name] = current.clone()
         current.copy_(value)
+
+    def _keep_for_scratch(self, name: str) -> None:
+        """Before a parameter changes: each open scratch that has not seen it change keeps how it stands now."""
+        unaware = [kept for kept in self._scratches if name not in kept]
+        now = self._parameters[name].data.clone() if unaware and name in self._originals else None
+        for kept in unaware:
+            kept[name] = now
 
     def weight(self, path: str, layer: int) -> Tensor:
         """A projection's weight as (d_out, d_in), a view of the live tensor whatever the storage order."""
@@ -255,7 +269,11 @@ class EditableModel:
         stored = self.parameter(name)
         module = self.hf.get_submodule(name.rsplit(".", 1)[0])
         oriented = delta if isinstance(module, (nn.Linear, nn.Embedding)) else delta.t()
-        changed = (stored.float() + oriented.to(stored.device).float()).to(stored.dtype)
+        changed = torch.empty_like(stored)
+        # A few rows at a time: whole, the terms and their sum would be three fp32 copies of the weight.
+        for start in range(0, len(stored), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            changed[rows] = stored[rows].float() + oriented[rows].to(stored.device).float()
         if stored.dtype == torch.float16 and not bool(changed.isfinite().all()):
             raise EditRefused(f"{name} with its update is not finite in float16; {WIDER}")
         self.overwrite(name, changed)
@@ -267,15 +285,17 @@ class EditableModel:
     @contextmanager
     def scratch(self) -> Iterator[None]:
         """Undo, bit for bit, every overwrite made inside: an editor leaves the model as it found it."""
-        before = {name: self._parameters[name].data.clone() for name in self._originals}
-        known = set(self._originals)
+        before: dict[str, Tensor | None] = {}
+        self._scratches.append(before)
         try:
             yield
         finally:
-            for name, original in self._originals.items():
-                self._parameters[name].data.copy_(before[name] if name in known else original)
-            for name in set(self._originals) - known:
-                del self._originals[name]
+            self._scratches.pop()
+            for name, value in before.items():
+                # A scratch inside this one may have brought the original back already.
+                restored = self._originals.pop(name, None) if value is None else value
+                if restored is not None:
+                    self._parameters[name].data.copy_(restored)
 
     # ------------------------------------------------------------ seams 2 and 3: modules and calls
 
