@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -108,7 +108,16 @@ class EditableModel:
         *,
         name: str = "model",
         revision: str = "local",
+        base_digest: str | None = None,
     ) -> None:
+        """Take a model and its tokenizer into editing.
+
+        Args:
+            base_digest: of exactly these weights and this config, where it was taken before; None: it is taken now.
+
+        Raises:
+            UnsupportedModel: an architecture without anatomy, a slow tokenizer, or a float16 that gives no finite number.
+        """
         self.hf = fit_blocks(fuse_activations(model.eval().requires_grad_(False)))
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
@@ -133,7 +142,7 @@ class EditableModel:
         self._plain = PlainRunner(self)
         self._runner: Runner = self._plain
         self._stops: Tensor | None = None
-        self.base_digest = self._content_digest()
+        self.base_digest = base_digest or self._content_digest()
         trunk = self.anatomy.trunk
         runs_blocks = model.base_model if trunk is None else model.get_submodule(trunk)
         runs_blocks.register_forward_pre_hook(self._note_offset, with_kwargs=True)
@@ -149,12 +158,14 @@ class EditableModel:
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
+        base_digest: str | None = None,
     ) -> EditableModel:
         """Load a model and tokenizer from a local folder, a `.gguf` file or a hub id at a pinned revision; never a pickle.
 
         Args:
             dtype: None: the one that the checkpoint is stored in.
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
+            base_digest: as in `EditableModel`; the weights are then not read for it.
 
         Raises:
             UnsupportedModel: nothing whole and loadable at that name (see `editors.loading`), or an architecture without
@@ -162,7 +173,7 @@ class EditableModel:
         """
         model, tokenizer = load_checkpoint(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
         on_device: Any = model
-        return cls(on_device.to(device), tokenizer, name=name, revision=revision or "local")
+        return cls(on_device.to(device), tokenizer, name=name, revision=revision or "local", base_digest=base_digest)
 
     # ------------------------------------------------------------ identity
 
@@ -175,10 +186,16 @@ class EditableModel:
         """Digest of the weights as they are now, bit for bit, and of the patches attached."""
         return checkpoint_id(self._content_digest(), [p.digest for p in self.patches])
 
-    def _content_digest(self) -> str:
+    def read_base_digest(self) -> str:
+        """The digest of the base weights, read now from memory; `base_digest` may have been given on loading."""
+        return self._content_digest(self.base_parameter)
+
+    def _content_digest(self, weight: Callable[[str], Tensor] | None = None) -> str:
+        """Of the weights by name that `weight` gives; None: as they are now."""
+        weight = weight or self.parameter
         config = {k: v for k, v in self.hf.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
         # One by one: on an accelerator the bytes of a tensor are a copy of it.
-        parts = [(name, partial(tensor_bytes, p)) for name, p in self._parameters.items()]
+        parts = [(name, lambda name=name: tensor_bytes(weight(name))) for name in self._parameters]
         return digest_of_parts([*parts, ("config", canonical_json({k: str(v) for k, v in config.items()}))])
 
     # ------------------------------------------------------------ the patch stack
