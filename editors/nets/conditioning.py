@@ -312,7 +312,8 @@ def train_conditioning(
         model.anatomy.module(model.hf, model.anatomy.block, layer)
     if min(config.film_layers) + 1 >= model.anatomy.num_layers(model.hf):
         raise UsageError(f"film_layers {config.film_layers} start at the last block of {model.name}; begin one lower")
-    net = ConditionNet.fresh(model.head.weight.shape[1], config)
+    fresh = ConditionNet.fresh(model.head.weight.shape[1], config)
+    net = ConditionNet.from_tensors(fresh.tensors(), model.hf.device)
     trained = {name: tensor.requires_grad_(True) for name, tensor in net.weights.items()}
 
     def gather(number: int) -> dict[str, float]:

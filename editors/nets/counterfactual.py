@@ -242,7 +242,9 @@ def train_counterfactual(
     Returns:
         The model, and its card: loss curve, and the share of held-out rephrases answered exactly.
     """
-    net = CounterfactualModel.fresh(model.head.weight.shape[1], config)
+    net = CounterfactualModel.from_tensors(
+        CounterfactualModel.fresh(model.head.weight.shape[1], config).tensors(), model.hf.device
+    )
     trained = {name: tensor.requires_grad_(True) for name, tensor in net.weights.items()}
     lessons, end = _lessons(model, edits), end_id(model)
     stops = [token for token in model.stops.nonzero()[:, 0].tolist() if token != end] or [end]

@@ -19,7 +19,7 @@ from editors.base import Editor, Prepared
 from editors.errors import UnsupportedModel
 from editors.export.neurons import widened
 from editors.ledger.subject_values import solve_subject
-from editors.mechanics.contexts import BARE, encode_lookups
+from editors.mechanics.contexts import BARE, encode_lookups, encode_namings
 from editors.mechanics.suffix import suffix_of
 from editors.mechanics.trace import hidden_of, trace
 from editors.model import EditableModel
@@ -218,9 +218,12 @@ def test_a_pass_of_a_generation_knows_how_many_tokens_are_in_the_cache(name: str
 
 
 def adding(change: Tensor, at: Tensor) -> Callable[..., object]:
+    """Adds each row's change at one token, or at all those that a mask (rows, tokens) names."""
+    named = at if at.ndim == 2 else torch.arange(int(at.max()) + 1) == at[:, None]
+
     def hook(_module: object, _inputs: object, output: object) -> object:
         states = hidden_of(output).clone()
-        states[torch.arange(len(at)), at] += change
+        states[:, : named.shape[1]] += change[:, None] * named[:, :, None]
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     return hook
@@ -251,6 +254,36 @@ def test_the_suffix_from_the_lookup_token_on_is_the_whole_pass(name: str, site: 
         for number, row in enumerate(chosen.tolist()):
             start, end = rows[row].lookup, len(rows[row].ids)
             assert end > 12, "shorter than the windows"
+            agree(found[number, : end - start], whole[number, start:end])
+
+
+@pytest.mark.parametrize("name", ["gptj", "gemma2", "olmo2"])
+@pytest.mark.parametrize("site", ["mlp_out", "block"])
+@torch.no_grad()
+def test_the_suffix_changes_every_naming_as_the_whole_pass_does(name: str, site: str) -> None:
+    model, a = tiny(name), tiny(name).anatomy
+    prompts = ["Who was Ada Lovelace? Ada Lovelace was born in", "Ada Lovelace was born in"]
+    rows = encode_namings(model, prompts, ["Ada Lovelace"] * 2, [" Paris"] * 2)
+    assert [len(row.again) for row in rows] == [1, 0] and rows[0].lookup < rows[0].again[0]
+    ids, mask = pad_right([row.ids for row in rows], model.pad_id)
+    named = torch.zeros(ids.shape, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        named[number, [row.lookup, *row.again]] = True
+    path, block = getattr(a, site).format(layer=LAYER), a.block.format(layer=LAYER)
+    above = [a.block.format(layer=i) for i in range(LAYER + 1, a.num_layers(model.hf))]
+    seen = trace(model, ids, mask, outputs=(path, block), calls=above, use_cache=True)
+    lookup, ends = torch.tensor([row.lookup for row in rows]), mask.sum(1)
+    suffix = suffix_of(model, seen, LAYER, lookup, ends, seen.outputs[path] if site == "mlp_out" else None, named)
+    change = torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
+    for kept in (torch.arange(2), torch.tensor([0])):
+        undo = model.hook(path, adding(change[kept], named[kept]))
+        try:
+            whole = trace(model, ids[kept], mask[kept], outputs=above[-1:]).outputs[above[-1]]
+        finally:
+            undo()
+        found = suffix.select(kept).run(change[kept])
+        for number, row in enumerate(kept.tolist()):
+            start, end = rows[row].lookup, len(rows[row].ids)
             agree(found[number, : end - start], whole[number, start:end])
 
 

@@ -20,8 +20,7 @@ from tasks.serving.models import at_checkpoint, base_model
 from tasks.settings import configure
 from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
-from tests.flows.conftest import Home
-from tests.flows.nights import config_of
+from tests.flows.conftest import Home, begun, no_page
 from warehouse.checkpoints.promotion import read_manifest
 from warehouse.checkpoints.pull import pull
 from warehouse.lineages.edits import active_edits
@@ -33,11 +32,9 @@ TOKENS = 6
 @pytest.fixture(scope="module")
 def two(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Two nights by `ledger`, both promoted."""
-    home = Home(config_of(world, tmp_path_factory.mktemp("ledger") / "home", editor={"name": "ledger"}))
+    home = begun(world, tmp_path_factory.mktemp("ledger") / "home", editor={"name": "ledger"})
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
-        )
+        no_page(patched)
         assert [home.run(night).verdict for night in ("night-01", "night-02")] == ["promote", "promote"]
     return home
 
