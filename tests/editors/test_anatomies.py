@@ -219,11 +219,12 @@ def test_a_pass_of_a_generation_knows_how_many_tokens_are_in_the_cache(name: str
 
 def adding(change: Tensor, at: Tensor) -> Callable[..., object]:
     """Adds each row's change at one token, or at all those that a mask (rows, tokens) names."""
-    named = at if at.ndim == 2 else torch.arange(int(at.max()) + 1) == at[:, None]
-
     def hook(_module: object, _inputs: object, output: object) -> object:
         states = hidden_of(output).clone()
-        states[:, : named.shape[1]] += change[:, None] * named[:, :, None]
+        if at.ndim == 2:
+            states += change[:, None] * at[:, :, None]
+        else:
+            states[torch.arange(len(at)), at] += change
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     return hook
