@@ -192,10 +192,10 @@ class EditableModel:
 
     def _content_digest(self, weight: Callable[[str], Tensor] | None = None) -> str:
         """Of the weights by name that `weight` gives; None: as they are now."""
-        weight = weight or self.parameter
+        read = weight or self.parameter
         config = {k: v for k, v in self.hf.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
         # One by one: on an accelerator the bytes of a tensor are a copy of it.
-        parts = [(name, lambda name=name: tensor_bytes(weight(name))) for name in self._parameters]
+        parts = [(name, lambda name=name: tensor_bytes(read(name))) for name in self._parameters]
         return digest_of_parts([*parts, ("config", canonical_json({k: str(v) for k, v in config.items()}))])
 
     # ------------------------------------------------------------ the patch stack
