@@ -219,6 +219,7 @@ def test_a_pass_of_a_generation_knows_how_many_tokens_are_in_the_cache(name: str
 
 def adding(change: Tensor, at: Tensor) -> Callable[..., object]:
     """Adds each row's change at one token, or at all those that a mask (rows, tokens) names."""
+
     def hook(_module: object, _inputs: object, output: object) -> object:
         states = hidden_of(output).clone()
         if at.ndim == 2:
