@@ -5,7 +5,7 @@ Rules 1 and 2 of the update policy. Everything here looks at one record alone; `
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -184,7 +184,8 @@ def _change_columns(change: Change, now: datetime, policy: TrustPolicy) -> dict[
 def _link_requests(rows: Sequence[dict[str, Any]], records: Sequence[Incoming], held: Mapping[Slot, Mapping[str, str]]) -> None:
     """Give requests that go on from each other (A to B, then B to C or back to A) one statement id, as changes have.
 
-    A request names its old value by label, so the label is first looked up among what the slot holds or was given.
+    A request names its old value by label, so the label is first looked up among what the slot holds or was given, then among
+    all that the night's requests name with an id: who is no longer somebody's father may be given a child beside it.
     """
     asked = [(row, record) for row, record in zip(rows, records, strict=True) if isinstance(record, EditRequest)]
     names: dict[Slot, dict[str, str]] = {}
@@ -192,9 +193,10 @@ def _link_requests(rows: Sequence[dict[str, Any]], records: Sequence[Incoming], 
         slot = (row["subject_key"], row["relation"])
         names.setdefault(slot, dict(held.get(slot, {}))).setdefault(text_key(record.target_new), row["new_key"])
     last: dict[Slot, dict[str, dict[str, Any]]] = {}
+    elsewhere = _named_tonight(record for _, record in asked)
     for row, record in asked:
         slot = (row["subject_key"], row["relation"])
-        row["old_key"] = names[slot].get(row["old_key"], row["old_key"])
+        row["old_key"] = names[slot].get(row["old_key"]) or elsewhere.get(row["old_key"], row["old_key"])
         if record.kind == "erase":
             continue
         ends = last.setdefault(slot, {})
@@ -204,3 +206,13 @@ def _link_requests(rows: Sequence[dict[str, Any]], records: Sequence[Incoming], 
             before["statement_id"] = before["statement_id"] or f"request:{before['record_id']}"
             row["statement_id"] = before["statement_id"]
         ends[row["new_key"]] = row
+
+
+def _named_tonight(requests: Iterable[EditRequest]) -> dict[str, str]:
+    """Id by `text_key` of the label, of subjects and new values; a label that stands for two ids says nothing."""
+    found: dict[str, set[str]] = {}
+    for request in requests:
+        for label, known in ((request.subject, request.subject_id), (request.target_new, request.target_new_id)):
+            if known:
+                found.setdefault(text_key(label), set()).add(known)
+    return {label: next(iter(ids)) for label, ids in found.items() if len(ids) == 1}
