@@ -168,7 +168,7 @@ def test_neurons_beside_no_feed_forward_cannot_be_widened(tiny: EditableModel) -
         widened(tiny)
 
 
-def test_a_gated_model_without_room_for_biases_is_refused() -> None:
+def test_neurons_on_a_gated_model_without_room_for_biases_are_refused() -> None:
     config = Qwen2Config(
         vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=96,
@@ -176,5 +176,7 @@ def test_a_gated_model_without_room_for_biases_is_refused() -> None:
     torch.manual_seed(0)
     plain = Qwen2ForCausalLM(config)
     model = EditableModel(plain, tiny_tokenizer(), name="tiny-qwen2")
+    assert widened(model).config.intermediate_size == 96  # nothing to make room for
+    model.push(NeuronPatch(model.anatomy.mlp.format(layer=1), "silu", 0, randn(1, 32), randn(1), randn(1, 32)))
     with pytest.raises(UnsupportedModel, match="qwen2"):
         widened(model)
