@@ -5,7 +5,7 @@ Rules 1 and 2 of the update policy. Everything here looks at one record alone; `
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -95,6 +95,7 @@ def record_rows(
     trust: TrustPolicy | None = None,
     waived: Mapping[str, Collection[str]] | None = None,
     held: Mapping[Slot, Mapping[str, str]] | None = None,
+    ids: Mapping[str, str] | None = None,
     faults: Collection[str] = (),
 ) -> pd.DataFrame:
     """One row of `RECORD_COLUMNS` for each readable record, numbered in order of arrival.
@@ -104,6 +105,8 @@ def record_rows(
         waived: reasons that a person has set aside for a record, by record id.
         held: object id by `text_key` of its label, for what the store holds in a slot: requests name old values by
             label only.
+        ids: id by `folded` label of what the night names by both, for labels that the slot does not hold: who is no longer
+            somebody's father may be given a child beside it.
         faults: records that something else than their shape stands against, so that no other record rests on them.
     """
     policy, waived = trust or shipped_trust(), waived or {}
@@ -121,7 +124,7 @@ def record_rows(
         # The columns of a waived rule are cleared here, so that everything that rests on them agrees.
         row |= {name: False for name, reason in _WAIVABLE.items() if reason in passed}
         rows.append(row)
-    _link_requests(rows, [r for _, r in readable], held or {})
+    _link_requests(rows, [r for _, r in readable], held or {}, ids or {})
     return pd.DataFrame(rows, columns=list(RECORD_COLUMNS))
 
 
@@ -181,11 +184,16 @@ def _change_columns(change: Change, now: datetime, policy: TrustPolicy) -> dict[
     }
 
 
-def _link_requests(rows: Sequence[dict[str, Any]], records: Sequence[Incoming], held: Mapping[Slot, Mapping[str, str]]) -> None:
+def _link_requests(
+    rows: Sequence[dict[str, Any]],
+    records: Sequence[Incoming],
+    held: Mapping[Slot, Mapping[str, str]],
+    ids: Mapping[str, str],
+) -> None:
     """Give requests that go on from each other (A to B, then B to C or back to A) one statement id, as changes have.
 
     A request names its old value by label, so the label is first looked up among what the slot holds or was given, then among
-    all that the night's requests name with an id: who is no longer somebody's father may be given a child beside it.
+    all that the night names by label and id.
     """
     asked = [(row, record) for row, record in zip(rows, records, strict=True) if isinstance(record, EditRequest)]
     names: dict[Slot, dict[str, str]] = {}
@@ -193,7 +201,7 @@ def _link_requests(rows: Sequence[dict[str, Any]], records: Sequence[Incoming], 
         slot = (row["subject_key"], row["relation"])
         names.setdefault(slot, dict(held.get(slot, {}))).setdefault(text_key(record.target_new), row["new_key"])
     last: dict[Slot, dict[str, dict[str, Any]]] = {}
-    elsewhere = _named_tonight(record for _, record in asked)
+    elsewhere = {text_key(label): known_id for label, known_id in ids.items()}
     for row, record in asked:
         slot = (row["subject_key"], row["relation"])
         row["old_key"] = names[slot].get(row["old_key"]) or elsewhere.get(row["old_key"], row["old_key"])
@@ -206,13 +214,3 @@ def _link_requests(rows: Sequence[dict[str, Any]], records: Sequence[Incoming], 
             before["statement_id"] = before["statement_id"] or f"request:{before['record_id']}"
             row["statement_id"] = before["statement_id"]
         ends[row["new_key"]] = row
-
-
-def _named_tonight(requests: Iterable[EditRequest]) -> dict[str, str]:
-    """Id by `text_key` of the label, of subjects and new values; a label that stands for two ids says nothing."""
-    found: dict[str, set[str]] = {}
-    for request in requests:
-        for label, known in ((request.subject, request.subject_id), (request.target_new, request.target_new_id)):
-            if known:
-                found.setdefault(text_key(label), set()).add(known)
-    return {label: next(iter(ids)) for label, ids in found.items() if len(ids) == 1}
