@@ -49,17 +49,24 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path) -> P
     return folder
 
 
+def why_not_plain(folder: Path) -> str:
+    """Why a folder of `materialise` answers as if some of its edits had never been; empty where it holds them all."""
+    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    if note["weights_hold_every_edit"]:
+        return ""
+    # Checkpoints of before do not say why.
+    why = note.get("why_not", f"plain weights do not show its patches ({', '.join(note['patch_kinds'])})")
+    return (
+        f"checkpoint {note['checkpoint_id'][:12]} is no plain model: {why}; its edits work where Errata serves them "
+        "(`errata ask`), and an editor that changes weights makes checkpoints that work anywhere"
+    )
+
+
 def check_whole(folder: Path) -> None:
-    """Refuse a folder of `materialise` that answers as if some of its edits had never been.
+    """Refuse a folder of `materialise` that does not hold every edit.
 
     Raises:
         UnsupportedModel: with what its weights could not hold.
     """
-    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    if not note["weights_hold_every_edit"]:
-        # Checkpoints of before do not say why.
-        why = note.get("why_not", f"plain weights do not show its patches ({', '.join(note['patch_kinds'])})")
-        raise UnsupportedModel(
-            f"checkpoint {note['checkpoint_id'][:12]} is no plain model: {why}; its edits work where Errata serves them "
-            "(`errata ask`), and an editor that changes weights makes checkpoints that work anywhere"
-        )
+    if why := why_not_plain(folder):
+        raise UnsupportedModel(why)

@@ -9,8 +9,7 @@ from typing import Any
 
 from prefect import task
 
-from editors.errors import UnsupportedModel
-from editors.export.plain import check_whole, materialise
+from editors.export.plain import materialise, why_not_plain
 from editors.writing import writing
 from tasks.candidate import Candidate
 from tasks.night.gate import reasons
@@ -41,11 +40,9 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
     folder = night_folder(settings, done.night) / "model"
     with writing(folder):
         materialise(model, checkpoint, folder)
-    try:
-        check_whole(folder)
-    except UnsupportedModel as error:
+    if why := why_not_plain(folder):
         # Served by Errata it holds its edits, so the night may promote it; who pulls it is refused.
-        log.warning("%s", error)
+        log.warning("%s", why)
     files = checkpoint_files(checkpoint.checkpoint_id, folder)
     for digest in done.patch_digests:
         files |= patch_files(digest, patch_folder(settings, digest))
