@@ -175,6 +175,11 @@ class EditableModel:
         on_device: Any = model
         return cls(on_device.to(device), tokenizer, name=name, revision=revision or "local", base_digest=base_digest)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the parameters, a shared one counted once."""
+        return sum(p.numel() * p.element_size() for p in self._parameters.values())
+
     # ------------------------------------------------------------ identity
 
     @property

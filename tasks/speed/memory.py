@@ -33,11 +33,6 @@ EDITORS = ("ledger", "r_rome", "memit", "ultraedit", "ft_m", "lora", "grace")
 SAMPLE_S = 0.001
 
 
-def model_bytes(model: EditableModel) -> int:
-    """Of the parameters, a shared one counted once."""
-    return sum(p.numel() * p.element_size() for p in model.hf.parameters())
-
-
 class PeakMemory:
     """How far memory rose above where it stood while a block ran, in bytes (`rise`); a context manager.
 
@@ -160,7 +155,7 @@ def peak_memory(context: BenchContext) -> Case:
     model, settings = context.model, context.settings
     requests = benchmark_requests(context.world, model, "modification", 2, split="all", seed=0)
     corpus = calibration(context.world).corpus
-    total = model_bytes(model)
+    total = model.num_bytes
     model.score([Question(requests[0].prompt, requests[0].target_new)])
 
     def once() -> Once:

@@ -21,7 +21,7 @@ from editors.catalogue import editor_class
 from editors.model import EditableModel
 from editors.session import batch_of
 from tasks.settings import EMBEDDED
-from tasks.speed.memory import PeakMemory, model_bytes
+from tasks.speed.memory import PeakMemory
 from tasks.speed.untuned import costed_editor
 from warehouse.digests import digest_of
 from warehouse.errors import UsageError
@@ -180,7 +180,7 @@ def measure_shape(
         editor_class(editor)
     start = time.perf_counter()
     model = random_model(name, device)
-    total, requests = model_bytes(model), requests_of()
+    total, requests = model.num_bytes, requests_of()
     report(f"{name}: {total / 2**30:.2f} GiB of weights on {device}, made in {time.perf_counter() - start:.0f} s")
     flops = matmul_flops(device, 8192 if device.type == "cuda" else 512)
     count = probes or (832 if device.type == "cuda" else 64)
@@ -207,7 +207,7 @@ def measure_shape(
 
 def edit_costs(model: EditableModel, name: str, many: int, requests: Sequence[EditRequest]) -> Iterator[ShapeCost]:
     """A single edit and `many` of them; where one fails, a row with the reason ends the editor's rows."""
-    device, total = model.hf.device, model_bytes(model)
+    device, total = model.hf.device, model.num_bytes
     corpus, count = corpus_of(requests), 0
     try:
         with PeakMemory(device) as before:

@@ -15,7 +15,7 @@ from editors.presets import load_editor
 from tasks.settings import Settings
 from tasks.speed.bench import measure_case
 from tasks.speed.case import BenchContext
-from tasks.speed.memory import EDITORS, PeakMemory, edit_memory, model_bytes
+from tasks.speed.memory import EDITORS, PeakMemory, edit_memory
 from tasks.speed.untuned import costed_editor
 from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from tests.tasks.small_world import knowing_model, small_world
@@ -61,8 +61,8 @@ def test_a_block_that_takes_nothing_rises_by_next_to_nothing(meter: PeakMemory) 
 
 def test_bytes_of_a_model_count_a_shared_weight_once() -> None:
     model = tiny_model("gpt2")
-    assert model_bytes(model) == sum({p.data_ptr(): p.numel() * 4 for p in model.hf.parameters()}.values())
-    assert model_bytes(model) == 4 * model.hf.num_parameters()
+    assert model.num_bytes == sum({p.data_ptr(): p.numel() * 4 for p in model.hf.parameters()}.values())
+    assert model.num_bytes == 4 * model.hf.num_parameters()
 
 
 def test_an_edit_is_measured_from_the_model_alone_and_leaves_it_as_it_was() -> None:
@@ -96,7 +96,7 @@ def test_the_case_has_a_share_for_each_editor(
             "peak-memory", BenchContext(model, world, Settings(home=tmp_path_factory.mktemp("home"))), repeat=1
         )
     assert result.editor == "r_rome, ft_m, grace" and result.edits == 3
-    assert result.details["model, bytes"] == model_bytes(model)
+    assert result.details["model, bytes"] == model.num_bytes
     for name in ("r_rome", "ft_m", "grace"):
         assert set(result.details[name]) == {"edit", "of it held", "preparation"}
     assert result.details["largest edit"] == pytest.approx(
