@@ -79,7 +79,7 @@ def solve_subject(
     Raises:
         EditRefused: the objective became infinite or NaN.
     """
-    encoded = _encode(model, requests, templates, config, stated or {})
+    encoded = _encode(model, requests, templates, config, stated)
     objective, base = build_objective(model, [encoded], layer, site_path, config)
     deltas, _, _, margins = descend_values(objective.in_parts(), base, config, [", ".join(r.request_id for r in requests)])
     return deltas[0].detach().float().cpu(), margins[0] > 0
@@ -127,7 +127,7 @@ def _encode(
     requests: Sequence[EditRequest],
     templates: Mapping[str, Sequence[str]],
     config: SubjectValueConfig,
-    stated: Mapping[str, Sequence[str]],
+    stated: Mapping[str, Sequence[str]] | None,
 ) -> EncodedEdit:
     subject = requests[0].subject
     texts: list[tuple[str, str, Kind]] = []
