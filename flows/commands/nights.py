@@ -13,6 +13,7 @@ from flows.commands.shared import Json, console, emit_json, reported, table
 from flows.commands.stopping import at_once
 from tasks.settings import configure
 from warehouse.errors import UsageError
+from warehouse.records import Manifest
 
 if TYPE_CHECKING:
     from tasks.settings import Settings
@@ -175,23 +176,31 @@ def ask(
 def pull(
     out: Annotated[Path, typer.Option(help="Folder to make; must not hold anything else.")],
     channel: Annotated[str | None, typer.Option(help="Channel or checkpoint id; default: the lineage's own.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also where the weights do not show every edit.")] = False,
     lineage: Lineage = None,
     as_json: Json = False,
 ) -> None:
     """Download a promoted checkpoint as a Hugging Face folder, every digest verified."""
+    from tasks.serving.export import check_whole
     from tasks.serving.signing import check_signature
     from tasks.workspace import store_of
     from warehouse.checkpoints.pull import pull
 
     settings = configure(lineage=lineage)
     store = store_of(settings)
+
+    def check(folder: Path, manifest: Manifest) -> None:
+        check_signature(settings, store, manifest, folder)
+        if not anyway:
+            check_whole(folder, manifest.checkpoint.checkpoint_id)
+
     manifest = pull(
         store,
         channel or settings.channel_name,
         out,
         limits=settings.limits,
         allow_code=settings.model.trust_remote_code,
-        check=lambda folder, m: check_signature(settings, store, m, folder),
+        check=check,
     )
     found = {"out": str(out), "checkpoint": manifest.checkpoint.checkpoint_id, "night": manifest.night}
     emit_json(found) if as_json else console.print(

@@ -14,6 +14,7 @@ from checks.metrics.efficiency import EditCost, efficiency
 from editors.model import EditableModel
 from editors.views import AtDepth
 from tasks.candidate import Candidate
+from tasks.serving.agreement import served_as_measured
 from tasks.serving.corpus import calibration
 from tasks.serving.forms import how_to_ask
 from tasks.serving.known import FOR_A_NIGHT, ask_known
@@ -120,12 +121,15 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
     before = done.before
     after = done.checkpoint_id
     with warehouse(settings) as wh:
-        known = [r for r in reports_after(wh, after, before) if r.probe_set_digest == probes.digest]
+        reports = [r for r in reports_after(wh, after, before) if r.probe_set_digest == probes.digest]
+    # Those of releases before say nothing of what will be served.
+    known = [r for r in reports if any(s.metric == "served_agreement" for s in r.scores)]
     if known:
         return known[-1]
     asker = how_to_ask(settings)
     model = at_checkpoint(settings, store_of(settings), done)
     cost = EditCost(len(done.edited), done.edit_seconds, done.patch_bytes)
+    served = served_as_measured(settings, model, done, probes, retain)
     report = measure(
         AtDepth(model, 0),
         model,
@@ -134,8 +138,12 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
         right_after={p.probe_id: p for p in done.right_after},
         old_answers={r.request_id: [r.target_true] for r in retained if r.target_true},
         cache=WarehouseCache(settings),
-        environment=environment(settings, done, model) | ({} if asker.is_plain else {"forms": asker.forms.describe()}),
-        extra=efficiency(cost),
+        environment={
+            **environment(settings, done, model),
+            **({} if asker.is_plain else {"forms": asker.forms.describe()}),
+            **served.environment,
+        },
+        extra=[*efficiency(cost), *served.scores],
         before_id=before,
         after_id=after,
         form_of=asker.slicing,

@@ -13,10 +13,11 @@ from editors.export.plain import NOTE, materialise
 from editors.model import EditableModel
 from editors.writing import writing
 from tasks.serving.checkpoints import find_checkpoint
+from tasks.serving.form import plain_form
 from tasks.serving.models import at_checkpoint, base_revision
 from tasks.settings import Settings
 from tasks.workspace import store_of
-from warehouse.errors import Conflict, UsageError
+from warehouse.errors import Conflict, NotWhole, UsageError
 from warehouse.records import Checkpoint, Record, checkpoint_id
 from warehouse.whole_files import whole_folder
 
@@ -32,26 +33,35 @@ class ExportedModule(Record):
 
 
 class Exported(Record):
-    """What `errata export` wrote. `whole`: the files show every edit of the checkpoint; `modules`: of an adapter."""
+    """What `errata export` wrote.
+
+    `whole`: the files show every edit of the checkpoint; `room`: how wide its layers are, where edits stand in columns;
+    `modules`: of an adapter.
+    """
 
     out: str
     checkpoint_id: str
     form: Literal["model", "adapter"]
     patches: int
     whole: bool
+    room: str = ""
     modules: tuple[ExportedModule, ...] = ()
 
 
-def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_rank: int | None = None) -> Exported:
+def export(
+    settings: Settings, name: str, out: Path, *, peft: bool = False, max_rank: int | None = None, anyway: bool = False
+) -> Exported:
     """Write a checkpoint into a new or empty folder; the folder is there whole or not at all.
 
     Args:
         name: as in `find_checkpoint`; also a rejected candidate or `base`.
         peft: a LoRA adapter for the base model instead of a whole model.
         max_rank: see `write_adapter`.
+        anyway: write a whole model that does not show every edit too.
 
     Raises:
         NotFound: no such checkpoint.
+        NotWhole: the weights cannot hold every edit.
         Conflict: the folder holds something.
         UnsupportedModel: an adapter cannot hold the checkpoint's edits.
         UsageError: `max_rank` without `peft`.
@@ -64,7 +74,10 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
     model = at_checkpoint(settings, store_of(settings), found)
     checkpoint = found or _base(settings, model)
     with writing(out), whole_folder(out) as fresh:
-        exported = (_adapter if peft else _model)(settings, model, checkpoint, fresh, max_rank)
+        if peft:
+            exported = _adapter(settings, model, checkpoint, fresh, max_rank)
+        else:
+            exported = _model(settings, model, checkpoint, fresh, anyway)
     log.info("%s: %s of checkpoint %s", out, exported.form, checkpoint.checkpoint_id[:12])
     return exported.model_copy(update={"out": str(out)})
 
@@ -81,12 +94,42 @@ def _base(settings: Settings, model: EditableModel) -> Checkpoint:
     )
 
 
-def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, _rank: int | None) -> Exported:
+def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, anyway: bool) -> Exported:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    materialise(model, checkpoint, folder)
-    whole = bool(json.loads((folder / NOTE).read_text(encoding="utf-8"))["weights_hold_every_edit"])
+    written = materialise(model, checkpoint, folder, plain_form(settings, model))
+    if not written.whole and not anyway:
+        raise NotWhole(not_whole(checkpoint.checkpoint_id, written.why_not))
     return Exported(
-        out=str(folder), checkpoint_id=checkpoint.checkpoint_id, form="model", patches=len(model.patches), whole=whole
+        out=str(folder),
+        checkpoint_id=checkpoint.checkpoint_id,
+        form="model",
+        patches=len(model.patches),
+        whole=written.whole,
+        room=written.room.sentence if written.room else "",
+    )
+
+
+def check_whole(folder: Path, checkpoint: str) -> None:
+    """Refuse a folder whose note says that it does not hold every edit.
+
+    Raises:
+        NotWhole: with the way out.
+    """
+    try:
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Not one of ours to judge: digests and signature say whether it is as it was promoted.
+        return
+    if isinstance(note, dict) and note.get("weights_hold_every_edit") is False:
+        raise NotWhole(not_whole(checkpoint, ""))
+
+
+def not_whole(checkpoint: str, why: str) -> str:
+    """What there is to do about a checkpoint that only Errata can serve."""
+    because = f": {why}" if why else ""
+    return (
+        f"the weights of checkpoint {checkpoint[:12]} do not hold every edit{because}. Serve it with Errata (`errata ask`), or "
+        "take the weights without those edits: --anyway"
     )
 
 
