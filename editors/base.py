@@ -51,6 +51,8 @@ class EditorCard:
         only_xy: it needs no more than the pairs (x_e, y_e), in the survey's sense.
         survey: where this card differs from the survey's Table 3, the reason.
         differs: what ours changes against the paper or its public code, and why.
+        behind_norm: it edits models that norm the feed-forward's output before it is added (OLMo 2, Gemma); others are refused
+            by `load_editor`, before anything is prepared.
     """
 
     name: str
@@ -71,6 +73,7 @@ class EditorCard:
     survey: str = ""
     differs: str = ""
     why_not: str = ""
+    behind_norm: bool = True
 
 
 @dataclass(frozen=True)

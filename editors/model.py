@@ -33,6 +33,8 @@ from warehouse.questions import Answer, Question
 from warehouse.records import checkpoint_id
 
 Undo = Callable[[], None]
+#: Rows of a weight that are held in fp32 at once while an update is added.
+ROWS_AT_ONCE = 1024
 #: Activations that float16 cannot hold show on any text, mostly at its first token.
 ORDINARY = "The capital of France is"
 PatchKind = Literal["weight", "module", "memory", "prompt"]
@@ -106,7 +108,16 @@ class EditableModel:
         *,
         name: str = "model",
         revision: str = "local",
+        base_digest: str | None = None,
     ) -> None:
+        """Take a model and its tokenizer into editing.
+
+        Args:
+            base_digest: of exactly these weights and this config, where it was taken before; None: it is taken now.
+
+        Raises:
+            UnsupportedModel: an architecture without anatomy, a slow tokenizer, or a float16 that gives no finite number.
+        """
         self.hf = fit_blocks(fuse_activations(model.eval().requires_grad_(False)))
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
@@ -122,6 +133,8 @@ class EditableModel:
         #: Hooks that have to see a row's tokens together.
         self._row_hooks: set[int] = set()
         self._originals: dict[str, Tensor] = {}
+        #: Of each open `scratch`: what was overwritten in it -> its state before, None where that is the original.
+        self._scratches: list[dict[str, Tensor | None]] = []
         self._parameters = dict(model.named_parameters())
         for parameter in self._parameters.values():
             # A copy of the model answers like the model itself, to the last bit, only if its weights lie alike.
@@ -129,7 +142,7 @@ class EditableModel:
         self._plain = PlainRunner(self)
         self._runner: Runner = self._plain
         self._stops: Tensor | None = None
-        self.base_digest = self._content_digest()
+        self.base_digest = base_digest or self._content_digest()
         trunk = self.anatomy.trunk
         runs_blocks = model.base_model if trunk is None else model.get_submodule(trunk)
         runs_blocks.register_forward_pre_hook(self._note_offset, with_kwargs=True)
@@ -145,12 +158,14 @@ class EditableModel:
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
+        base_digest: str | None = None,
     ) -> EditableModel:
         """Load a model and tokenizer from a local folder, a `.gguf` file or a hub id at a pinned revision; never a pickle.
 
         Args:
             dtype: None: the one that the checkpoint is stored in.
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
+            base_digest: as in `EditableModel`; the weights are then not read for it.
 
         Raises:
             UnsupportedModel: nothing whole and loadable at that name (see `editors.loading`), or an architecture without
@@ -158,7 +173,12 @@ class EditableModel:
         """
         model, tokenizer = load_checkpoint(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
         on_device: Any = model
-        return cls(on_device.to(device), tokenizer, name=name, revision=revision or "local")
+        return cls(on_device.to(device), tokenizer, name=name, revision=revision or "local", base_digest=base_digest)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the parameters, a shared one counted once."""
+        return sum(p.numel() * p.element_size() for p in self._parameters.values())
 
     # ------------------------------------------------------------ identity
 
@@ -171,9 +191,16 @@ class EditableModel:
         """Digest of the weights as they are now, bit for bit, and of the patches attached."""
         return checkpoint_id(self._content_digest(), [p.digest for p in self.patches])
 
-    def _content_digest(self) -> str:
+    def read_base_digest(self) -> str:
+        """The digest of the base weights, read now from memory; `base_digest` may have been given on loading."""
+        return self._content_digest(self.base_parameter)
+
+    def _content_digest(self, weight: Callable[[str], Tensor] | None = None) -> str:
+        """Of the weights by name that `weight` gives; None: as they are now."""
+        read = weight or self.parameter
         config = {k: v for k, v in self.hf.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
-        parts = [(name, tensor_bytes(p)) for name, p in self._parameters.items()]
+        # One by one: on an accelerator the bytes of a tensor are a copy of it.
+        parts = [(name, lambda name=name: tensor_bytes(read(name))) for name in self._parameters]
         return digest_of_parts([*parts, ("config", canonical_json({k: str(v) for k, v in config.items()}))])
 
     # ------------------------------------------------------------ the patch stack
@@ -200,6 +227,7 @@ class EditableModel:
         for undo in reversed(self._undos):
             undo()
         for name, original in self._originals.items():
+            self._keep_for_scratch(name)
             self._parameters[name].data.copy_(original)
         kept, self.patches, self._undos = self.patches[:depth], [], []
         self.memories.clear()
@@ -237,9 +265,17 @@ class EditableModel:
         current = self.parameter(name)
         if value.shape != current.shape:
             raise ValueError(f"{name} has shape {tuple(current.shape)}, not {tuple(value.shape)}")
+        self._keep_for_scratch(name)
         if name not in self._originals:
             self._originals[name] = current.clone()
         current.copy_(value)
+
+    def _keep_for_scratch(self, name: str) -> None:
+        """Before a parameter changes: each open scratch that has not seen it change keeps how it stands now."""
+        unaware = [kept for kept in self._scratches if name not in kept]
+        now = self._parameters[name].data.clone() if unaware and name in self._originals else None
+        for kept in unaware:
+            kept[name] = now
 
     def weight(self, path: str, layer: int) -> Tensor:
         """A projection's weight as (d_out, d_in), a view of the live tensor whatever the storage order."""
@@ -255,7 +291,11 @@ class EditableModel:
         stored = self.parameter(name)
         module = self.hf.get_submodule(name.rsplit(".", 1)[0])
         oriented = delta if isinstance(module, (nn.Linear, nn.Embedding)) else delta.t()
-        changed = (stored.float() + oriented.to(stored.device).float()).to(stored.dtype)
+        changed = torch.empty_like(stored)
+        # A few rows at a time: whole, the terms and their sum would be three fp32 copies of the weight.
+        for start in range(0, len(stored), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            changed[rows] = stored[rows].float() + oriented[rows].to(stored.device).float()
         if stored.dtype == torch.float16 and not bool(changed.isfinite().all()):
             raise EditRefused(f"{name} with its update is not finite in float16; {WIDER}")
         self.overwrite(name, changed)
@@ -267,15 +307,17 @@ class EditableModel:
     @contextmanager
     def scratch(self) -> Iterator[None]:
         """Undo, bit for bit, every overwrite made inside: an editor leaves the model as it found it."""
-        before = {name: self._parameters[name].data.clone() for name in self._originals}
-        known = set(self._originals)
+        before: dict[str, Tensor | None] = {}
+        self._scratches.append(before)
         try:
             yield
         finally:
-            for name, original in self._originals.items():
-                self._parameters[name].data.copy_(before[name] if name in known else original)
-            for name in set(self._originals) - known:
-                del self._originals[name]
+            self._scratches.pop()
+            for name, value in before.items():
+                # A scratch inside this one may have brought the original back already.
+                restored = self._originals.pop(name, None) if value is None else value
+                if restored is not None:
+                    self._parameters[name].data.copy_(restored)
 
     # ------------------------------------------------------------ seams 2 and 3: modules and calls
 

@@ -134,6 +134,7 @@ app.command()(inside.footprint)
 app.command()(measure.benchmark)
 app.command()(measure.leaderboard)
 app.command()(measure.bench)
+app.command()(measure.device)
 app.command()(ingest.replay)
 app.command()(demo.demo)
 

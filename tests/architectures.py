@@ -9,6 +9,7 @@ import transformers
 
 from editors.architectures.anatomies import anatomy_of
 from editors.base import Editor
+from editors.direct.hosting import HostedConfig
 from editors.model import EditableModel
 from editors.presets import load_editor
 from tests.support import tiny_model, tiny_tokenizer
@@ -87,5 +88,10 @@ def model_of(name: str) -> EditableModel:
 
 
 def tiny_editor(name: str) -> Editor:
-    """An editor with the numbers of the tiny Llama, whatever the architecture: presets need no section for each."""
-    return load_editor(name, tiny_model("llama"))
+    """An editor with the numbers of the tiny Llama, its host's too, whatever the architecture: presets need no section."""
+    llama = tiny_model("llama")
+    made = load_editor(name, llama)
+    if isinstance(made.config, HostedConfig):
+        numbers = load_editor(made.config.host, llama).config.model_dump(exclude={"seed"})
+        return load_editor(name, llama, {"host_overrides": numbers})
+    return made

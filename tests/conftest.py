@@ -9,6 +9,9 @@ os.environ.update(
      "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 )  # fmt: skip
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,3 +26,21 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 def tiny(request: pytest.FixtureRequest) -> EditableModel:
     """A fresh tiny model of each architecture."""
     return tiny_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes homes on the reference model that have one folder of preparations, which are kept by what they depend on.
+
+    Both workers of a run have the same folder: a preparation that takes twenty seconds is made once.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "reference-preparations"
+    shared.mkdir(exist_ok=True)
+
+    def make(home: Path) -> Path:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "preparations").symlink_to(shared)
+        return home
+
+    return make

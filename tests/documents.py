@@ -1,5 +1,6 @@
 """What the documentation says, taken apart: commands, settings, tables and paths. `python -m tests.documents` writes the
-page of commands (`docs/COMMANDS.md`) from the command tree.
+page of commands (`docs/COMMANDS.md`) from the command tree, and the table of editors and architectures (`editors/README.md`)
+from what the tests run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pydantic import BaseModel
 
 from flows.cli import app
 from tasks.settings import Settings
+from tests.matrix import TRAITS
+from tests.matrix import table as matrix_table
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "editors", "checks", "warehouse", "deployments")
@@ -28,6 +31,7 @@ PAGES = tuple(
     )
 )
 COMMANDS_PAGE = ROOT / "docs" / "COMMANDS.md"
+EDITORS_PAGE = ROOT / "editors" / "README.md"
 SETTINGS_PAGE = ROOT / "docs" / "SETTINGS.md"
 
 
@@ -146,6 +150,29 @@ def commands_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+# ------------------------------------------------------------ editors and architectures
+
+MATRIX_HEADING = "## Editors and architectures\n"
+
+
+def matrix_section() -> str:
+    """The section of the editors' README that says what is tested where."""
+    return f"""{MATRIX_HEADING}
+Written by `python -m tests.documents` from what the tests run; a test compares. ● the whole contract, ○ its core, – refused
+with the reason; blank: not run, and no reason known why it should not. Nine editors run on every shape of every architecture,
+the others on a sample that covers every pair of a family and a trait (`tests/matrix.py`); traits are: {", ".join(TRAITS)}.
+
+{matrix_table()}
+
+"""
+
+
+def with_matrix(page: str) -> str:
+    """The page with that section as it is now; the next heading of its level ends it."""
+    before, _, rest = page.partition(MATRIX_HEADING)
+    return before + matrix_section() + rest[rest.index("## ") :]
+
+
 # ------------------------------------------------------------ settings
 
 
@@ -201,3 +228,4 @@ def spans(cell: str) -> list[str]:
 
 if __name__ == "__main__":
     COMMANDS_PAGE.write_text(commands_page(), encoding="utf-8")
+    EDITORS_PAGE.write_text(with_matrix(text_of(EDITORS_PAGE)), encoding="utf-8")

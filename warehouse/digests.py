@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,14 @@ def digest_of(*values: Any) -> str:
     return sha256_bytes(canonical_json(list(values)))
 
 
-def digest_of_parts(parts: Iterable[tuple[str, bytes | memoryview]]) -> str:
-    """sha256 over named byte strings, sorted by name; names and lengths are part of it, so no two layouts collide."""
+def digest_of_parts(parts: Iterable[tuple[str, bytes | memoryview | Callable[[], bytes | memoryview]]]) -> str:
+    """sha256 over named byte strings, sorted by name; names and lengths are part of it, so no two layouts collide.
+
+    A string may be given as a function that makes it: it is called in its turn, so that one of them at a time is held.
+    """
     total = hashlib.sha256()
-    for name, data in sorted(parts, key=lambda part: part[0]):
+    for name, given in sorted(parts, key=lambda part: part[0]):
+        data = given() if callable(given) else given
         total.update(f"{len(name)}:{name}:{len(data)}:".encode())
         total.update(data)
     return total.hexdigest()

@@ -46,10 +46,6 @@ class RefusedName(WarehouseError, ValueError):
     """A name that nothing in a store may have: no plain relative path, or one of a pickle or code."""
 
 
-class NotWhole(WarehouseError):
-    """A folder for servers does not hold every edit of its checkpoint."""
-
-
 class Conflict(WarehouseError):
     """A create-only object exists with other content, or a channel was moved by somebody else first."""
 

@@ -41,7 +41,7 @@ class Identified:
     faults: dict[str, Fault] = field(default_factory=dict)
 
     def ids_by_label(self) -> dict[str, str]:
-        """The one id of each label that tonight's requests name by both; for edits of earlier nights without ids."""
+        """The one id of each label that tonight's records name by both; for edits and old values that have the label alone."""
         found: dict[str, set[str]] = defaultdict(set)
         for record in self.records.values():
             for known_id, label in _pairs(record):

@@ -95,6 +95,7 @@ def record_rows(
     trust: TrustPolicy | None = None,
     waived: Mapping[str, Collection[str]] | None = None,
     held: Mapping[Slot, Mapping[str, str]] | None = None,
+    ids: Mapping[str, str] | None = None,
     faults: Collection[str] = (),
 ) -> pd.DataFrame:
     """One row of `RECORD_COLUMNS` for each readable record, numbered in order of arrival.
@@ -104,6 +105,8 @@ def record_rows(
         waived: reasons that a person has set aside for a record, by record id.
         held: object id by `text_key` of its label, for what the store holds in a slot: requests name old values by
             label only.
+        ids: id by `folded` label of what the night names by both, for labels that the slot does not hold: who is no longer
+            somebody's father may be given a child beside it.
         faults: records that something else than their shape stands against, so that no other record rests on them.
     """
     policy, waived = trust or shipped_trust(), waived or {}
@@ -121,7 +124,7 @@ def record_rows(
         # The columns of a waived rule are cleared here, so that everything that rests on them agrees.
         row |= {name: False for name, reason in _WAIVABLE.items() if reason in passed}
         rows.append(row)
-    _link_requests(rows, [r for _, r in readable], held or {})
+    _link_requests(rows, [r for _, r in readable], held or {}, ids or {})
     return pd.DataFrame(rows, columns=list(RECORD_COLUMNS))
 
 
@@ -181,10 +184,16 @@ def _change_columns(change: Change, now: datetime, policy: TrustPolicy) -> dict[
     }
 
 
-def _link_requests(rows: Sequence[dict[str, Any]], records: Sequence[Incoming], held: Mapping[Slot, Mapping[str, str]]) -> None:
+def _link_requests(
+    rows: Sequence[dict[str, Any]],
+    records: Sequence[Incoming],
+    held: Mapping[Slot, Mapping[str, str]],
+    ids: Mapping[str, str],
+) -> None:
     """Give requests that go on from each other (A to B, then B to C or back to A) one statement id, as changes have.
 
-    A request names its old value by label, so the label is first looked up among what the slot holds or was given.
+    A request names its old value by label, so the label is first looked up among what the slot holds or was given, then among
+    all that the night names by label and id.
     """
     asked = [(row, record) for row, record in zip(rows, records, strict=True) if isinstance(record, EditRequest)]
     names: dict[Slot, dict[str, str]] = {}
@@ -192,9 +201,10 @@ def _link_requests(rows: Sequence[dict[str, Any]], records: Sequence[Incoming], 
         slot = (row["subject_key"], row["relation"])
         names.setdefault(slot, dict(held.get(slot, {}))).setdefault(text_key(record.target_new), row["new_key"])
     last: dict[Slot, dict[str, dict[str, Any]]] = {}
+    elsewhere = {text_key(label): known_id for label, known_id in ids.items()}
     for row, record in asked:
         slot = (row["subject_key"], row["relation"])
-        row["old_key"] = names[slot].get(row["old_key"], row["old_key"])
+        row["old_key"] = names[slot].get(row["old_key"]) or elsewhere.get(row["old_key"], row["old_key"])
         if record.kind == "erase":
             continue
         ends = last.setdefault(slot, {})

@@ -147,14 +147,15 @@ def _plain(record_id: str, verdict: Any, reason: str, sentence: str) -> Verdict:
 def _rows(store: Reader, night: str, known: Identified, now: datetime, options: _Options) -> dict[str, dict[str, Any]]:
     waived, records = options.waived, known.records
     faults = {i: fault for i, fault in known.faults.items() if i in records and fault.reason not in waived.get(i, ())}
-    slots = record_rows(list(records.items()), now, trust=options.trust, faults=faults)
+    ids = known.ids_by_label()
+    slots = record_rows(list(records.items()), now, trust=options.trust, ids=ids, faults=faults)
     if slots.empty:
         return {}
     held = _held_names(store, slots)
     if held or waived:
-        slots = record_rows(list(records.items()), now, trust=options.trust, waived=waived, held=held, faults=faults)
+        slots = record_rows(list(records.items()), now, trust=options.trust, waived=waived, held=held, ids=ids, faults=faults)
     stated = stated_relations(store) if options.require_templates else None
-    columns = conflict_columns(store, slots, now, options.evidence, past_requests(store, night, known.ids_by_label()))
+    columns = conflict_columns(store, slots, now, options.evidence, past_requests(store, night, ids))
     odd = {} if options.door is None else text_and_likeness(store, records, options.door, waived)
     rows: dict[str, dict[str, Any]] = {}
     for row in columns:

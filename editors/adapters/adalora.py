@@ -12,6 +12,7 @@ from torch import Tensor
 
 from editors.adapters.injection import ADAPTER, Site, adapter_weights, factors, injected, target_paths
 from editors.base import EditorCard, Prepared
+from editors.draws import seeded
 from editors.mechanics.descent import DescentConfig, minimise
 from editors.mechanics.locality_bank import BankConfig, BankEditor
 from editors.model import EditableModel
@@ -79,26 +80,23 @@ class AdaLora(BankEditor[AdaLoraEditConfig]):
         paths = target_paths(model, config.layers, config.sites)
         subjects = [r.subject for r in batch.requests]
         bank = self._reader.bank(model, prepared, first, config, subjects) if config.gamma else None
-        # fork_rng: the adapter's random start must not move anybody else's random stream.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            with injected(model, paths, AdaLoraModel, self._settings()) as tuner:
-                leaves = [model.hf.get_submodule(path) for path in paths]
+        with seeded(config.seed), injected(model, paths, AdaLoraModel, self._settings()) as tuner:
+            leaves = [model.hf.get_submodule(path) for path in paths]
 
-                def penalty(step: int) -> Tensor:
-                    held = config.orthogonality * orthogonality(leaves)
-                    return held + bank.penalty({}, step) if bank else held
+            def penalty(step: int) -> Tensor:
+                held = config.orthogonality * orthogonality(leaves)
+                return held + bank.penalty({}, step) if bank else held
 
-                minimise(
-                    model,
-                    batch.requests,
-                    first,
-                    adapter_weights(model, paths),
-                    config,
-                    penalty=penalty,
-                    after_step=tuner.update_and_allocate,
-                )
-                updates = {f"{path}.weight": factors(model, path) for path in paths}
+            minimise(
+                model,
+                batch.requests,
+                first,
+                adapter_weights(model, paths),
+                config,
+                penalty=penalty,
+                after_step=tuner.update_and_allocate,
+            )
+            updates = {f"{path}.weight": factors(model, path) for path in paths}
         # A projection whose triplets were all pruned keeps its weight.
         return WeightPatch({name: u for name, u in updates.items() if u.left.shape[1]}, self._reader.note(subjects))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from editors.adapters.injection import Site, adapter_weights, factors, injected, target_paths
 from editors.base import EditorCard, Prepared
+from editors.draws import seeded
 from editors.mechanics.descent import DescentConfig, minimise
 from editors.mechanics.locality_bank import BankConfig, BankEditor
 from editors.model import EditableModel
@@ -58,9 +58,7 @@ class Lora(BankEditor[LoraEditConfig]):
         paths = target_paths(model, config.layers, config.sites)
         subjects = [r.subject for r in batch.requests]
         bank = self._reader.bank(model, prepared, first, config, subjects) if config.gamma else None
-        # fork_rng: the adapter's random start must not move anybody else's random stream.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0)  # pyright: ignore[reportArgumentType]
             with injected(model, paths, LoraModel, settings):
                 minimise(

@@ -113,6 +113,7 @@ class CaliNet(Editor[CaliNetConfig]):
             "without training edits has its prompt alone. The slots are hooks; `editors/export/plain.py` writes them into "
             "a plain model of wider layers."
         ),
+        behind_norm=False,
     )
 
     def preparation_key(self) -> str:

@@ -45,4 +45,4 @@ def prepare_scoped(
 
     tensors, cards = run_stages(bench, {"scope": scope, stage: second})
     meta: dict[str, Any] = {"token_layer": config.token_layer, "prompt_layer": config.prompt_layer, **cards}
-    return Prepared({name: t.detach().contiguous() for name, t in tensors.items()}, meta)
+    return Prepared({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, meta)

@@ -148,6 +148,7 @@ class TPatcher(Editor[TPatcherConfig]):
             "zero, and search the hardest entries of the bank every few steps. The amplifier of a value is fixed. Queries of "
             "earlier edits and of other requests of the batch join the bank."
         ),
+        behind_norm=False,
     )
 
     def preparation_key(self) -> str:

@@ -8,11 +8,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopKLogitsWarper,
+)
 
 from editors.asking.calls import Call, Generation, LogitBatch, PromptPositions
 from editors.asking.prefixes import prefix_groups, shared_cache
 from editors.asking.tokens import EncodedRow, encode_prompts, encode_rows, pad_right, said_text
+from editors.draws import seeded
 from editors.errors import EditRefused
 from editors.precision import WIDER
 
@@ -25,6 +34,8 @@ WHOLE_PER_TOKEN = 16
 #: Logits held at once (fp32: 4 bytes each).
 LOGITS_PER_BATCH = 2**25
 PROMPTS_PER_GENERATION = 64
+#: transformers draws from this many of the likeliest tokens where a call leaves it open.
+DRAWN_FROM = 50
 
 
 class Wearer(Protocol):
@@ -159,18 +170,16 @@ class PlainRunner:
             hf: Any = model.hf  # transformers types `generate` for fewer models than have it
             last = torch.full((len(chosen),), longest - 1, device=device)
             model.positions = PromptPositions(last, mask.bool().to(device))
-            # fork_rng: sampling here must not move anybody else's random stream.
-            with torch.random.fork_rng(devices=[]), plain_generation(model):
-                torch.manual_seed(options.seed)
+            with seeded(options.seed), plain_generation(model):
                 try:
                     out = hf.generate(
                         input_ids=ids.to(device),
                         attention_mask=mask.to(device),
                         max_new_tokens=options.max_new_tokens,
-                        do_sample=options.sample,
+                        do_sample=options.sample and device.type == "cpu",
                         use_cache=options.use_cache,
                         pad_token_id=model.pad_id,
-                        logits_processor=[_Drawable()] if options.sample and hf.dtype == torch.float16 else None,
+                        logits_processor=_processors(hf.dtype, device) if options.sample else None,
                     )
                 finally:
                     model.positions = None
@@ -186,6 +195,23 @@ class _Drawable(LogitsProcessor):
         if not bool(scores.isfinite().all()):
             raise EditRefused(f"logits to sample a continuation from are not finite in float16; {WIDER}")
         return scores
+
+
+class _DrawnOnCpu(LogitsProcessor):
+    """Draw the next token as transformers does, on the CPU, and leave it as the only one: draws of devices differ."""
+
+    _likeliest = TopKLogitsWarper(DRAWN_FROM)
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        chances = self._likeliest(input_ids, scores).softmax(-1).cpu()
+        drawn = torch.multinomial(chances, 1).to(scores.device)
+        return torch.full_like(scores, float("-inf")).scatter(1, drawn, 0.0)
+
+
+def _processors(dtype: torch.dtype, device: torch.device) -> list[LogitsProcessor]:
+    """What stands between logits and a drawn token, beside transformers' own."""
+    checks: list[LogitsProcessor] = [_Drawable()] if dtype == torch.float16 else []
+    return checks if device.type == "cpu" else [*checks, _DrawnOnCpu()]
 
 
 @contextmanager

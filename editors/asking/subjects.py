@@ -59,6 +59,20 @@ def place_of(prompt: str, subject: str, wordings: Iterable[str] = (), tokenizer:
     return max(places, key=lambda at: (_stands_alone(prompt, at, at + length), at + length in edges, at))
 
 
+def naming_places(
+    prompt: str, subject: str, wordings: Iterable[str] = (), tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[int]:
+    """The characters at which the prompt names the subject, ascending: where `place_of` finds it, and every other naming
+    that is not part of a longer name. A chat asks for the capital of France, and its answer begins "The capital of France".
+
+    Raises:
+        InvalidRequest: as `place_of`.
+    """
+    asked = place_of(prompt, subject, wordings, tokenizer)
+    others = [at for at in subject_places(prompt, subject) if _stands_alone(prompt, at, at + len(subject))]
+    return sorted({asked, *others})
+
+
 def _missing(prompt: str, subject: str) -> str:
     at = prompt.find(subject) if subject.strip() else -1
     if at < 0:

@@ -76,7 +76,7 @@ class Memit(LocatingEditor[MemitConfig]):
         targets = anchored(solution.targets, known.site_norms(spread_site(model))[top], self.config)
 
         def write(group: Sequence[EditRequest], wanted: Tensor, note: dict[str, Any]) -> WeightPatch:
-            sites = [[r.prompt, r.subject] for r in group]
+            sites = [[r.prompt, r.subject, *r.also] for r in group]
             return WeightPatch(self._spread(model, group, wanted, known), {**note, "sites": sites})
 
         return write_groups("memit", groups, targets, solution, write)
@@ -100,16 +100,17 @@ class Memit(LocatingEditor[MemitConfig]):
 
 
 def _earlier_sites(model: EditableModel, requests: Sequence[EditRequest]) -> list[EditRequest]:
-    """Where the MEMIT patches on the model wrote, each subject and prompt once, without the subjects of this batch."""
+    """Where the MEMIT patches on the model wrote, in all forms of a prompt, without the subjects of this batch."""
     taken = {r.subject for r in requests}
     sites: dict[tuple[str, str], EditRequest] = {}
     for patch in model.patches:
         note = patch.meta.get("note", {})
         if note.get("editor") != "memit":
             continue
-        for prompt, subject in note["sites"]:
+        for prompt, subject, *also in note["sites"]:
             if subject not in taken:
+                name, forms = f"earlier-{len(sites)}", tuple(also)
                 sites[prompt, subject] = EditRequest(
-                    request_id=f"earlier-{len(sites)}", prompt=prompt, subject=subject, relation="", target_new=""
+                    request_id=name, prompt=prompt, subject=subject, relation="", target_new="", also=forms
                 )
     return list(sites.values())

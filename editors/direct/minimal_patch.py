@@ -81,6 +81,7 @@ class MinimalPatch(Editor[MinimalPatchConfig]):
         differs="Least squares in place of the largest entry, solved by the dual; the final norm is linearised in turns and "
         "margins are verified on the true one; the vocabulary's constraints are generated; the norm may be measured on "
         "generic text. The stop behind an answer is part of it. Nothing asks the patch to reach other wordings.",
+        behind_norm=False,
     )
 
     def __init__(self, config: MinimalPatchConfig) -> None:

@@ -58,6 +58,7 @@ class Pmet(LocatingEditor[PmetConfig]):
         only_xy=False,
         differs="All values of a batch are optimised together on cached states; decay and clamp bound both changes together; "
         "fp64 Cholesky, Woodbury; the objective can ask that the answer ends.",
+        behind_norm=False,
     )
 
     @property

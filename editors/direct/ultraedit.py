@@ -14,7 +14,7 @@ from editors.base import NO_BENCH, Corpus, EditorCard, EditorConfig, Prepared, W
 from editors.groups import GroupEditor
 from editors.mechanics.gradients import Projections, TokenFactors, Tokens
 from editors.mechanics.paraphrases import names_of
-from editors.mechanics.second_moment import measure_moments, ridged_factor
+from editors.mechanics.second_moment import WideFactors, measure_moments, ridged_factor
 from editors.model import EditableModel
 from editors.nets.lessons import Factors, Places, group_factors, joined, request_factors, slices
 from editors.patches.weight import LowRank, WeightPatch
@@ -96,7 +96,7 @@ class UltraEdit(GroupEditor[UltraEditConfig]):
 
     def __init__(self, config: UltraEditConfig) -> None:
         super().__init__(config)
-        self._last: tuple[Prepared, dict[str, Tensor]] | None = None
+        self._last: tuple[Prepared, WideFactors[str]] | None = None
 
     def preparation_key(self) -> str:
         config = self.config
@@ -154,13 +154,13 @@ class UltraEdit(GroupEditor[UltraEditConfig]):
         found = group_factors(model, groups, places)
         return [self._patch(model, g, factors, before, second, prepared) for g, factors in zip(groups, found, strict=True)]
 
-    def _factors(self, prepared: Prepared, device: torch.device) -> dict[str, Tensor]:
-        """Cholesky factors in fp64, read once for as long as the same preparation is handed in: they are large."""
+    def _factors(self, prepared: Prepared, device: torch.device) -> Mapping[str, Tensor]:
+        """Cholesky factors in fp64, one held at a time for as long as the same preparation is handed in."""
         if not self.config.preserved:
             return {}
         if self._last is None or self._last[0] is not prepared:
             named = {n.rsplit("|", 1)[0]: t for n, t in prepared.tensors.items() if n.endswith("|factor")}
-            self._last = (prepared, {path: t.to(device, torch.float64) for path, t in named.items()})
+            self._last = (prepared, WideFactors(named, device))
         return self._last[1]
 
     @torch.no_grad()

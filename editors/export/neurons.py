@@ -15,6 +15,19 @@ from editors.model import EditableModel
 from editors.patches.neurons import NeuronPatch, activation_of
 
 
+def why_no_room(model: EditableModel) -> str:
+    """Why no column of the architecture's feed-forward can have a threshold; empty where one can."""
+    kind, anatomy = str(model.hf.config.model_type), model.anatomy
+    if not anatomy.gated and getattr(anatomy.module(model.hf, anatomy.mlp_in[0], 0), "bias", None) is None:
+        return f"this {kind!r} has a feed-forward without biases, which hold the thresholds of neurons and slots"
+    if anatomy.gated and anatomy.mlp_norm is None:
+        return (
+            f"the gated feed-forward of {kind!r} reads the residual stream without a norm, so nothing is constant at its input "
+            "and no threshold of a neuron or slot can be folded into it"
+        )
+    return ""
+
+
 def neuron_columns(model: EditableModel, patch: NeuronPatch, form: PlainForm, start: int = 0) -> Columns:
     """The neurons of one patch, in the model's own activation: one column each, in their order.
 
@@ -52,20 +65,16 @@ def folded(
     Raises:
         UnsupportedModel: it has room for neither, or see `PlainForm.rows_of`.
     """
-    anatomy, kind = model.anatomy, str(model.hf.config.model_type)
-    if not anatomy.gated:
-        if getattr(model.hf.get_submodule(anatomy.mlp_in[0].format(layer=0)), "bias", None) is None:
-            raise UnsupportedModel(f"this {kind!r} has a feed-forward without biases, which hold thresholds; serve with hooks")
-        return Columns(keys, values, biases)
-    if form.of_before:
+    anatomy = model.anatomy
+    if form.of_before and anatomy.gated:
         if anatomy.biases is None:
+            kind = str(model.hf.config.model_type)
             raise UnsupportedModel(f"a gated feed-forward held neurons only with biases, which {kind!r} has not")
         return Columns(keys, values, biases)
-    if anatomy.mlp_norm is None:
-        raise UnsupportedModel(
-            f"the gated feed-forward of {kind!r} reads the residual stream without a norm, so nothing is constant at its input "
-            "and no threshold can be folded into it; serve with hooks"
-        )
+    if why := why_no_room(model):
+        raise UnsupportedModel(why)
+    if not anatomy.gated:
+        return Columns(keys, values, biases)
     ups = form.rows_of(site, owners, form.dtype or model.hf.dtype, start)
     return Columns((keys.double() + biases.double()[:, None] * ups.double()).float(), values, ups=ups)
 

@@ -7,7 +7,6 @@ width of the feed-forward is another where edits stand beside it.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +29,6 @@ from editors.patches.neurons import NeuronPatch
 from editors.patches.slots import SlotBook, SlotPatch, slots_name
 from warehouse.records import Checkpoint
 
-log = logging.getLogger(__name__)
 NOTE = "errata.json"
 
 
@@ -52,15 +50,16 @@ class Plain:
 
 @dataclass(frozen=True)
 class Materialised:
-    """What `materialise` wrote. `whole`: the weights hold every edit; `why_not`: else, what stood in the way.
-
-    `room`: None where no layer was widened.
-    """
+    """What `materialise` wrote. `why_not`: what kept the weights from holding every edit; `room`: None where none is wider."""
 
     folder: Path
-    whole: bool
     why_not: str = ""
     room: Room | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Do the weights hold every edit?"""
+        return not self.why_not
 
 
 def sites_beside(model: EditableModel) -> tuple[str, ...]:
@@ -132,8 +131,8 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path, form
     """Write the Hugging Face directory of a candidate, with a note of what it is made of and how.
 
     Added neurons and slots become a wider feed-forward where the architecture has room for them; `slots.json` then says
-    which columns hold whose edits. Where a patch is neither (a memory, a text), the weights alone do not show the edit;
-    the note says so.
+    which columns hold whose edits. Where a patch is neither (a memory, a text), or there is no such room, the weights alone do
+    not show the edit; the note says so and why, and `check_whole` refuses the folder.
     """
     form = form or PlainForm()
     shutil.rmtree(folder, ignore_errors=True)
@@ -148,7 +147,6 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path, form
         else:
             _write_weights(model, folder, form)
     except UnsupportedModel as error:
-        log.warning("the exported weights do not show every edit: %s", error)
         _write_weights(model, folder, form)
         why_not = str(error)
     note = {
@@ -157,10 +155,34 @@ def materialise(model: EditableModel, checkpoint: Checkpoint, folder: Path, form
         "patch_digests": list(checkpoint.patch_digests),
         "patch_kinds": sorted({p.kind for p in model.patches}),
         "weights_hold_every_edit": not why_not,
+        **({"why_not": why_not} if why_not else {}),
         **({} if form.of_before else {"form": _described(model, form, plain)}),
     }
     (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-    return Materialised(folder, not why_not, why_not, plain and plain.room)
+    return Materialised(folder, why_not, plain and plain.room)
+
+
+def why_not_plain(folder: Path) -> str:
+    """Why a folder of `materialise` answers as if some of its edits had never been; empty where it holds them all."""
+    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    if note["weights_hold_every_edit"]:
+        return ""
+    # Checkpoints of before do not say why.
+    why = note.get("why_not", f"plain weights do not show its patches ({', '.join(note['patch_kinds'])})")
+    return (
+        f"checkpoint {note['checkpoint_id'][:12]} is no plain model: {why}; its edits work where Errata serves them "
+        "(`errata ask`), and an editor that changes weights makes checkpoints that work anywhere"
+    )
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse a folder of `materialise` that does not hold every edit.
+
+    Raises:
+        UnsupportedModel: with what its weights could not hold.
+    """
+    if why := why_not_plain(folder):
+        raise UnsupportedModel(f"{why}; --anyway takes the weights without these edits")
 
 
 def second_rows(tensors: Mapping[str, Tensor], model: EditableModel, site: str, columns: int) -> Tensor:

@@ -95,7 +95,7 @@ class Ike(Editor[IkeConfig]):
             shown = draw.sample(learnt, min(len(learnt), config.demonstration_edits))
             tensors[DEMONSTRATIONS] = Classifier.from_tensors(tensors, meta).embed(model, [e.request.prompt for e in shown])
             meta["shown"] = [demonstrations_of(edit, config) for edit in shown]
-        return Prepared({name: t.detach().contiguous() for name, t in tensors.items()}, meta)
+        return Prepared({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, meta)
 
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> RetrievedPromptPatch:
         """See `Editor.edit`."""

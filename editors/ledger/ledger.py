@@ -151,12 +151,13 @@ class Ledger(RetractingEditor[LedgerConfig]):
         templates = prepared.meta["templates"]
         every = sorted({t for known in templates.values() for t in known})
         barred = [p for r in requests for p in r.measured]
-        prompts = [r.prompt for r in requests]
+        prompts = [p for r in requests for p in (r.prompt, *r.also)]
         prompts = list(dict.fromkeys([subject, *prompts, *wordings_for(subject, every, self.config.key_wordings, barred)]))
         states = subject_states(model, prompts, [subject] * len(prompts), self._site(model), every)
         # On the grid before anything is measured with it: what it is measured with is what is served.
         vector = on_grid(space.filter(states, self.config.filter_slack)).float()
         own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))
         foreign = float(space.scores(vector, space.bank).max())
-        value, _ = solve_subject(model, requests, templates, self.config.layer, model.anatomy.mlp_out, self.config)
+        layer, stated = self.config.layer, prepared.meta.get("stated")
+        value, _ = solve_subject(model, requests, templates, layer, model.anatomy.mlp_out, self.config, stated)
         return Slot(subject, requests, states, vector, own, foreign, value, space.mean)

@@ -16,7 +16,7 @@ from editors.ledger.subject_values import SubjectValueConfig, facts_of, group_by
 from editors.mechanics.answers import check_request
 from editors.mechanics.behind import site_path, spread_site
 from editors.mechanics.contexts import BARE
-from editors.mechanics.paraphrases import relation_templates
+from editors.mechanics.paraphrases import relation_templates, stated_templates
 from editors.mechanics.second_moment import LocatePreparation, PreparationReader, prepare_locate
 from editors.mechanics.settings import AscendingLayers
 from editors.model import EditableModel
@@ -77,7 +77,10 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
     def prepare(self, model: EditableModel, corpus: Corpus, bench: Workbench = NO_BENCH) -> Prepared:
         """Second moments and contexts, as for MEMIT, and the wordings of relations."""
         located = prepare_locate(model, corpus, self.config.layers, self.config)
-        return Prepared(located.tensors, {**located.meta, "wordings": relation_templates(corpus.edits)})
+        return Prepared(
+            located.tensors,
+            {**located.meta, "wordings": relation_templates(corpus.edits), "stated": stated_templates(corpus.edits)},
+        )
 
     def preparation_key(self) -> str:
         return digest_of("ledger-solve", self.config.preparation_digest(self.config.layers))
@@ -131,8 +134,8 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
     def _delta(self, model: EditableModel, requests: tuple[EditRequest, ...], prepared: Prepared) -> Tensor:
         key = self._key(model, requests, prepared)
         if key not in self._solved:
-            last, wordings = self.config.layers[-1], prepared.meta["wordings"]
-            self._solved[key], _ = solve_subject(model, requests, wordings, last, self._target(model), self.config)
+            last, wordings, stated = self.config.layers[-1], prepared.meta["wordings"], prepared.meta.get("stated")
+            self._solved[key], _ = solve_subject(model, requests, wordings, last, self._target(model), self.config, stated)
         return self._solved[key]
 
     def _write(

@@ -31,8 +31,7 @@ def side_by_side(model: EditableModel, items: Sequence[Item], work: Callable[[Ed
     Raises:
         Exception: whatever `work` raises, once the items that are under way have come to an end.
     """
-    size = sum(p.numel() * p.element_size() for p in model.hf.parameters())
-    if model.hf.device.type != "cpu" or size > MAX_COPIED_BYTES:
+    if model.hf.device.type != "cpu" or model.num_bytes > MAX_COPIED_BYTES:
         return [work(model, item) for item in items]
     with _one_thread() as threads:
         workers = max(1, min(threads, len(items)))

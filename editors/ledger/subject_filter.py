@@ -12,8 +12,8 @@ from torch import Tensor
 
 from editors.asking.tokens import pad_right
 from editors.base import Corpus, Prepared
-from editors.mechanics.contexts import LookupRow, encode_lookups
-from editors.mechanics.paraphrases import SLOT, relation_templates
+from editors.mechanics.contexts import LookupRow, each_naming, encode_namings
+from editors.mechanics.paraphrases import SLOT, relation_templates, stated_templates
 from editors.mechanics.passes import length_groups
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
@@ -79,8 +79,8 @@ def lookup_states(
 
 def subject_states(
     model: EditableModel, prompts: Sequence[str], subjects: Sequence[str], site: str, wordings: Collection[str] = ()
-) -> Float[Tensor, "prompts d_model"]:
-    """Input of the module `site` at each subject's last token; fp32 on the CPU.
+) -> Float[Tensor, "namings d_model"]:
+    """Input of the module `site` at each subject's last token, one state for each naming; fp32 on the CPU.
 
     Args:
         wordings: templates that some of the prompts were made from.
@@ -88,7 +88,7 @@ def subject_states(
     Raises:
         InvalidRequest: a subject is not in its prompt.
     """
-    rows = encode_lookups(model, prompts, subjects, [""] * len(prompts), wordings=wordings)
+    rows = each_naming(encode_namings(model, prompts, subjects, [""] * len(prompts), wordings))
     return lookup_states(model, rows, (site,))[site]
 
 
@@ -157,9 +157,11 @@ class SpaceTexts:
 
     Attributes:
         templates: wordings by relation; `every` has them all.
+        stated: the wordings by relation that edits are stated in, one for each form.
     """
 
     templates: Mapping[str, Sequence[str]]
+    stated: Mapping[str, Sequence[str]]
     every: Sequence[str]
     known: Sequence[LookupRow]
     plain: TextSample
@@ -177,8 +179,8 @@ def space_texts(model: EditableModel, corpus: Corpus, *, wordings: int, tokens: 
     every = sorted({t for known in templates.values() for t in known})
     subjects = sorted({e.request.subject for e in corpus.edits})
     pairs = [(p, s) for s in subjects for p in [s, *wordings_for(s, every, wordings, ())]]
-    known = encode_lookups(model, [p for p, _ in pairs], [s for _, s in pairs], [""] * len(pairs), wordings=every)
-    return SpaceTexts(templates, every, known, sample_texts(model, corpus.texts, tokens, seed))
+    known = each_naming(encode_namings(model, [p for p, _ in pairs], [s for _, s in pairs], [""] * len(pairs), every))
+    return SpaceTexts(templates, stated_templates(corpus.edits), every, known, sample_texts(model, corpus.texts, tokens, seed))
 
 
 def space_of(known: Float[Tensor, "known d_model"], plain: Float[Tensor, "tokens d_model"], ridge: float) -> SubjectSpace:
@@ -198,4 +200,5 @@ def prepare_space(
     """The space of a base model at one site; see `space_texts`."""
     texts = space_texts(model, corpus, wordings=wordings, tokens=tokens, seed=seed)
     known, plain = lookup_states(model, texts.known, (site,)), text_states(model, texts.plain, (site,))
-    return Prepared(dict(vars(space_of(known[site], plain[site], ridge))), {"templates": dict(texts.templates)})
+    meta = {"templates": dict(texts.templates), "stated": dict(texts.stated)}
+    return Prepared(dict(vars(space_of(known[site], plain[site], ridge))), meta)

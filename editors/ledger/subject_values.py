@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from editors.asking.tokens import continuation_of
-from editors.mechanics.contexts import LookupRow, encode_lookups
+from editors.mechanics.contexts import encode_namings
 from editors.mechanics.paraphrases import SLOT, paraphrases_of
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
@@ -41,7 +42,9 @@ class SubjectValueConfig(LocateEditConfig):
     known_confidence: a relation is known where the request names it (`other_relations`) and the base gives one first
         token in all wordings asked (`KNOWN_WORDINGS`), each with at least this probability. Its prompts are kept whatever
         they answer. Confidence alone does not do: a base is as sure of many a guess.
-    known_kept: how many wordings of a known relation are offered.
+    known_kept: how many wordings of a known relation are offered. Where edits are stated in several forms, the relation is
+        asked as it is stated in each; what two forms agree on is known, however sure, and offered in those that do: a prompt in
+        one form keeps no other.
     """
 
     paraphrases: NonNegativeInt = 4
@@ -58,8 +61,9 @@ def solve_subject(
     layer: int,
     site_path: str,
     config: SubjectValueConfig,
+    stated: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Float[Tensor, " d_model"], bool]:
-    """The change at the subject's last token that makes all of its edits hold together; fp32 on the CPU.
+    """The change at the subject's last token, wherever it is named, that makes all of its edits hold together; fp32 on the CPU.
 
     One subject at a time: what else is edited cannot show in it, not even through padding. The model must stand at its
     base.
@@ -67,6 +71,7 @@ def solve_subject(
     Args:
         requests: edits of one subject, at most one of each relation, in the order of their relations.
         templates: relation -> wordings with `{}` for the subject.
+        stated: relation -> those that edits are stated in, one for each form.
 
     Returns:
         The change, and whether every target token leads in every wording.
@@ -74,9 +79,9 @@ def solve_subject(
     Raises:
         EditRefused: the objective became infinite or NaN.
     """
-    encoded = _encode(model, requests, templates, config)
+    encoded = _encode(model, requests, templates, config, stated)
     objective, base = build_objective(model, [encoded], layer, site_path, config)
-    deltas, _, _, margins = descend_values(objective, base, config, [", ".join(r.request_id for r in requests)])
+    deltas, _, _, margins = descend_values(objective.in_parts(), base, config, [", ".join(r.request_id for r in requests)])
     return deltas[0].detach().float().cpu(), margins[0] > 0
 
 
@@ -122,6 +127,7 @@ def _encode(
     requests: Sequence[EditRequest],
     templates: Mapping[str, Sequence[str]],
     config: SubjectValueConfig,
+    stated: Mapping[str, Sequence[str]] | None,
 ) -> EncodedEdit:
     subject = requests[0].subject
     texts: list[tuple[str, str, Kind]] = []
@@ -131,11 +137,9 @@ def _encode(
     if config.kl_weight:
         texts.append((subject, "", Kind.ESSENCE))
     if config.kept_weight:
-        texts += [(p, "", Kind.KEPT) for p in kept_prompts(model, requests, templates, config)]
+        texts += [(p, "", Kind.KEPT) for p in kept_prompts(model, requests, templates, config, stated)]
     wordings = {wording for group in templates.values() for wording in group}
-    rows: list[LookupRow] = encode_lookups(
-        model, [t for t, _, _ in texts], [subject] * len(texts), [c for _, c, _ in texts], wordings=wordings
-    )
+    rows = encode_namings(model, [t for t, _, _ in texts], [subject] * len(texts), [c for _, c, _ in texts], wordings)
     return EncodedEdit(tuple(rows), tuple(k for _, _, k in texts))
 
 
@@ -144,6 +148,7 @@ def kept_prompts(
     requests: Sequence[EditRequest],
     templates: Mapping[str, Sequence[str]],
     config: SubjectValueConfig,
+    stated: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
     """The `kept_count` prompts about the subject's other relations that count most: known ones, then by the base's confidence.
 
@@ -153,11 +158,12 @@ def kept_prompts(
     """
     subject, edited, barred = requests[0].subject, {r.relation for r in requests}, {p for r in requests for p in r.measured}
     held = {relation for r in requests for relation in r.other_relations}
+    forms = {relation: wordings for relation, wordings in (stated or {}).items() if relation in held and len(wordings) > 1}
     asked: dict[str, list[str]] = {}
     for relation, wordings in sorted(templates.items()):
         if relation not in edited:
             count = max(config.kept_wordings, KNOWN_WORDINGS) if relation in held else config.kept_wordings
-            chosen = sorted(wordings, key=lambda t: digest_of("kept", t))[:count]
+            chosen = forms.get(relation) or sorted(wordings, key=lambda t: digest_of("kept", t))[:count]
             asked[relation] = [p for t in chosen if (p := t.replace(SLOT, subject)) not in barred]
     if not any(asked.values()):
         return []
@@ -171,9 +177,18 @@ def kept_prompts(
         at += len(prompts)
         if not prompts:
             continue
-        is_one = len(set(first[own].tolist())) == 1 and float(sure[own].min()) >= config.known_confidence
-        known = relation in held and is_one
-        few = prompts[: config.known_kept if known else config.kept_wordings]
-        answers = zip(few, first[own].tolist(), sure[own].tolist(), strict=False)
-        weight |= {p: (known, share) for p, token, share in answers if known or not config.spare_old or token not in old}
+        said, shares = first[own].tolist(), sure[own].tolist()
+        if relation in forms:
+            kept = _agreed(said)
+        else:
+            is_known = relation in held and len(set(said)) == 1 and min(shares) >= config.known_confidence
+            kept = list(range(len(prompts)))[: config.known_kept] if is_known else []
+        guesses = [i for i in range(len(prompts))[: config.kept_wordings] if not config.spare_old or said[i] not in old]
+        weight |= {prompts[i]: (bool(kept), shares[i]) for i in kept or guesses}
     return sorted(weight, key=lambda prompt: weight[prompt], reverse=True)[: config.kept_count]
+
+
+def _agreed(said: Sequence[int]) -> list[int]:
+    """Which forms give the first token that most of them give; none where no two agree."""
+    answer, votes = Counter(said).most_common(1)[0]
+    return [i for i, token in enumerate(said) if token == answer] if votes > 1 else []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from editors.asking.subjects import place_of
+from editors.asking.subjects import naming_places, place_of
 from editors.asking.tokens import encode_rows
 from editors.errors import InvalidRequest
 from editors.model import EditableModel
@@ -67,12 +67,16 @@ def sample_contexts(model: EditableModel, groups: Sequence[tuple[int, int]], see
 
 @dataclass(frozen=True)
 class LookupRow:
-    """Token ids of `prompt + continuation`: `first` and `lookup` are the subject's ends, `start` begins the continuation."""
+    """Token ids of `prompt + continuation`: `first` and `lookup` are the subject's ends, `start` begins the continuation.
+
+    `again`: the last tokens of later namings, of a row that was encoded with every naming.
+    """
 
     ids: list[int]
     lookup: int
     start: int
     first: int
+    again: tuple[int, ...] = ()
 
 
 def encode_lookups(
@@ -110,3 +114,40 @@ def encode_lookups(
             )
         rows.append(LookupRow(row.ids[cut:], lookup - cut, row.start - cut, max(0, first - cut)))
     return rows
+
+
+def encode_namings(
+    model: EditableModel,
+    prompts: Sequence[str],
+    subjects: Sequence[str],
+    continuations: Sequence[str],
+    wordings: Collection[str] = (),
+) -> list[LookupRow]:
+    """As `encode_lookups`, with the lookup token at each prompt's first naming of its subject and `again` at the others.
+
+    For what acts wherever the subject is named, as a slot does.
+
+    Raises:
+        InvalidRequest: as `encode_lookups`.
+    """
+    named = [naming_places(p, s, wordings, model.tokenizer) for p, s in zip(prompts, subjects, strict=True)]
+    owner = [i for i, places in enumerate(named) for _ in places]
+    every = encode_lookups(
+        model,
+        [prompts[i] for i in owner],
+        [subjects[i] for i in owner],
+        [continuations[i] for i in owner],
+        places=[at for places in named for at in places],
+    )
+    rows: list[LookupRow] = []
+    for i, row in zip(owner, every, strict=True):
+        if len(rows) == i:
+            rows.append(row)
+        elif row.lookup != rows[i].lookup:
+            rows[i] = replace(rows[i], again=(*rows[i].again, row.lookup))
+    return rows
+
+
+def each_naming(rows: Sequence[LookupRow]) -> list[LookupRow]:
+    """A row for every naming of the rows' subjects."""
+    return [replace(row, lookup=at, again=()) for row in rows for at in (row.lookup, *row.again)]

@@ -13,17 +13,33 @@ from warehouse.records import EditRequest
 def relation_templates(edits: Sequence[TrainingEdit]) -> dict[str, list[str]]:
     """Relation -> every wording that the training edits have for it, with `{}` for the subject, sorted.
 
-    A wording that names its subject twice, or that holds `{}` itself, is left out: it could not be filled.
+    A wording that holds `{}` itself is left out: it could not be filled.
     """
     found: dict[str, set[str]] = {}
     for edit in edits:
-        request = edit.request
-        for prompt in (request.prompt, *request.rephrases):
-            places = subject_places(prompt, request.subject)
-            if len(places) == 1 and SLOT not in prompt:
-                template = prompt[: places[0]] + SLOT + prompt[places[0] + len(request.subject) :]
-                found.setdefault(request.relation, set()).add(template)
-    return {relation: sorted(templates) for relation, templates in sorted(found.items())}
+        templates = (_template(prompt, edit.request.subject) for prompt in (edit.request.prompt, *edit.request.rephrases))
+        found.setdefault(edit.request.relation, set()).update(t for t in templates if t is not None)
+    return {relation: sorted(templates) for relation, templates in sorted(found.items()) if templates}
+
+
+def stated_templates(edits: Sequence[TrainingEdit]) -> dict[str, list[str]]:
+    """Relation -> the wordings that its requests are stated in, one for each form; as `relation_templates`."""
+    found: dict[str, dict[str, None]] = {}
+    for edit in edits:
+        for prompt in (edit.request.prompt, *edit.request.also):
+            if (template := _template(prompt, edit.request.subject)) is not None:
+                found.setdefault(edit.request.relation, {})[template] = None
+    return {relation: list(templates) for relation, templates in sorted(found.items())}
+
+
+def _template(prompt: str, subject: str) -> str | None:
+    """The prompt with `{}` at every naming of the subject."""
+    places = subject_places(prompt, subject)
+    if not places or SLOT in prompt:
+        return None
+    ends = [0, *(at + len(subject) for at in places)]
+    parts = [prompt[end:at] for end, at in zip(ends, [*places, len(prompt)], strict=True)]
+    return SLOT.join(parts)
 
 
 def in_every_form(requests: Sequence[EditRequest]) -> list[EditRequest]:

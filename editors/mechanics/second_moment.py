@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,13 @@ from editors.model import EditableModel
 from editors.views import at_base
 from warehouse.errors import UsageError
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 TOKENS_PER_PASS = 4096
+#: Columns of one product of a second moment: near as fast as one product of all where a matrix is wide.
+STRIP = 512
+KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -33,13 +40,39 @@ class Moments:
     tokens: int
 
 
+class WideFactors(Mapping[KeyT, Tensor]):
+    """Cholesky factors as they are used, fp64 on a device, from fp32 ones that stay where they are.
+
+    The last one used is held, the others are made again when they are asked for: at a width of 14,336 each has 1.6 GB, and
+    solvers go from layer to layer.
+    """
+
+    def __init__(self, stored: Mapping[KeyT, Tensor], device: torch.device) -> None:
+        self._stored, self._device = stored, device
+        self._last: tuple[KeyT, Tensor] | None = None
+
+    def __getitem__(self, key: KeyT) -> Tensor:
+        if self._last is None or self._last[0] != key:
+            stored = self._stored[key]
+            # Let go before the next one is made.
+            self._last = None
+            self._last = (key, stored.to(self._device, torch.float64))
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[KeyT]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
 @dataclass(frozen=True)
 class LocatePreparation:
     """What locate-and-edit methods learn before any edit.
 
     Attributes:
         contexts: sampled prefixes.
-        factors: layer -> lower Cholesky factor (d_mlp, d_mlp), fp64, of the second moment with its ridge.
+        factors: layer -> lower Cholesky factor (d_mlp, d_mlp), fp64, of the second moment with its ridge; one at a time.
         energies: layer -> mean squared norm of a generic token's key (trace of the second moment).
         mlp_norms, block_norms: layer -> mean norm of the values in the base model.
     """
@@ -103,11 +136,25 @@ def measure_moments(
             keys = seen.inputs[paths[layer]]
             real = mask.bool().to(keys.device)
             keys = keys[real].float()
-            product = (keys.t() @ keys).double()
+            product = gram(keys).double()
             second[layer] = second[layer].add_(product) if layer in second else product
             mlp_norms[layer] += seen.outputs[paths[layer]][real].float().norm(dim=1).sum().item() / total
             block_norms[layer] += seen.outputs[blocks[layer]][real].float().norm(dim=1).sum().item() / total
     return Moments({layer: m.div_(total) for layer, m in second.items()}, mlp_norms, block_norms, total)
+
+
+def gram(keys: Float[Tensor, "tokens d_mlp"]) -> Float[Tensor, "d_mlp d_mlp"]:
+    """K^T K in strips of columns: what stands below the diagonal is copied, which spares near half of the products."""
+    width = keys.shape[1]
+    if width <= STRIP:
+        return keys.t() @ keys
+    out = keys.new_empty(width, width)
+    for start in range(0, width, STRIP):
+        stop = min(start + STRIP, width)
+        strip = keys[:, start:stop].t() @ keys[:, start:]
+        out[start:stop, start:] = strip
+        out[stop:, start:stop] = strip[:, stop - start :].t()
+    return out
 
 
 def ridged_factor(second: Tensor, ridge: float) -> Tensor:
@@ -146,7 +193,7 @@ def prepare_locate(model: EditableModel, corpus: Corpus, layers: tuple[int, ...]
 
 
 def read_preparation(prepared: Prepared, layers: Sequence[int], device: torch.device) -> LocatePreparation:
-    """The preparation as it is used: factors in fp64 on the device.
+    """The preparation as it is used: factors in fp64 on the device, each when it is asked for.
 
     Raises:
         ValueError: a layer was not prepared; the configuration changed since.
@@ -161,7 +208,7 @@ def read_preparation(prepared: Prepared, layers: Sequence[int], device: torch.de
 
     return LocatePreparation(
         Contexts(tuple(meta["templates"]), tuple(meta["groups"])),
-        {layer: prepared.tensors[f"factor.{layer}"].to(device, torch.float64) for layer in layers},
+        WideFactors({layer: prepared.tensors[f"factor.{layer}"] for layer in layers}, device),
         by_layer("energies"),
         by_layer("mlp_norms"),
         by_layer("block_norms"),
@@ -169,7 +216,7 @@ def read_preparation(prepared: Prepared, layers: Sequence[int], device: torch.de
 
 
 class PreparationReader:
-    """Reads a preparation once for as long as an editor is handed the same one: the fp64 factors are large."""
+    """Reads a preparation once for as long as an editor is handed the same one: an fp64 factor takes a while to make."""
 
     def __init__(self) -> None:
         self._last: tuple[Prepared, tuple[int, ...], torch.device, LocatePreparation] | None = None

@@ -96,7 +96,8 @@ class ConditionNet:
     weights: Mapping[str, Tensor]
 
     @classmethod
-    def fresh(cls, d_model: int, config: ConditioningConfig) -> ConditionNet:
+    def fresh(cls, d_model: int, config: ConditioningConfig, device: torch.device | str = "cpu") -> ConditionNet:
+        """A net that was taught nothing; drawn on the CPU, so that it is the same on every device."""
         generator = torch.Generator().manual_seed(config.seed + 2)
 
         def normal(out: int, into: int) -> Tensor:
@@ -115,7 +116,7 @@ class ConditionNet:
             weights[f"{layer}.wide"] = normal(config.code_width, d_model)
             weights[f"{layer}.gamma"] = torch.zeros(d_model, config.code_width)
             weights[f"{layer}.beta"], weights[f"{layer}.scale"] = torch.eye(d_model), torch.zeros(1)
-        return cls(weights)
+        return cls({name: tensor.to(device) for name, tensor in weights.items()})
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> ConditionNet:
@@ -312,7 +313,7 @@ def train_conditioning(
         model.anatomy.module(model.hf, model.anatomy.block, layer)
     if min(config.film_layers) + 1 >= model.anatomy.num_layers(model.hf):
         raise UsageError(f"film_layers {config.film_layers} start at the last block of {model.name}; begin one lower")
-    net = ConditionNet.fresh(model.head.weight.shape[1], config)
+    net = ConditionNet.fresh(model.head.weight.shape[1], config, model.hf.device)
     trained = {name: tensor.requires_grad_(True) for name, tensor in net.weights.items()}
 
     def gather(number: int) -> dict[str, float]:

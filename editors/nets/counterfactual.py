@@ -100,7 +100,8 @@ class CounterfactualModel:
     weights: Mapping[str, Tensor]
 
     @classmethod
-    def fresh(cls, d_model: int, config: CounterfactualConfig) -> CounterfactualModel:
+    def fresh(cls, d_model: int, config: CounterfactualConfig, device: torch.device | str = "cpu") -> CounterfactualModel:
+        """A net that was taught nothing; drawn on the CPU, so that it is the same on every device."""
         generator, width = torch.Generator().manual_seed(config.seed + 1), config.answer_width
 
         def normal(out: int, into: int, scale: float = 1.0) -> Tensor:
@@ -122,7 +123,7 @@ class CounterfactualModel:
                 f"layer{layer}.wide": normal(2 * width, width),
                 f"layer{layer}.narrow": normal(width, 2 * width, 0.2),
             }
-        return cls(weights)
+        return cls({name: tensor.to(device) for name, tensor in weights.items()})
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> CounterfactualModel:
@@ -242,7 +243,7 @@ def train_counterfactual(
     Returns:
         The model, and its card: loss curve, and the share of held-out rephrases answered exactly.
     """
-    net = CounterfactualModel.fresh(model.head.weight.shape[1], config)
+    net = CounterfactualModel.fresh(model.head.weight.shape[1], config, model.hf.device)
     trained = {name: tensor.requires_grad_(True) for name, tensor in net.weights.items()}
     lessons, end = _lessons(model, edits), end_id(model)
     stops = [token for token in model.stops.nonzero()[:, 0].tolist() if token != end] or [end]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
+from editors.draws import seeded
 from editors.mechanics.gradients import TokenFactors
 from editors.patches.weight import LowRank
 
@@ -96,9 +97,7 @@ class ShiftNet(nn.Module):
     ) -> None:
         super().__init__()
         self.shapes, self.units, self.max_scale = dict(shapes), dict(units), max_scale
-        # fork_rng: building a net must not move anybody else's random stream.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.part = nn.Embedding(PARTS, width)
             self.lstm = nn.LSTM(width, lstm, batch_first=True, bidirectional=True)
             self.code = nn.Sequential(nn.Linear(2 * lstm, code), nn.Tanh())

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from editors.base import Editor
 from editors.catalogue import editor_class, names
 from editors.errors import NoPreset, UnsupportedModel
+from editors.mechanics.behind import refuse_norm_behind
 from editors.model import EditableModel
 from editors.presets.learnt import learnt_path, read_learnt
 from editors.presets.search_space import SearchSpace, search_space
@@ -53,6 +54,21 @@ def space_of(name: str) -> SearchSpace | None:
     return None if section is None else search_space(section)
 
 
+def fits(name: str, model: EditableModel) -> bool:
+    """Does the editor's card admit models of this architecture?"""
+    return editor_class(name).card.behind_norm or model.anatomy.mlp_post_norm is None
+
+
+def refuse_unfit(name: str, model: EditableModel) -> None:
+    """Refuse an editor whose card does not.
+
+    Raises:
+        UnsupportedModel: with the reason.
+    """
+    if not fits(name, model):
+        refuse_norm_behind(model, editor_class(name).card.name)
+
+
 def load_editor(
     name: str, model: EditableModel, overrides: Mapping[str, Any] | None = None, learnt: Path | None = None
 ) -> Editor:
@@ -64,10 +80,11 @@ def load_editor(
     Raises:
         UnknownEditor: no such editor.
         NoPreset: nobody has numbers for this model, and the overrides do not fill the gap.
-        UnsupportedModel: a number that the editor does not have or cannot use.
+        UnsupportedModel: a number that the editor does not have or cannot use, or a model that its card excludes.
         UsageError: a damaged preset in `learnt`.
     """
     cls, known, key = editor_class(name), sections(name), model_key(model)
+    refuse_unfit(name, model)
     found = read_learnt(learnt_path(learnt, model.base_digest, cls.card.name)) if learnt is not None else {}
     given = {**found, **(overrides or {})}
     values = {**known.get("default", {}), **known.get(key, {}), **given}

@@ -15,7 +15,7 @@ from editors.asking.tokens import continuation_of, pad_right
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import Contexts, LookupRow, encode_lookups
 from editors.mechanics.settings import LocateEditConfig
-from editors.mechanics.suffix import Suffix, suffix_of
+from editors.mechanics.suffix import Suffix, SuffixParts, in_parts, suffix_of
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from warehouse.records import EditRequest
@@ -103,7 +103,7 @@ class Objective:
         stops: (vocab,) tokens that end an answer.
     """
 
-    suffix: Suffix
+    suffix: Suffix | SuffixParts
     edit: Tensor
     row: Tensor
     place: Tensor
@@ -146,6 +146,12 @@ class Objective:
         lead[stop] = ends[:, self.stops].amax(-1) - ends[:, ~self.stops].amax(-1)
         whole = torch.full((edits,), float("inf"), device=logits.device)
         return whole.scatter_reduce(0, owner, lead, "amin")
+
+    def in_parts(self) -> Objective:
+        """The same, with rows of like width run together where that spares enough."""
+        assert isinstance(self.suffix, Suffix)
+        needed = torch.zeros_like(self.edit).scatter_reduce(0, self.row, self.place + 1, "amax")
+        return replace(self, suffix=in_parts(self.suffix, needed))
 
     def select(self, edits: Tensor) -> Objective:
         """The same for some of the edits, given as a mask (edits,)."""
@@ -214,8 +220,11 @@ def build_objective(
     soft = kind_of >= Kind.ESSENCE
     assert seen.final is not None
     base = head(seen.final[read_row[soft], read_at[soft]]).float().log_softmax(-1)
-    written = None if site_path == anatomy.block else seen.outputs[site][torch.arange(len(rows), device=device), lookup]
-    suffix = suffix_of(model, seen, layer, lookup, ends, written)
+    marked = _where_named(rows, ids.shape[1])
+    written = None if site_path == anatomy.block else seen.outputs[site]
+    if written is not None and marked is None:
+        written = written[torch.arange(len(rows), device=device), lookup]
+    suffix = suffix_of(model, seen, layer, lookup, ends, written, marked)
     # A clone: `stops` may have been made in inference mode, which autograd cannot read.
     stops = model.stops.to(device).clone()
     objective = Objective(
@@ -234,6 +243,16 @@ def build_objective(
         config.value_decay,
     )
     return _most_confident(objective, config.kept_count), base_values
+
+
+def _where_named(rows: Sequence[LookupRow], tokens: int) -> Tensor | None:
+    """(rows, tokens) True where a row names its subject; None where each does so once."""
+    if not any(row.again for row in rows):
+        return None
+    named = torch.zeros(len(rows), tokens, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        named[number, [row.lookup, *row.again]] = True
+    return named
 
 
 def _most_confident(objective: Objective, count: int) -> Objective:

@@ -73,6 +73,7 @@ def two_latent_objective(
         firsts.append(firsts[-1] + len(e.rows))
     attention_values = seen.outputs[attention][every, lookup][firsts].float()
     above = objective.suffix
+    assert isinstance(above, Suffix)
     suffix = TwoLatentSuffix(
         hidden=above.hidden,
         blocks=above.blocks,

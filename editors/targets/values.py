@@ -82,7 +82,8 @@ def optimise_values(
     model.anatomy.module(model.hf, path, layer)
 
     def build(encoded: Sequence[EncodedEdit]) -> tuple[Objective, Tensor]:
-        return build_objective(model, encoded, layer, path, config)
+        objective, base_values = build_objective(model, encoded, layer, path, config)
+        return objective.in_parts(), base_values
 
     return solve_in_chunks(model, requests, contexts, layer, config, build)
 

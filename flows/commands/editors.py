@@ -81,7 +81,7 @@ def prepare(
     names = all_editors() if editors == ["all"] else editors or [settings.editor.name]
     given = numbers_given(set_ or (), names)
     if auto:
-        _find(settings, names, budget, given, as_json)
+        _find(settings, names, budget, given, as_json, everybody=editors == ["all"])
         return
     cards = [_prepared(configure({"editor": {"overrides": given.get(name, {})}}, editor=name), name) for name in names]
     if as_json:
@@ -117,21 +117,37 @@ def _prepared(settings: Settings, name: str) -> dict[str, Any]:
 
 
 def _find(
-    settings: Settings, names: Sequence[str], minutes: float, given: Mapping[str, Mapping[str, Any]], as_json: bool
+    settings: Settings,
+    names: Sequence[str],
+    minutes: float,
+    given: Mapping[str, Mapping[str, Any]],
+    as_json: bool,
+    everybody: bool,
 ) -> None:
-    """Search, a line for each trial on standard error, and show what was found."""
+    """Search, a line for each trial on standard error, and show what was found.
+
+    Of everybody, those that the model's architecture does not take are left out, which is said.
+    """
+    from editors.presets import fits
     from tasks.serving.models import base_model
     from tasks.tuning.numbers import find_numbers
 
+    def say(line: str) -> None:
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    model = base_model(settings)
+    if everybody and (unfit := [name for name in names if not fits(name, model)]):
+        say(f"left out, since they do not edit {model.hf.config.model_type}: {', '.join(unfit)}")
+        names = [name for name in names if name not in unfit]
     own = {settings.editor.name: settings.editor.overrides} if settings.editor.name in names else {}
     held = {name: {**own.get(name, {}), **given.get(name, {})} for name in names}
     found = find_numbers(
         settings,
-        base_model(settings),
+        model,
         names,
         minutes=minutes,
         held=held,
-        report=lambda line: errors.print(line, markup=False, highlight=False, soft_wrap=True),
+        report=say,
     )
     if as_json:
         emit_json([f.as_record for f in found])

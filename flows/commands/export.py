@@ -21,7 +21,10 @@ def export(
     lineage: Annotated[str | None, typer.Option(help="Lineage; default from the settings.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write any checkpoint, promoted or not, as a Hugging Face folder, or its weight updates as a LoRA adapter."""
+    """Write any checkpoint, promoted or not, as a Hugging Face folder, or its weight updates as a LoRA adapter.
+
+    Refused where the files would not show every edit: memories, texts, and slots on an architecture without room for them.
+    """
     settings = configure(lineage=lineage)
     from tasks.serving.export import export
 
@@ -38,5 +41,3 @@ def export(
             ("module", "rank", "relative error"),
             [(m.module, m.rank, f"{m.relative_error:.1e}") for m in found.modules],
         )
-    if not found.whole:
-        console.print("the weights alone do not show every edit: memories and texts work only where Errata serves them")

@@ -1,4 +1,4 @@
-"""`errata benchmark` and `errata bench`: how good the edits are, and how fast."""
+"""`errata benchmark`, `errata bench` and `errata device`: how good the edits are, how fast, and on what."""
 
 from __future__ import annotations
 
@@ -179,7 +179,8 @@ def bench(
     case: Annotated[
         str,
         typer.Argument(
-            help="edit-r_rome, edit-memit-100, edit-grace, sequence-malmen, evaluate, few-shot, nightly-500, ingest; all."
+            help="edit-r_rome, edit-memit-100, edit-grace, sequence-malmen, evaluate, few-shot, nightly-500, ingest, "
+            "peak-memory; all."
         ),
     ],
     model: Annotated[str | None, typer.Option(help="Folder or hub id; default from the settings.")] = None,
@@ -198,3 +199,26 @@ def bench(
     for result in results:
         table(result.case, ("figure", "value"), result_lines(result))
     console.print("Ratios compare forms in one process; absolute times depend on the machine.", highlight=False)
+
+
+@reported
+def device(
+    shape: Annotated[str, typer.Option(help="Size of the random model: 8b, 1b or tiny.")] = "8b",
+    on: Annotated[str, typer.Option("--device", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    editors: Annotated[str, typer.Option(help="Names, separated by commas; empty: six of them.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Write the table there as Markdown.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Edits, probes and memory of a device on random weights of Llama's shape; needs no network and no model."""
+    from tasks.serving.models import device_of
+    from tasks.speed.shapes import EDITORS, SHAPES, measure_shape, shape_markdown, write_shape
+
+    one_of("--shape", shape, tuple(SHAPES))
+    chosen = {name: EDITORS.get(name, 1) for name in editors.split(",")} if editors else EDITORS
+    result = measure_shape(shape, device_of(on), chosen, report=lambda line: typer.echo(line, err=True))
+    if out is not None:
+        write_shape(result, out)
+    if as_json:
+        emit_json(result.model_dump(mode="json"))
+    else:
+        console.print(str(out) if out else shape_markdown(result), markup=False, highlight=False)

@@ -18,6 +18,7 @@ from warehouse.records import Manifest
 if TYPE_CHECKING:
     from tasks.settings import Settings
     from warehouse.nights.record_list import JudgedRecord
+    from warehouse.records import Manifest
 
 Lineage = Annotated[str | None, typer.Option(help="Lineage; default from the settings.")]
 STATUS_COLUMNS = (
@@ -180,8 +181,11 @@ def pull(
     lineage: Lineage = None,
     as_json: Json = False,
 ) -> None:
-    """Download a promoted checkpoint as a Hugging Face folder, every digest verified."""
-    from tasks.serving.export import check_whole
+    """Download a promoted checkpoint as a Hugging Face folder, every digest verified.
+
+    Refused where plain weights do not show every edit: memories, texts, and slots on an architecture without room for them.
+    """
+    from editors.export.plain import check_whole
     from tasks.serving.signing import check_signature
     from tasks.workspace import store_of
     from warehouse.checkpoints.pull import pull
@@ -192,7 +196,7 @@ def pull(
     def check(folder: Path, manifest: Manifest) -> None:
         check_signature(settings, store, manifest, folder)
         if not anyway:
-            check_whole(folder, manifest.checkpoint.checkpoint_id)
+            check_whole(folder)
 
     manifest = pull(
         store,

@@ -15,7 +15,7 @@ from editors.model import EditableModel
 from editors.views import AtDepth
 from tasks.candidate import Candidate
 from tasks.serving.agreement import served_as_measured
-from tasks.serving.corpus import calibration
+from tasks.serving.corpus import calibration_subjects
 from tasks.serving.forms import how_to_ask
 from tasks.serving.known import FOR_A_NIGHT, ask_known
 from tasks.serving.models import at_checkpoint
@@ -58,7 +58,7 @@ def probe_sets(
     asker = ask_known(settings, each=FOR_A_NIGHT)
     with warehouse(settings) as wh:
         # Subjects of the second moment and of any edit are never asked about as bystanders.
-        bystanders = calibration(wh).subjects | {r.subject_id or r.subject for r in retained}
+        bystanders = calibration_subjects(wh) | {r.subject_id or r.subject for r in retained}
         edits = build_edit_probes(
             wh,
             tonight,

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import task
 
-from editors.export.plain import materialise
+from editors.export.plain import materialise, why_not_plain
 from editors.writing import writing
 from tasks.candidate import Candidate
 from tasks.night.gate import reasons
@@ -40,7 +40,10 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
     checkpoint = done.checkpoint(settings, base_revision(settings, model), decision.decided_at)
     folder = night_folder(settings, done.night) / "model"
     with writing(folder):
-        materialise(model, checkpoint, folder, plain_form(settings, model))
+        written = materialise(model, checkpoint, folder, plain_form(settings, model))
+    if not written.whole:
+        # Served by Errata it holds its edits, so the night may promote it; who pulls it is refused.
+        log.warning("%s", why_not_plain(folder))
     files = checkpoint_files(checkpoint.checkpoint_id, folder)
     for digest in done.patch_digests:
         files |= patch_files(digest, patch_folder(settings, digest))

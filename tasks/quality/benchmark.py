@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from checks.ability.items import ability_items, answered_still
@@ -161,10 +162,16 @@ def benchmark_one(
         config_digest=editor.config.digest,
         probe_digest=questions.digest,
         seed=seed,
+        device=_device_name(model),
         created_at=datetime.now(UTC),
         command=command,
         note=note,
     )
+
+
+def _device_name(model: EditableModel) -> str:
+    device = model.hf.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 class _Run:

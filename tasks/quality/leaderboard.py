@@ -79,6 +79,7 @@ def _table(rows: Sequence[BenchmarkRow]) -> list[str]:
         name = f"`{row.editor}` of {row.longer}" if row.longer else f"`{row.editor}`"
         cells = [name, *(describe(row.scores.get(key)) for _, key in keyed)]
         seconds = "-" if row.seconds_per_edit is None else f"{row.seconds_per_edit:.3g}"
+        seconds += "" if row.device == "cpu" else f" ({row.device})"
         # How many of a longer sequence's refusals came before a point is not kept.
         lines.append(_row([*cells, seconds, f"{row.patch_bytes:,}", "-" if row.longer else str(row.refused)]))
     return lines

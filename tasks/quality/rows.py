@@ -41,6 +41,7 @@ class BenchmarkRow(Record):
     Attributes:
         edits: edits asked for; `refused` of them were stopped by a guard and count as failed.
         patch_bytes: of one edit, on average.
+        device: what it was measured on: `cpu`, or the accelerator's name.
         note: why there are no scores, where the editor does not grant the mode.
         longer: where this is a point on the way of a longer sequence (see `with_points`), that sequence's edits.
     """
@@ -64,6 +65,7 @@ class BenchmarkRow(Record):
     seed: int
     created_at: datetime
     command: str
+    device: str = "cpu"
     note: str = ""
     longer: int = 0
 

@@ -63,6 +63,13 @@ def rederived(settings: Settings, store: ObjectStore) -> Rederived:
             model = at_checkpoint(settings.model_copy(update={"home": folder}), store, manifest.checkpoint)
         except (WarehouseError, EditorError, UsageError) as error:
             return Rederived((Break(what=f"channel {settings.channel_name}", found=str(error)),))
+        # Loading may have remembered the digest (`tasks/serving/base_digests.py`); here the weights themselves are asked.
+        read = model.read_base_digest()
+        if read != manifest.checkpoint.base_digest:
+            found_here = (
+                f"its weights have digest {read[:12]}, not {manifest.checkpoint.base_digest[:12]} as the checkpoint says"
+            )
+            return Rederived((Break(what=f"base {settings.model.name}", found=found_here),))
         try:
             prefix = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
             # Its note names the patches, which the manifest does already.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from editors.export.adapter import write_adapter
-from editors.export.plain import NOTE, materialise
+from editors.export.plain import NOTE, check_whole, materialise
 from editors.model import EditableModel
 from editors.writing import writing
 from tasks.serving.checkpoints import find_checkpoint
@@ -17,7 +17,7 @@ from tasks.serving.form import plain_form
 from tasks.serving.models import at_checkpoint, base_revision
 from tasks.settings import Settings
 from tasks.workspace import store_of
-from warehouse.errors import Conflict, NotWhole, UsageError
+from warehouse.errors import Conflict, UsageError
 from warehouse.records import Checkpoint, Record, checkpoint_id
 from warehouse.whole_files import whole_folder
 
@@ -61,9 +61,8 @@ def export(
 
     Raises:
         NotFound: no such checkpoint.
-        NotWhole: the weights cannot hold every edit.
         Conflict: the folder holds something.
-        UnsupportedModel: an adapter cannot hold the checkpoint's edits.
+        UnsupportedModel: neither an adapter nor plain weights, whichever was asked for, can hold the checkpoint's edits.
         UsageError: `max_rank` without `peft`.
     """
     if max_rank is not None and not peft:
@@ -97,8 +96,8 @@ def _base(settings: Settings, model: EditableModel) -> Checkpoint:
 def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, anyway: bool) -> Exported:
     folder.parent.mkdir(parents=True, exist_ok=True)
     written = materialise(model, checkpoint, folder, plain_form(settings, model))
-    if not written.whole and not anyway:
-        raise NotWhole(not_whole(checkpoint.checkpoint_id, written.why_not))
+    if not anyway:
+        check_whole(folder)
     return Exported(
         out=str(folder),
         checkpoint_id=checkpoint.checkpoint_id,
@@ -106,30 +105,6 @@ def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, fol
         patches=len(model.patches),
         whole=written.whole,
         room=written.room.sentence if written.room else "",
-    )
-
-
-def check_whole(folder: Path, checkpoint: str) -> None:
-    """Refuse a folder whose note says that it does not hold every edit.
-
-    Raises:
-        NotWhole: with the way out.
-    """
-    try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # Not one of ours to judge: digests and signature say whether it is as it was promoted.
-        return
-    if isinstance(note, dict) and note.get("weights_hold_every_edit") is False:
-        raise NotWhole(not_whole(checkpoint, ""))
-
-
-def not_whole(checkpoint: str, why: str) -> str:
-    """What there is to do about a checkpoint that only Errata can serve."""
-    because = f": {why}" if why else ""
-    return (
-        f"the weights of checkpoint {checkpoint[:12]} do not hold every edit{because}. Serve it with Errata (`errata ask`), or "
-        "take the weights without those edits: --anyway"
     )
 
 
@@ -148,6 +123,5 @@ def _adapter(settings: Settings, model: EditableModel, checkpoint: Checkpoint, f
         checkpoint_id=checkpoint.checkpoint_id,
         form="adapter",
         patches=len(model.patches),
-        whole=True,
         modules=modules,
     )

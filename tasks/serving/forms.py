@@ -50,16 +50,14 @@ def asker_of(settings: Settings, model: EditableModel) -> Asker:
     if settings.is_embedded or settings.model.form == "plain":
         return Asker()
     wordings = wordings_of(settings)
-    with warehouse(settings) as wh:
-        slots = calibration_slots(wh)
-    key = digest_of(
-        model.base_digest,
-        settings.model.form,
-        {name: [w.statements, w.questions] for name, w in wordings.items()},
-        {name: [[s.subject, s.objects] for s in own] for name, own in slots.items()},
-    )
-    place = (str(settings.home.absolute()), key)
+    said = {name: [w.statements, w.questions] for name, w in wordings.items()}
+    # What a home believed before its first night stays, so one process need not read it again for each question.
+    place = (str(settings.home.absolute()), digest_of(model.base_digest, settings.model.form, said))
     if place not in _KNOWN:
+        with warehouse(settings) as wh:
+            slots = calibration_slots(wh)
+        own = {name: [[s.subject, s.objects] for s in known] for name, known in slots.items()}
+        key = digest_of(model.base_digest, settings.model.form, said, own)
         path = settings.home / "forms" / f"{key[:24]}.json"
         forms = _read(path)
         if forms is None:

@@ -14,6 +14,7 @@ from editors.base import Patch
 from editors.errors import PatchError
 from editors.model import EditableModel
 from editors.patches.files import load_patch
+from tasks.serving.base_digests import remember, remembered, stamp_of
 from tasks.settings import ModelSettings, Settings
 from warehouse.checkpoints.object_store import ObjectStore, patch_key
 from warehouse.checkpoints.promotion import read_manifest, read_pointer
@@ -36,13 +37,22 @@ def base_model(settings: Settings) -> EditableModel:
         device = device_of(key.device)
         # One at a time: two large models rarely fit.
         _LOADED.clear()
-        _LOADED[key] = EditableModel.from_pretrained(
+        stamp = stamp_of(key)
+        known = remembered(settings.home, key, stamp)
+        model = EditableModel.from_pretrained(
             key.name,
             revision=key.revision,
             dtype=None if key.dtype == "auto" else getattr(torch, key.dtype),
             device=device,
             trust_remote_code=key.trust_remote_code,
+            base_digest=known,
         )
+        if stamp is not None and stamp_of(key) != stamp:
+            # Its files changed while they were read.
+            model.base_digest = model.read_base_digest()
+        elif stamp is not None and known is None:
+            remember(settings.home, key, stamp, model.base_digest)
+        _LOADED[key] = model
     model = _LOADED[key]
     model.rollback(0)
     return model

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import task
 
-from editors.base import Corpus, Editor, Prepared
+from editors.base import NOTHING, Corpus, Editor, Prepared
 from editors.model import EditableModel
 from editors.preparation import preparation_folder, prepared_for, read_card
 from tasks.serving.corpus import calibration
@@ -36,6 +36,8 @@ def _corpus(settings: Settings, model: EditableModel) -> Corpus:
 
 def preparation_of(settings: Settings, editor: Editor, model: EditableModel) -> Prepared:
     """What the editor prepared on the bare base model; made now if no earlier run left it."""
+    if not editor.card.needs_preparation:
+        return NOTHING
     corpus = _corpus(settings, model)
     assert not model.patches, "preparation is a function of the base model"
     return prepared_for(editor, model, corpus, settings.preparations)

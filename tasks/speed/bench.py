@@ -29,7 +29,17 @@ from warehouse.records import Record
 
 log = logging.getLogger(__name__)
 
-CASES = ("edit-r_rome", "edit-memit-100", "edit-grace", "sequence-malmen", "evaluate", "few-shot", "nightly-500", "ingest")
+CASES = (
+    "edit-r_rome",
+    "edit-memit-100",
+    "edit-grace",
+    "sequence-malmen",
+    "evaluate",
+    "few-shot",
+    "nightly-500",
+    "ingest",
+    "peak-memory",
+)
 
 
 class Spread(Record):

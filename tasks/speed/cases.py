@@ -26,9 +26,10 @@ from editors.session import batch_of, run_edits
 from editors.solvers.held_keys import HeldKeys
 from editors.views import AtDepth
 from tasks.quality.requests import benchmark_requests
-from tasks.serving.corpus import calibration
+from tasks.serving.corpus import calibration, calibration_subjects
 from tasks.speed.case import BenchContext, Case, Comparison, Meter, Once
 from tasks.speed.ingest_speed import ingest_speed, write_recording
+from tasks.speed.memory import peak_memory
 from tasks.speed.plain_forms import plain_answers, plain_directions, plain_few_shot, plain_grace_values, plain_values
 from warehouse.records import EditRequest, ProbeSet
 from warehouse.world.probes import build_edit_probes, make_probe_set, standing_probes
@@ -211,7 +212,7 @@ def _sequence_malmen(context: BenchContext) -> Case:
 
 def _probe_set(context: BenchContext, requests: Sequence[EditRequest], count: int, drawdown: int) -> ProbeSet:
     """At most `count` probes of a night's kinds: all of SR and GR, the drawdown set, and of the rest what has room."""
-    bystanders = calibration(context.world).subjects
+    bystanders = calibration_subjects(context.world)
     own = build_edit_probes(context.world, requests, excluded_subjects=bystanders)
     away = standing_probes(context.world, kind="drawdown", limit=drawdown, excluded_subjects=bystanders, requests=requests)
     first = [*(p for p in own.probes if p.kind in EDIT_KINDS), *away.probes]
@@ -380,4 +381,5 @@ CASE_BUILDERS: Mapping[str, Callable[[BenchContext], Case]] = {
     "few-shot": _few_shot,
     "nightly-500": _nightly,
     "ingest": _ingest,
+    "peak-memory": peak_memory,
 }

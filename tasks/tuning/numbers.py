@@ -84,7 +84,7 @@ def find_numbers(
 
     Raises:
         UnknownEditor: no such editor.
-        UnsupportedModel: an editor without a section `auto`.
+        UnsupportedModel: an editor without a section `auto`, or one that the architecture does not take; nothing is tried then.
         UsageError: a negative budget.
     """
     if minutes < 0:

@@ -9,7 +9,7 @@ from editors.base import Editor
 from editors.catalogue import editor_class
 from editors.errors import UnsupportedModel
 from editors.model import EditableModel
-from editors.presets import load_editor, sections, space_of
+from editors.presets import load_editor, refuse_unfit, sections, space_of
 from editors.presets.learnt import learnt_path, read_learnt
 from editors.presets.scales import Scales
 from tasks.settings import Settings
@@ -36,6 +36,7 @@ class Search:
         held: Mapping[str, Any],
         clock: Callable[[], float],
     ) -> None:
+        refuse_unfit(name, model)
         self.name, self._asked = editor_class(name).card.name, name
         space = space_of(name)
         if space is None:

@@ -141,3 +141,11 @@ def test_the_guard_reads_inverses_both_ways(store: Warehouse) -> None:
     assert logic.inverses["P22"] == {"P40"} and logic.inverses["P40"] == {"P22", "P25"} and "P155" in logic.single
     pair = [row("r1", "Q1", "P155", "Q3"), row("r2", "Q3", "P156", "Q5")]
     assert mutual_denials(pair, logic) == {"r1": ("r2",), "r2": ("r1",)}
+
+
+def test_an_old_value_that_another_request_names_with_its_id_is_denied_by_it(store: Warehouse) -> None:
+    """Nobody loses a father who is given that child tonight; the old value has a label alone."""
+    asked = {"target_new_id": "Q1", "subject_id": "Q5", "target_true": "EQ7", "prompt": "P22 of EQ5 is"}
+    father = request("r1", "EQ5", "EQ1", relation="P22", **asked)
+    child = request("r2", "EQ7", "EQ5", relation="P40", subject_id="Q7", target_new_id="Q5", prompt="P40 of EQ7 is")
+    assert contradictions([parts(edit) for edit in judged(store, [father, child]).edits]) == []

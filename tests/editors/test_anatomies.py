@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from editors.errors import UnsupportedModel
 from editors.export.form import OF_BEFORE
 from editors.export.plain import plain_model as exported
 from editors.ledger.subject_values import solve_subject
-from editors.mechanics.contexts import BARE, encode_lookups
+from editors.mechanics.contexts import BARE, encode_lookups, encode_namings
 from editors.mechanics.suffix import suffix_of
 from editors.mechanics.trace import hidden_of, trace
 from editors.model import EditableModel
@@ -38,12 +37,6 @@ from tests.documents import ROOT, spans, table_rows, text_of
 from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from warehouse.questions import Question
 
-EDITORS = ("ledger", "r_rome", "memit", "alphaedit", "ultraedit", "ft_m", "lora", "grace", "ice")
-#: What other editors meet that is special about an architecture.
-SPECIAL = (
-    ("gptj", "pmet"), ("falcon-two-norms", "pmet"), ("gemma2", "emmet"), ("gemma3_text", "wise"), ("opt", "wise"),
-    ("olmo2", "knowledge_neurons"), ("gpt_neox", "t_patcher"), ("falcon", "minimal_patch"), ("phi3", "mend"), ("opt", "ft_l2"),
-)  # fmt: skip
 PROMPTS = tuple(r.prompt for r in SIX_REQUESTS)
 ANSWERS = tuple(continuation_of(r.target_new) for r in SIX_REQUESTS)
 EXAMPLES = "Japan: Tokyo. France: Paris. Poland: Maida Vale. Brazil: London. Ada Lovelace was born in London.\n"
@@ -226,9 +219,14 @@ def test_a_pass_of_a_generation_knows_how_many_tokens_are_in_the_cache(name: str
 
 
 def adding(change: Tensor, at: Tensor) -> Callable[..., object]:
+    """Adds each row's change at one token, or at all those that a mask (rows, tokens) names."""
+
     def hook(_module: object, _inputs: object, output: object) -> object:
         states = hidden_of(output).clone()
-        states[torch.arange(len(at)), at] += change
+        if at.ndim == 2:
+            states += change[:, None] * at[:, :, None]
+        else:
+            states[torch.arange(len(at)), at] += change
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     return hook
@@ -262,6 +260,36 @@ def test_the_suffix_from_the_lookup_token_on_is_the_whole_pass(name: str, site: 
             agree(found[number, : end - start], whole[number, start:end])
 
 
+@pytest.mark.parametrize("name", ["gptj", "gemma2", "olmo2"])
+@pytest.mark.parametrize("site", ["mlp_out", "block"])
+@torch.no_grad()
+def test_the_suffix_changes_every_naming_as_the_whole_pass_does(name: str, site: str) -> None:
+    model, a = tiny(name), tiny(name).anatomy
+    prompts = ["Who was Ada Lovelace? Ada Lovelace was born in", "Ada Lovelace was born in"]
+    rows = encode_namings(model, prompts, ["Ada Lovelace"] * 2, [" Paris"] * 2)
+    assert [len(row.again) for row in rows] == [1, 0] and rows[0].lookup < rows[0].again[0]
+    ids, mask = pad_right([row.ids for row in rows], model.pad_id)
+    named = torch.zeros(ids.shape, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        named[number, [row.lookup, *row.again]] = True
+    path, block = getattr(a, site).format(layer=LAYER), a.block.format(layer=LAYER)
+    above = [a.block.format(layer=i) for i in range(LAYER + 1, a.num_layers(model.hf))]
+    seen = trace(model, ids, mask, outputs=(path, block), calls=above, use_cache=True)
+    lookup, ends = torch.tensor([row.lookup for row in rows]), mask.sum(1)
+    suffix = suffix_of(model, seen, LAYER, lookup, ends, seen.outputs[path] if site == "mlp_out" else None, named)
+    change = torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
+    for kept in (torch.arange(2), torch.tensor([0])):
+        undo = model.hook(path, adding(change[kept], named[kept]))
+        try:
+            whole = trace(model, ids[kept], mask[kept], outputs=above[-1:]).outputs[above[-1]]
+        finally:
+            undo()
+        found = suffix.select(kept).run(change[kept])
+        for number, row in enumerate(kept.tolist()):
+            start, end = rows[row].lookup, len(rows[row].ids)
+            agree(found[number, : end - start], whole[number, start:end])
+
+
 # ------------------------------------------------------------ editors
 
 
@@ -269,22 +297,6 @@ def test_the_suffix_from_the_lookup_token_on_is_the_whole_pass(name: str, site: 
 def prepared_for(name: str, editor: str) -> tuple[Editor, Prepared]:
     made = tiny_editor(editor)
     return made, made.prepare(tiny(name), CORPUS)
-
-
-@pytest.mark.parametrize(("name", "editor"), [*product(SHAPES, EDITORS), *SPECIAL])
-def test_edits_raise_their_answers_and_roll_back_bit_for_bit(name: str, editor: str) -> None:
-    model, asked = tiny(name), SIX_REQUESTS[5]  # its subject ends the prompt, where locate-and-edit methods write
-    made, prepared = prepared_for(name, editor)
-    state, question = model.state_digest(), [Question(asked.prompt, asked.target_new)]
-    before = model.score(question)[0].log_prob
-    patch = made.edit(model, batch_of([asked]), prepared)
-    assert model.state_digest() == state and model.score(question)[0].log_prob == before
-    model.push(patch)
-    after = model.score(question)[0].log_prob
-    model.rollback(0)
-    # A random model hardly reads a statement before the prompt, and an answer's direction in it is no good of its neurons.
-    assert after != before if editor in ("ice", "knowledge_neurons") else after > before
-    assert model.state_digest() == state and model.score(question)[0].log_prob == before
 
 
 @pytest.mark.parametrize("name", ["gptj", "olmo2", "gemma2"])
@@ -380,13 +392,14 @@ def test_neurons_become_columns_where_the_feed_forward_has_biases(name: str) -> 
 
 
 def test_neurons_of_a_feed_forward_without_biases_are_not_exported() -> None:
-    model, none = tiny("falcon"), torch.zeros(1, 32)
-    model.push(NeuronPatch(model.anatomy.mlp.format(layer=LAYER), activation_of(model), 0, none, torch.zeros(1), none))
-    try:
-        with pytest.raises(UnsupportedModel, match="without biases"):
-            exported(model)
-    finally:
-        model.rollback(0)
+    for name, why in (("falcon", "without biases"), ("olmo2", "without a norm")):
+        model, none = tiny(name), torch.zeros(1, 32)
+        model.push(NeuronPatch(model.anatomy.mlp.format(layer=LAYER), activation_of(model), 0, none, torch.zeros(1), none))
+        try:
+            with pytest.raises(UnsupportedModel, match=why):
+                exported(model)
+        finally:
+            model.rollback(0)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -404,11 +417,3 @@ def test_a_mixture_of_experts_or_a_tower_is_refused_by_name_with_what_is_known(k
 def test_a_configuration_that_no_editor_fits_is_refused(name: str, entries: dict[str, bool], why: str) -> None:
     with pytest.raises(UnsupportedModel, match=why):
         anatomy_of(plain_model(name, **entries))
-
-
-@pytest.mark.parametrize("editor", ["pmet", "minimal_patch", "t_patcher"])
-def test_an_editor_that_takes_no_norm_behind_the_feed_forward_says_so(editor: str) -> None:
-    model = tiny("gemma2")
-    made = tiny_editor(editor)
-    with pytest.raises(UnsupportedModel, match="norms it in between"):
-        made.edit(model, batch_of(SIX_REQUESTS[:1]), made.prepare(model, CORPUS))

@@ -113,9 +113,8 @@ def test_wordings_are_collected_by_relation_with_the_subjects_place_open() -> No
     assert relation_templates(TRAINING_EDITS) == {"P19": ["The birthplace of {} is", "{} was born in"]}
 
 
-@pytest.mark.parametrize("prompt", ["Ada and Ada are", "Ada {} is"], ids=["subject twice", "braces"])
-def test_wordings_that_cannot_be_filled_are_left_out(prompt: str) -> None:
-    plain = EditRequest(request_id="t", prompt=prompt, subject="Ada", relation="P1", target_new="x")
+def test_wordings_that_cannot_be_filled_are_left_out() -> None:
+    plain = EditRequest(request_id="t", prompt="Ada {} is", subject="Ada", relation="P1", target_new="x")
     assert relation_templates([TrainingEdit(plain)]) == {}
 
 

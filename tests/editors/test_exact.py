@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -132,3 +133,14 @@ def test_aligned_tensors_begin_where_a_kernel_likes_it_and_are_equal() -> None:
 def test_rows_of_nothing_and_of_zeros_stay_what_they_are() -> None:
     assert torch.equal(on_grid(torch.zeros(2, 3)), torch.zeros(2, 3).double())
     assert exact_dense(torch.empty(3, 0), torch.empty(4, 0)).tolist() == torch.zeros(3, 4).tolist()
+
+
+def test_parts_that_are_made_in_their_turn_give_the_digest_of_the_same_bytes() -> None:
+    made: list[str] = []
+
+    def make(name: str) -> bytes:
+        made.append(name)
+        return name.encode()
+
+    assert digest_of_parts([(n, partial(make, n)) for n in "cab"]) == digest_of_parts([(n, n.encode()) for n in "abc"])
+    assert made == ["a", "b", "c"]

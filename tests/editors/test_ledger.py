@@ -19,7 +19,7 @@ from editors.base import Prepared
 from editors.ledger.ledger import Ledger
 from editors.ledger.subject_filter import SubjectSpace
 from editors.ledger.subject_values import group_by_subject, kept_prompts, solve_subject, without
-from editors.mechanics.contexts import LookupRow, encode_lookups
+from editors.mechanics.contexts import LookupRow, encode_namings
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.slots import Slot, SlotBook, SlotPatch, gates_of, slots_name
@@ -351,6 +351,19 @@ def test_a_relation_of_the_warehouse_that_the_base_knows_is_kept_even_with_the_o
     assert kept_prompts(sure_of(0.95), [asked, edited], repeated, config) == []
 
 
+def test_a_known_relation_is_kept_in_every_form_that_edits_are_stated_in() -> None:
+    asked = SIX_REQUESTS[0].model_copy(update={"other_relations": ("P20",)})
+    wordings = {"P20": ["{} died in", "Question: where did {} die? Answer:", "The old town of {} is"]}
+    config = world("gpt2")[0].config.model_copy(update={"spare_old": True, "known_confidence": 0.9, "known_kept": 1})
+    row = np.log(np.array([0.95, 0.05], dtype=np.float32))
+    sure = cast(EditableModel, SimpleNamespace(next_token_log_probs=lambda prompts: np.tile(row, (len(prompts), 1))))
+    stated = {"P20": wordings["P20"][:2]}
+    assert len(kept_prompts(sure, [asked], wordings, config)) == 1
+    assert sorted(kept_prompts(sure, [asked], wordings, config, stated)) == sorted(
+        t.replace("{}", asked.subject) for t in stated["P20"]
+    )
+
+
 def next_token(model: EditableModel, prompt: str) -> int:
     return int(model.next_token_log_probs([prompt])[0].argmax())
 
@@ -364,9 +377,9 @@ def test_values_never_see_what_measures_the_edit(field: str, monkeypatch: pytest
 
     def watch(model: EditableModel, prompts: Sequence[str], *more: Sequence[str], **named: Any) -> list[LookupRow]:
         seen.extend(prompts)
-        return encode_lookups(model, prompts, *more, **named)
+        return encode_namings(model, prompts, *more, **named)
 
-    monkeypatch.setattr("editors.ledger.subject_values.encode_lookups", watch)
+    monkeypatch.setattr("editors.ledger.subject_values.encode_namings", watch)
     solve_subject(model, [asked], templates, 1, model.anatomy.mlp_out, world("gpt2")[0].config)
     assert "Ada Lovelace hails from" in seen and asked.prompt in seen
     assert not set(seen) & set(asked.measured)
@@ -380,9 +393,9 @@ def test_values_are_trained_on_the_wordings_that_a_request_brings(monkeypatch: p
 
     def watch(model: EditableModel, prompts: Sequence[str], *more: Sequence[str], **named: Any) -> list[LookupRow]:
         seen.extend(prompts)
-        return encode_lookups(model, prompts, *more, **named)
+        return encode_namings(model, prompts, *more, **named)
 
-    monkeypatch.setattr("editors.ledger.subject_values.encode_lookups", watch)
+    monkeypatch.setattr("editors.ledger.subject_values.encode_namings", watch)
     solve_subject(model, [asked], {"P19": ["{} came from"]}, 1, model.anatomy.mlp_out, world("gpt2")[0].config)
     assert {*asked.also, *asked.wordings} <= set(seen) and "Ada Lovelace came from" not in seen
 

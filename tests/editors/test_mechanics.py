@@ -9,7 +9,15 @@ from editors.asking.tokens import pad_right
 from editors.base import Corpus
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import encode_lookups, sample_contexts
-from editors.mechanics.second_moment import measure_moments, prepare_locate, read_preparation, ridged_factor
+from editors.mechanics.second_moment import (
+    STRIP,
+    WideFactors,
+    gram,
+    measure_moments,
+    prepare_locate,
+    read_preparation,
+    ridged_factor,
+)
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
@@ -118,6 +126,11 @@ def test_second_moment_is_the_average_of_outer_products(tiny: EditableModel) -> 
         torch.testing.assert_close(moments.second[layer], total / count, rtol=1e-4, atol=1e-6)
 
 
+def test_products_in_strips_are_those_of_the_whole_matrix() -> None:
+    keys = torch.randn(40, 2 * STRIP + 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(gram(keys), keys.t() @ keys, rtol=1e-4, atol=1e-4)
+
+
 def test_second_moment_stops_at_the_asked_number_of_tokens(tiny: EditableModel) -> None:
     assert measure_moments(tiny, CORPUS.texts, (1,), 37).tokens == 37
     with pytest.raises(ValueError, match="no token"):
@@ -141,6 +154,15 @@ def test_preparation_without_a_layer_says_prepare_again() -> None:
     prepared = prepare_locate(model, Corpus(("a b c",)), (0,), config(contexts=()))
     with pytest.raises(ValueError, match=r"\[2\]"):
         read_preparation(prepared, (0, 2), model.hf.device)
+
+
+def test_one_wide_factor_is_held_at_a_time_and_each_is_as_it_was_stored() -> None:
+    stored = {layer: torch.randn(4, 4, generator=torch.Generator().manual_seed(layer)) for layer in (0, 1)}
+    factors = WideFactors(stored, torch.device("cpu"))
+    first = factors[0]
+    assert factors[0] is first and first.dtype == torch.float64
+    assert torch.equal(factors[1], stored[1].double()) and factors[0] is not first
+    assert list(factors) == [0, 1] and len(factors) == 2
 
 
 def test_only_what_preparation_depends_on_changes_its_key() -> None:

@@ -12,6 +12,7 @@ from editors.base import Prepared
 from editors.direct.memit import Memit, MemitConfig
 from editors.errors import EditRefused
 from editors.mechanics.contexts import BARE
+from editors.mechanics.paraphrases import other_forms
 from editors.mechanics.second_moment import read_preparation
 from editors.model import EditableModel
 from editors.presets import load_editor, sections
@@ -91,6 +92,24 @@ def test_protected_keys_keep_earlier_values_better(tiny: EditableModel) -> None:
         drift[accumulate] = (patch.dense(path.format(layer=0) + ".weight") @ keys.t()).norm().item()
         tiny.rollback(0)
     assert drift[True] < 0.7 * drift[False]
+
+
+def test_keys_are_protected_in_every_form_of_an_earlier_edit(tiny: EditableModel) -> None:
+    early = [r.model_copy(update={"also": (f"Question: where was {r.subject} born? Answer:",)}) for r in SIX_REQUESTS[:3]]
+    editor, prepared = editor_for(tiny, {"accumulate_keys": True, "second_moment_weight": 1e-3})
+    known = read_preparation(prepared, editor.config.layers, tiny.hf.device)
+    path, weights = tiny.anatomy.mlp_out, known.contexts.weights("grouped")
+    others = [form for r in early for form in other_forms(r)]
+    keys, _ = lookup_states(tiny, others, known.contexts, path, 0).averaged(weights)
+    drift = []
+    for forms in (slice(None), slice(2)):
+        earlier = editor.edit(tiny, batch_of(early), prepared)
+        earlier.meta["note"]["sites"] = [site[forms] for site in earlier.meta["note"]["sites"]]
+        tiny.push(earlier)
+        patch = editor.edit(tiny, batch_of(SIX_REQUESTS[3:]), prepared)
+        drift.append((patch.dense(path.format(layer=0) + ".weight") @ keys.t()).norm().item())
+        tiny.rollback(0)
+    assert drift[0] < 0.8 * drift[1]
 
 
 def test_an_edit_of_the_same_subject_is_not_held_back_by_its_earlier_key(tiny: EditableModel) -> None:

@@ -109,6 +109,58 @@ def test_scratch_undoes_every_overwrite_inside_also_after_an_error(tiny: Editabl
     assert tiny.state_digest() == tiny_model(tiny.anatomy.name).state_digest()
 
 
+def test_a_scratch_inside_another_leaves_each_as_it_began(tiny: EditableModel) -> None:
+    tiny.push(some_update(tiny))
+    name, other = first_matrix(tiny), tiny.anatomy.mlp_out.format(layer=3) + ".weight"
+    start = tiny.state_digest()
+    with tiny.scratch():
+        tiny.overwrite(other, torch.ones_like(tiny.parameter(other)))
+        middle = tiny.state_digest()
+        with tiny.scratch():
+            for each in (name, other):
+                tiny.overwrite(each, torch.zeros_like(tiny.parameter(each)))
+        assert tiny.state_digest() == middle
+        with tiny.scratch():
+            for each in (name, other):
+                tiny.overwrite(each, torch.zeros_like(tiny.parameter(each)))
+    assert tiny.state_digest() == start
+    tiny.rollback(0)
+    assert tiny.state_digest() == tiny_model(tiny.anatomy.name).state_digest()
+
+
+def test_a_scratch_brings_back_what_a_rollback_in_it_took_off(tiny: EditableModel) -> None:
+    tiny.push(some_update(tiny))
+    edited = tiny.parameter(first_matrix(tiny)).clone()
+    with tiny.scratch():
+        tiny.rollback(0)
+        assert not torch.equal(tiny.parameter(first_matrix(tiny)), edited)
+    assert torch.equal(tiny.parameter(first_matrix(tiny)), edited)
+
+
+def test_a_scratch_copies_only_what_is_overwritten_in_it(tiny: EditableModel) -> None:
+    tiny.push(some_update(tiny))
+    name, other = first_matrix(tiny), tiny.anatomy.mlp_out.format(layer=3) + ".weight"
+    with tiny.scratch():
+        tiny.overwrite(other, torch.zeros_like(tiny.parameter(other)))
+        assert tiny._scratches == [{other: None}]
+        tiny.overwrite(name, torch.zeros_like(tiny.parameter(name)))
+        (kept,) = tiny._scratches
+        assert kept[name] is not None and kept[other] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_added_by_rows_rounds_as_one_added_whole(
+    tiny: EditableModel, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editors.model.ROWS_AT_ONCE", 7)
+    model = EditableModel(tiny.hf.to(dtype), tiny.tokenizer, name=tiny.name)  # pyright: ignore[reportArgumentType]
+    name, weight = first_matrix(model), model.weight(model.anatomy.mlp_out, 0)
+    delta = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    wanted = (weight.float() + delta).to(dtype)
+    model.add_to_weight(name, delta)
+    assert torch.equal(model.weight(model.anatomy.mlp_out, 0), wanted)
+
+
 # ------------------------------------------------------------ the stack
 
 

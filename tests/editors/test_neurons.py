@@ -182,7 +182,8 @@ def test_a_gated_model_holds_them_only_with_a_direction_that_is_known() -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     model = EditableModel(Qwen2ForCausalLM(config), tiny_tokenizer(), name="tiny-qwen2")
-    model.push(neurons(model))
+    assert widened(model).config.intermediate_size == 96  # nothing to make room for
+    model.push(NeuronPatch(model.anatomy.mlp.format(layer=1), "silu", 0, randn(1, 32), randn(1), randn(1, 32)))
     with pytest.raises(UnsupportedModel, match=r"constant direction of model\.layers\.1\.mlp is not known"):
         plain_model(model, PlainForm())
     with pytest.raises(UnsupportedModel, match="qwen2"):

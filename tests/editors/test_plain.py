@@ -42,7 +42,8 @@ PROMPTS = [r.prompt for r in SIX_REQUESTS]
 #: Some of them open no slot, whatever the model.
 OTHERS = [
     "A small boat went up the river in the evening, because the wind was good.", "the wind", "12 3456 xyz", "up the river",
-    "because evening, in river the up went boat", "a", "the", "in the evening", "good", "boat", "1", "?", "went up", "The boat went up in the evening. The wind was good, and the river small.",
+    "because evening, in river the up went boat", "a", "the", "in the evening", "good", "boat", "1", "?", "went up",
+    "The boat went up in the evening. The wind was good, and the river small.",
 ]  # fmt: skip
 #: Largest difference of a log-probability between hooks and columns, over the largest that the edits make: the dtype's
 #: rounding, and the spread of `v . h`, which is wide in models of 32 numbers.

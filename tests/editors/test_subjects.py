@@ -8,8 +8,8 @@ from editors.asking.subjects import place_of, subject_places
 from editors.base import TrainingEdit
 from editors.errors import InvalidRequest
 from editors.mechanics.answers import check_request
-from editors.mechanics.contexts import Contexts, encode_lookups
-from editors.mechanics.paraphrases import relation_templates
+from editors.mechanics.contexts import Contexts, each_naming, encode_lookups, encode_namings
+from editors.mechanics.paraphrases import relation_templates, stated_templates
 from editors.model import EditableModel
 from editors.targets.keys_values import lookup_states
 from tests.support import request
@@ -96,6 +96,27 @@ def test_a_context_that_names_the_subject_does_not_draw_the_lookup_token_to_it(t
     assert str(tiny.tokenizer.decode(rows[1].ids[: rows[1].lookup + 1])).endswith("capital of Paris")
     states = lookup_states(tiny, [asked], contexts, tiny.anatomy.mlp_out, 1)
     assert states.inputs.shape[:2] == (1, 2)
+
+
+def test_every_naming_of_a_subject_is_found_but_those_in_longer_names(tiny: EditableModel) -> None:
+    prompts = ["What is the capital of Niger? The capital of Niger is", "Niger lies beside Nigeria", "Guinea-Bissau and Guinea"]
+    rows = encode_namings(tiny, prompts, ["Niger", "Niger", "Guinea"], [""] * 3)
+    assert [len(row.again) for row in rows] == [1, 0, 0]
+    for row, start in zip(
+        [*each_naming(rows)], ["What is the capital of Niger", prompts[0][:-3], "Niger", prompts[2]], strict=True
+    ):
+        assert str(tiny.tokenizer.decode(row.ids[: row.lookup + 1])).endswith(start)
+    once = encode_lookups(tiny, prompts[1:], ["Niger", "Guinea"], ["", ""])
+    assert [(r.ids, r.lookup) for r in rows[1:]] == [(r.ids, r.lookup) for r in once]
+
+
+def test_a_wording_that_names_its_subject_twice_is_filled_at_both_places() -> None:
+    twice = request(1, "Niger", "Paris", prompt="The capital of {} is").model_copy(
+        update={"prompt": "Where? In Niger. Niger has as its capital", "also": ("Niger has",)}
+    )
+    edits = [TrainingEdit(twice, ())]
+    assert "Where? In {}. {} has as its capital" in relation_templates(edits)[twice.relation]
+    assert stated_templates(edits) == {twice.relation: ["Where? In {}. {} has as its capital", "{} has"]}
 
 
 def test_wordings_are_taken_from_whole_words_alone() -> None:

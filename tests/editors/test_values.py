@@ -10,6 +10,7 @@ from editors.asking.tokens import pad_right
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import BARE, encode_lookups
 from editors.mechanics.settings import LocateEditConfig
+from editors.mechanics.suffix import Suffix, SuffixParts
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.targets.objective import build_objective, encode_edits
@@ -82,6 +83,31 @@ def test_cached_suffix_gives_cost_and_gradient_of_the_full_forward(tiny: Editabl
         (slow_gradient,) = torch.autograd.grad(slow, delta)
         torch.testing.assert_close(cost[i].detach(), slow.detach(), rtol=2e-4, atol=2e-5)
         torch.testing.assert_close(gradient[i], slow_gradient, rtol=5e-3, atol=2e-5)
+
+
+def test_rows_of_like_width_run_together_with_the_same_cost_and_gradient(tiny: EditableModel) -> None:
+    long = "Ada Lovelace, who lived in London and wrote about engines that nobody had built, was born in"
+    asked = [SIX_REQUESTS[0].model_copy(update={"also": (long, "Ada Lovelace? " + long)}), *SIX_REQUESTS[1:]]
+    settings = config(kept_prompts=KEPT, kept_weight=0.7, kept_count=3)
+    objective, _ = build_objective(tiny, encode_edits(tiny, asked, BARE, settings), 1, tiny.anatomy.mlp_out, settings)
+    parted = objective.in_parts()
+    assert isinstance(parted.suffix, SuffixParts) and len(parted.suffix.parts) > 1
+    some = torch.tensor([True, False, True, False, False, True])
+    for one, other, count in ((objective, parted, 6), (objective.select(some), parted.select(some), 3)):
+        found = []
+        for each in (one, other):
+            deltas = (0.3 * randn(6, 32).float())[:count].requires_grad_(True)
+            terms = each(deltas)
+            found.append((terms.cost.detach(), terms.margin, torch.autograd.grad(terms.cost.sum(), deltas)[0]))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_one_width_stay_together(tiny: EditableModel) -> None:
+    settings = config(kl_weight=0.0)
+    encoded = encode_edits(tiny, SIX_REQUESTS[:1], BARE, settings)
+    objective, _ = build_objective(tiny, encoded, 1, tiny.anatomy.mlp_out, settings)
+    assert isinstance(objective.in_parts().suffix, Suffix)
 
 
 def test_without_any_kl_term_the_cost_is_likelihood_and_decay(tiny: EditableModel) -> None:

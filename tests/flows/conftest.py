@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.nights import config_of, write_world
+from tests.flows.nights import before_nights, config_of, write_before_nights, write_world
 from warehouse.checkpoints.object_store import ObjectStore
 from warehouse.checkpoints.opening import open_store
 from warehouse.checkpoints.promotion import read_manifest, read_pointer
@@ -31,7 +31,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings over a tiny model and two nights; read-only, shared by every home."""
-    return write_world(tmp_path_factory.mktemp("world"))
+    found = write_world(tmp_path_factory.mktemp("world"))
+    write_before_nights(found)
+    return found
+
+
+def begun(world: dict[str, Any], folder: Path, **changes: Any) -> Home:
+    """A home that begins as `before_nights` says; `undisturbed`, with which such nights are compared, begins with none."""
+    return Home(before_nights(world, folder, **changes))
 
 
 @dataclass(frozen=True)
@@ -78,19 +85,22 @@ class Home:
 
 @pytest.fixture
 def home(world: dict[str, Any], tmp_path: Path) -> Home:
-    """A new, empty home."""
-    return Home(config_of(world, tmp_path / "home"))
+    return begun(world, tmp_path / "home")
 
 
-@pytest.fixture
-def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_page(patch: pytest.MonkeyPatch) -> None:
     """No Evidently page: it takes most of a tiny night's seconds, and the undisturbed night makes a real one."""
 
     def write(folder: Path, *_: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / "evidently.html"
 
-    monkeypatch.setattr("tasks.reporting.publish_report.write_evidently", write)
+    patch.setattr("tasks.reporting.publish_report.write_evidently", write)
+
+
+@pytest.fixture
+def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_page(monkeypatch)
 
 
 @dataclass(frozen=True)

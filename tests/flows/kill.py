@@ -36,7 +36,7 @@ from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tests.flows.conftest import Home
 from tests.flows.kill_steps import FLOW, STEPS, Step, around, at_step
-from tests.flows.nights import config_of, write_world
+from tests.flows.nights import config_of, write_before_nights, write_world
 from warehouse.checkpoints.promotion import manifest_at, pointer_of, verify
 
 #: One of so many reruns is killed as well.
@@ -302,10 +302,14 @@ def _difference(found: Any, wanted: Any) -> str:
     return f"{found}, wanted {wanted}"
 
 
-def prepare(scratch: Path, only: str | None = None) -> tuple[Scene, ...]:
-    """Both nights (or one), run undisturbed in forks of this process, which the first night has warmed."""
+def prepare(scratch: Path, only: str | None = None, *, asked: bool = False) -> tuple[Scene, ...]:
+    """Both nights (or one), run undisturbed in forks of this process, which the first night has warmed.
+
+    Args:
+        asked: the first night begins in a home whose base was asked what it knows, not in an empty one.
+    """
     world = write_world(scratch / "world")
-    first = Scene("night-01", world, None)
+    first = Scene("night-01", world, write_before_nights(world) if asked else None)
     run_night(first.home(scratch / "after-first"), "night-01")
     second = Scene("night-02", world, scratch / "after-first")
     scenes = []

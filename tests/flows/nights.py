@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,29 @@ def write_world(folder: Path) -> dict[str, Any]:
 def config_of(world: dict[str, Any], home: Path, **changes: Any) -> dict[str, Any]:
     """Settings of one home; `source` may be given as a folder of recorded nights."""
     return {**world, "home": str(home), **changes}
+
+
+def write_before_nights(world: dict[str, Any]) -> Path:
+    """Beside the world a home without a night, whose base was asked what it knows and was read by two editors."""
+    from editors.presets import load_editor
+    from tasks.serving.known import FOR_A_NIGHT, ask_known
+    from tasks.serving.models import base_model
+    from tasks.serving.prepare import preparation_of
+    from tasks.settings import configure
+
+    settings = configure(config_of(world, _before(world)))
+    ask_known(settings, each=FOR_A_NIGHT)
+    model = base_model(settings)
+    for name in ("memit", "ledger"):
+        preparation_of(settings, load_editor(name, model), model)
+    return settings.home
+
+
+def before_nights(world: dict[str, Any], home: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of a home that begins as a copy of the one of `write_before_nights`: that spares most of a first night."""
+    shutil.copytree(_before(world), home)
+    return config_of(world, home, **changes)
+
+
+def _before(world: dict[str, Any]) -> Path:
+    return Path(world["model"]["name"]).with_name("before-nights")

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.flows.conftest import Home
 from tests.flows.kill import Fork, Scene, Wrong, fork, own_folder, prepare, run_night, state_of
-from tests.flows.nights import config_of
+from tests.flows.nights import before_nights
 from warehouse.checkpoints.promotion import manifest_at, pointer_of, verify
 from warehouse.errors import LineageMoved
 
@@ -45,7 +45,7 @@ def one_home(scratch: Path, scene: Scene) -> None:
 
 def one_store(scratch: Path, scene: Scene) -> None:
     """Exactly one pointer is written; who came second carries on with the first one's manifest, or is told."""
-    homes = tuple(Home(config_of(scene.world, scratch / f"home-{i}", store=str(scratch / "store"))) for i in (1, 2))
+    homes = tuple(Home(before_nights(scene.world, scratch / f"home-{i}", store=str(scratch / "store"))) for i in (1, 2))
     told = both(scratch, (homes[0], homes[1]))
     lost = [text for text in told if text]
     if len(lost) > 1 or not all("lineage moved" in text for text in lost):
@@ -66,7 +66,7 @@ def one_store(scratch: Path, scene: Scene) -> None:
 
 def main() -> int:
     with own_folder() as scratch:
-        (scene,) = prepare(scratch, "night-01")
+        (scene,) = prepare(scratch, "night-01", asked=True)
         try:
             one_home(scratch, scene)
             one_store(scratch, scene)

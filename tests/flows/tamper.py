@@ -28,7 +28,7 @@ from tasks.serving.signing import check_signature
 from tasks.settings import Settings, configure
 from tasks.trail import export_warehouse
 from tasks.workspace import store_of
-from tests.flows.nights import PERMISSIVE, STRICT, config_of, write_policy, write_world
+from tests.flows.nights import PERMISSIVE, STRICT, before_nights, write_before_nights, write_policy, write_world
 from warehouse.checkpoints.object_store import RESERVED
 from warehouse.checkpoints.pull import pull
 from warehouse.checkpoints.signing import generate_key
@@ -208,8 +208,8 @@ def small_homes(world: dict[str, Any], folder: Path) -> list[Target]:
     from flows.nightly import nightly_refresh
 
     generate_key(folder / "key.pem", folder / "key.pub")
-    signed = config_of(world, folder / "memit", signing={"private_key": str(folder / "key.pem")})
-    plain = config_of(world, folder / "ledger", editor={"name": "ledger"})
+    signed = before_nights(world, folder / "memit", signing={"private_key": str(folder / "key.pem")})
+    plain = before_nights(world, folder / "ledger", editor={"name": "ledger"})
     strict = {"policy": str(write_policy(folder / "refusing.yaml", STRICT, "refusing"))}
     loose = {"policy": str(write_policy(folder / "loose.yaml", PERMISSIVE, "loose"))}
     runs = [(signed | loose, "night-01", "promote"), (signed | strict, "night-02", "reject")]
@@ -235,7 +235,9 @@ def _targets(home: Path | None) -> Iterator[list[Target]]:
 
         with prefect_test_harness(server_startup_timeout=120):
             (folder / "world").mkdir()
-            yield small_homes(write_world(folder / "world"), folder)
+            world = write_world(folder / "world")
+            write_before_nights(world)
+            yield small_homes(world, folder)
 
 
 def main() -> int:

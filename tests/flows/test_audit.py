@@ -20,7 +20,7 @@ from tasks.recheck.audit import AuditReport, audit
 from tasks.settings import configure
 from tasks.trail import export_warehouse
 from tasks.workspace import warehouse
-from tests.flows.conftest import FinishedNight, Home
+from tests.flows.conftest import FinishedNight, Home, begun
 from tests.flows.nights import config_of
 from tests.machines import OTHERS, run
 from warehouse.digests import digest_of
@@ -173,7 +173,7 @@ def test_a_home_of_before_holds_with_a_word(
     world: dict[str, Any], prefect_server: None, without_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its checkpoint has the last bits of the machine and of the release that wrote it."""
-    home = Home(config_of(world, tmp_path / "home"))
+    home = begun(world, tmp_path / "home")
     with monkeypatch.context() as before:
         before.setattr(LowRank, "dense", lambda update: (update.left @ update.right.t()) * (1 + 2.0**-22))
         before.setattr(WeightPatch.__init__, "__defaults__", (None, ""))
@@ -187,7 +187,7 @@ def test_a_home_of_before_holds_with_a_word(
 def test_a_home_of_before_with_other_weights_does_not_hold(
     world: dict[str, Any], prefect_server: None, without_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = Home(config_of(world, tmp_path / "home"))
+    home = begun(world, tmp_path / "home")
     with monkeypatch.context() as before:
         before.setattr(LowRank, "dense", lambda update: (update.left @ update.right.t()) * 1.01)
         before.setattr(WeightPatch.__init__, "__defaults__", (None, ""))
@@ -199,7 +199,7 @@ def test_a_home_of_before_with_other_weights_does_not_hold(
 def test_todays_weights_are_held_to_the_bit(
     world: dict[str, Any], prefect_server: None, without_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = Home(config_of(world, tmp_path / "home"))
+    home = begun(world, tmp_path / "home")
     with monkeypatch.context() as before:
         before.setattr(LowRank, "dense", lambda update: (update.left @ update.right.t()) * (1 + 2.0**-22))
         assert home.run().verdict == "promote"

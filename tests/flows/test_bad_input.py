@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.flows.conftest import Home
+from tests.flows.conftest import Home, begun, no_page
 from tests.flows.nights import LATER, PERMISSIVE, UPDATES, event, write_night, write_policy
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
@@ -19,27 +19,31 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
 Refresh = Callable[..., tuple[int, Any]]
 
 
-@pytest.fixture
-def refresh(home: Home, tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Refresh:
+def refreshing(home: Home, folder: Path, world: dict[str, Any], patch: pytest.MonkeyPatch) -> Refresh:
     """`errata refresh --json` over a folder of our own nights: exit code and printed document."""
     variables = {
-        "HOME": home.path, "SOURCE__PATH": tmp_path / "nights", "MODEL__NAME": world["model"]["name"],
-        "POLICY": write_policy(tmp_path / "policy.yaml", PERMISSIVE, "permissive"), "THREADS": 1,
+        "HOME": home.path, "SOURCE__PATH": folder / "nights", "MODEL__NAME": world["model"]["name"],
+        "POLICY": write_policy(folder / "policy.yaml", PERMISSIVE, "permissive"), "THREADS": 1,
     }  # fmt: skip
     sizes = {f"PROBES__{name.upper()}": value for name, value in world["probes"].items()}
     for name, value in (variables | sizes).items():
-        monkeypatch.setenv(f"ERRATA_{name}", str(value))
+        patch.setenv(f"ERRATA_{name}", str(value))
 
     def run(lines: Sequence[str | bytes] | None = None, night: str = "night-01") -> tuple[int, Any]:
         from flows.cli import app
 
         if lines is not None:
-            write_night(tmp_path / "nights", night, lines)
+            write_night(folder / "nights", night, lines)
         result = CliRunner().invoke(app, ["refresh", "--night", night, "--json"])
         assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
         return result.exit_code, json.loads(result.stdout)
 
     return run
+
+
+@pytest.fixture
+def refresh(home: Home, tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Refresh:
+    return refreshing(home, tmp_path, world, monkeypatch)
 
 
 def verdicts(home: Home) -> dict[str, tuple[str, str]]:
@@ -58,38 +62,52 @@ def changed(number: int, **fields: Any) -> str:
     return json.dumps({**event(number, 1, *LATER[0]), **fields})
 
 
-# ---------------------------------------------------------------- one bad record among good ones
+# ---------------------------------------------------------------- bad records among good ones
 
 
-TOO_LARGE = changed(2, comment="x" * 10_000_000)
+#: The record, and the verdict and reason that it gets.
+BAD: dict[str, tuple[str | bytes, str, str]] = {
+    "a truncated line": (changed(2)[:150], "reject", "undecodable"),
+    "a string of 10 MB": (changed(3, comment="x" * 10_000_000), "reject", "too_large"),
+    "a subject that is a number": (changed(4, subject=17), "reject", "malformed_record"),
+    "a count that is a word": (changed(5, references="many"), "reject", "malformed_record"),
+    "a list": ("[1, 2]", "reject", "malformed_record"),
+    "bytes that are no text": (b"\xff\xfe\x00", "reject", "undecodable"),
+    "a property that nobody knows": (
+        changed(8, property={"id": "P99999", "label": "colour of the roof"}), "quarantine", "unknown_property",
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("bad", "verdict", "reason"),
-    [
-        pytest.param(changed(2)[:150], "reject", "undecodable", id="a truncated line"),
-        pytest.param(TOO_LARGE, "reject", "too_large", id="a string of 10 MB"),
-        pytest.param(changed(2, subject=17), "reject", "malformed_record", id="a subject that is a number"),
-        pytest.param(changed(2, references="many"), "reject", "malformed_record", id="a count that is a word"),
-        pytest.param("[1, 2]", "reject", "malformed_record", id="a list"),
-        pytest.param(b"\xff\xfe\x00", "reject", "undecodable", id="bytes that are no text"),
-        pytest.param(
-            changed(2, property={"id": "P99999", "label": "colour of the roof"}), "quarantine", "unknown_property",
-            id="a property that nobody knows",
-        ),
-    ],
-)  # fmt: skip
-def test_a_bad_record_is_kept_with_a_verdict_and_the_good_one_is_edited(
-    bad: str | bytes, verdict: str, reason: str, home: Home, refresh: Refresh
-) -> None:
-    code, line = refresh([good(), bad])
-    assert (code, line["records"], line["edited"], line["verdict"]) == (0, 2, 1, "promote")
-    found = verdicts(home)
-    assert found.pop("t01-001")[0] == "supersede"
-    assert list(found.values()) == [(verdict, reason)]
-    kept = [row["raw"] for row in home.rows("SELECT raw FROM updates ORDER BY received_seq")]
-    assert kept[1] == (bad if isinstance(bad, str) else bad.decode("utf-8", "backslashreplace"))
+@pytest.fixture(scope="module")
+def mixed(
+    prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Home, tuple[int, Any]]:
+    """A night of a good record and all the bad ones, and what the command said of it."""
+    folder = tmp_path_factory.mktemp("mixed")
+    home = begun(world, folder / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        no_page(patch)
+        return home, refreshing(home, folder, world, patch)([good(), *(bad for bad, _, _ in BAD.values())])
+
+
+def test_among_bad_records_the_good_one_is_edited(mixed: tuple[Home, tuple[int, Any]]) -> None:
+    home, (code, line) = mixed
+    assert (code, line["records"], line["edited"], line["verdict"]) == (0, 1 + len(BAD), 1, "promote")
+    assert verdicts(home)["t01-001"][0] == "supersede"
     assert home.findings() == []
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_record_is_kept_with_its_verdict(name: str, mixed: tuple[Home, tuple[int, Any]]) -> None:
+    bad, verdict, reason = BAD[name]
+    home, _ = mixed
+    (kept,) = home.rows(
+        "SELECT raw, verdict, reason FROM updates LEFT JOIN verdicts USING (source, record_id, night) "
+        f"ORDER BY received_seq LIMIT 1 OFFSET {1 + list(BAD).index(name)}"
+    )
+    raw = bad if isinstance(bad, str) else bad.decode("utf-8", "backslashreplace")
+    assert (kept["raw"], kept["verdict"], kept["reason"]) == (raw, verdict, reason)
 
 
 def test_a_night_of_nothing_but_bad_records_ends_without_an_edit(home: Home, refresh: Refresh) -> None:

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from flows.cli import app
 from tasks.recheck.audit import audit
 from tasks.settings import configure
-from tests.flows.conftest import Home
+from tests.flows.conftest import Home, begun, no_page
 from tests.flows.culprit import CULPRIT, RULE, plant
-from tests.flows.nights import LATER, TEACHER, UPDATES, config_of, event, first_night, write_night
+from tests.flows.nights import LATER, TEACHER, UPDATES, event, first_night, write_night
 from warehouse.database.connection import Warehouse
 from warehouse.lineages.history import blame
 
@@ -33,11 +33,9 @@ def original(prefect_server: None, world: dict[str, Any], tmp_path_factory: pyte
     write_night(folder / "nights", "night-01", first_night())
     write_night(folder / "nights", "night-02", [json.dumps(event(i, 2, *update)) for i, update in enumerate(LATER, 1)])
     source = {"kind": "recorded", "path": str(folder / "nights")}
-    home = Home(config_of(world, folder / "home", policy=str(policy), editor=TEACHER, source=source))
+    home = begun(world, folder / "home", policy=str(policy), editor=TEACHER, source=source)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
-        )
+        no_page(patched)
         plant(patched)
         assert home.run("night-01").verdict == "promote"
     return home

@@ -18,9 +18,9 @@ from editors.patches.slots import Slot
 from tasks.isolation.isolate import Culprit
 from tasks.recheck.audit import audit
 from tasks.settings import configure
-from tests.flows.conftest import Home
+from tests.flows.conftest import Home, begun
 from tests.flows.culprit import CULPRIT, RULE, plant
-from tests.flows.nights import TEACHER, UPDATES, config_of
+from tests.flows.nights import TEACHER, UPDATES
 from warehouse.records import EditRequest
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
@@ -43,7 +43,7 @@ def home_with(
         f"name: isolating\nversion: 1\nallow_unsigned: true\nisolate_evaluations: {evaluations}\nrules:\n  - {rule}\n",
         encoding="utf-8",
     )
-    return Home(config_of(world, folder / "home", policy=str(policy), editor=editor))
+    return begun(world, folder / "home", policy=str(policy), editor=editor)
 
 
 def ledger(home: Home) -> dict[tuple[str, str], str]:

@@ -20,8 +20,8 @@ from tasks.serving.prepare import editor_of, preparation_of
 from tasks.settings import configure
 from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
-from tests.flows.conftest import Home
-from tests.flows.nights import LATER, UPDATES, config_of, event, write_night
+from tests.flows.conftest import Home, begun, no_page
+from tests.flows.nights import LATER, UPDATES, event, write_night
 from tests.machines import OTHERS, run
 from warehouse.lineages.edits import active_edits
 from warehouse.nights.quarantine import release
@@ -63,11 +63,9 @@ def four(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.T
     for name, night in lines.items():
         write_night(folder, name, night)
     source = {"kind": "recorded", "path": str(folder)}
-    home = Home(config_of(world, folder / "home", source=source, editor={"name": "ledger"}))
+    home = begun(world, folder / "home", source=source, editor={"name": "ledger"})
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
-        )
+        no_page(patched)
         for night in NIGHTS:
             if night == "night-03":
                 let_go(home, "t02-002")

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from editors import catalogue
 from flows.cli import app
 from flows.commands.given import numbers_given
 from tasks.tuning.numbers import FoundNumbers
+from tests.architectures import model_of
 from warehouse.errors import UsageError
 
 
@@ -57,6 +59,25 @@ def test_the_command_hands_budget_and_held_numbers_to_the_search(monkeypatch: py
     assert seen["held"] == {"ledger": {"value_steps": 9}, "grace": {"num_steps": 7}}
     assert "one trial" in result.stderr and "scaled defaults, not tried (no facts)" in result.stdout
     assert CliRunner().invoke(app, [*asked, "--json"]).stdout.startswith("[")
+
+
+def test_of_all_editors_those_that_the_architecture_does_not_take_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def find(_settings: object, _model: object, names: list[str], **_more: Any) -> list[FoundNumbers]:
+        asked.extend(names)
+        return []
+
+    model_of("olmo2").save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ERRATA_MODEL__NAME", str(tmp_path / "model"))
+    monkeypatch.setattr("tasks.tuning.numbers.find_numbers", find)
+    result = CliRunner().invoke(app, ["prepare", "--auto", "all"])
+    assert result.exit_code == 0, result.output
+    assert "do not edit olmo2: calinet, minimal_patch, pmet, t_patcher" in result.stderr
+    assert set(asked) == set(catalogue.names()) - {"calinet", "minimal_patch", "pmet", "t_patcher"}
 
 
 def test_without_a_name_the_editor_of_the_settings_is_prepared_with_what_is_set(

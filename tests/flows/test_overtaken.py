@@ -11,8 +11,8 @@ import tasks.night.gate
 from checks.gates.decide import load_policy, policy_digest
 from tasks.recheck.audit import audit
 from tasks.settings import configure
-from tests.flows.conftest import Home
-from tests.flows.nights import PERMISSIVE, config_of, write_policy
+from tests.flows.conftest import Home, begun
+from tests.flows.nights import PERMISSIVE, write_policy
 from warehouse.digests import digest_of
 from warehouse.errors import LineageMoved
 
@@ -29,7 +29,7 @@ def rebasing(tmp_path: Path) -> str:
 @pytest.fixture
 def second_writer(world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """Another warehouse on the same store, with another editor, that promotes its night while ours is being gated."""
-    other = Home(config_of(world, tmp_path / "other", store=str(tmp_path / "store"), editor={"name": "ft"}))
+    other = begun(world, tmp_path / "other", store=str(tmp_path / "store"), editor={"name": "ft"})
     plain, ran = tasks.night.gate.gate.fn, []
 
     def overtaken(settings: Any, report: Any) -> Any:
@@ -42,7 +42,7 @@ def second_writer(world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def first_writer(world: dict[str, Any], tmp_path: Path, **changes: Any) -> Home:
-    return Home(config_of(world, tmp_path / "home", store=str(tmp_path / "store"), **changes))
+    return begun(world, tmp_path / "home", store=str(tmp_path / "store"), **changes)
 
 
 def test_by_default_an_overtaken_night_stops_and_keeps_its_evidence(
@@ -63,7 +63,7 @@ def test_by_default_an_overtaken_night_stops_and_keeps_its_evidence(
     assert home.findings() == []
 
     # Somebody looked at it and lets it go on: the same night, on what is served now.
-    again = first_writer(world, tmp_path, policy=rebasing)
+    again = Home({**home.config, "policy": rebasing})
     assert again.run().verdict == "promote"
     assert again.head().checkpoint.parent == theirs
     assert again.findings() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,15 @@ PAGE = (Path(__file__).parents[2] / "docs" / "REQUESTS.md").read_text(encoding="
 
 
 @pytest.mark.usefixtures("prefect_server", "without_page")
-def test_the_pages_example_is_promoted(tmp_path: Path) -> None:
+def test_the_pages_example_is_promoted(prepared_home: Callable[[Path], Path], tmp_path: Path) -> None:
     lines = re.findall(r"```jsonl\n(.*?)```", PAGE, re.S)[0].strip().splitlines()
     required = {name for name, field in EditRequest.model_fields.items() if field.is_required()} - {"request_id"}
     assert all(set(json.loads(line)) == required for line in lines)
     (tmp_path / "updates").mkdir()
     # One line is a night as well.
     (tmp_path / "updates" / "first.jsonl").write_text(lines[1] + "\n", encoding="utf-8")
-    home = Home({
-        "home": str(tmp_path / "home"), "source": {"kind": "requests", "path": str(tmp_path / "updates")}, "threads": 1,
-    })  # fmt: skip
+    source = {"kind": "requests", "path": str(tmp_path / "updates")}
+    home = Home({"home": str(prepared_home(tmp_path / "home")), "source": source, "threads": 1})
     run = home.run("first")
     assert (run.verdict, run.accepted, run.edited) == ("promote", 1, 1), run
     assert all(f"`{name}`" in PAGE for name in EditRequest.model_fields if name not in ("source", "other_relations"))

@@ -25,7 +25,7 @@ from tasks.settings import configure
 from tasks.takeback.plan import plan_revert
 from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
-from tests.flows.conftest import Home
+from tests.flows.conftest import Home, begun, no_page
 from tests.flows.nights import LATER, UPDATES, config_of, event, first_night, write_night
 from warehouse.database.connection import Warehouse
 from warehouse.errors import Conflict, NotFound
@@ -55,7 +55,7 @@ def nights(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def made(nights: dict[str, Any], home: Path, **changes: Any) -> Home:
-    found = Home(config_of(nights, home, **changes))
+    found = begun(nights, home, **changes)
     for night in ("night-01", "night-02"):
         assert found.run(night).verdict == "promote"
     return found
@@ -66,9 +66,7 @@ def original(
     prefect_server: None, nights: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Home:  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
-        )
+        no_page(patched)
         return made(nights, tmp_path_factory.mktemp("two-nights") / "home")
 
 
@@ -234,7 +232,7 @@ def test_what_the_gate_refuses_stays_in_production(two: Home, world: dict[str, A
 
 
 def test_the_ledger_editor_retracts_and_gives_an_earlier_answer_back(nights: dict[str, Any], tmp_path: Path) -> None:
-    home = Home(config_of(nights, tmp_path / "home", editor={"name": "ledger"}))
+    home = begun(nights, tmp_path / "home", editor={"name": "ledger"})
 
     def slots() -> dict[str, list[tuple[str, bytes]]]:
         model = at_checkpoint(configure(home.config), home.store, home.head().checkpoint)
@@ -253,7 +251,7 @@ def test_the_ledger_editor_retracts_and_gives_an_earlier_answer_back(nights: dic
 
 def test_patches_that_cannot_stand_without_the_reverted_one_are_made_again(nights: dict[str, Any], tmp_path: Path) -> None:
     """A codebook's entries are counted: without its first edit the later ones must be made anew."""
-    home = Home(config_of(nights, tmp_path / "home", editor={"name": "grace", "batch_size": 1}))
+    home = begun(nights, tmp_path / "home", editor={"name": "grace", "batch_size": 1})
     home.run("night-01")
     line = revert(home, facts(home)[OLD])
     settings, base = configure(home.config), base_model(configure(home.config))

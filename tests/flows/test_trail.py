@@ -14,8 +14,8 @@ from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tasks.takeback.rollback import restore
 from tasks.trail import export_warehouse
-from tests.flows.conftest import Home
-from tests.flows.nights import LATER, PERMISSIVE, STRICT, UPDATES, config_of, event, write_night, write_policy
+from tests.flows.conftest import Home, begun, no_page
+from tests.flows.nights import LATER, PERMISSIVE, STRICT, UPDATES, event, write_night, write_policy
 from warehouse.checkpoints.signing import generate_key
 from warehouse.database.connection import Warehouse
 from warehouse.lineages.audit import AuditEntry, chain_id, entries, read_mirrored
@@ -39,18 +39,16 @@ def home(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.T
     write_night(folder / "nights", "night-02", [json.dumps(event(1, 2, *LATER[0]))])
     write_night(folder / "nights", "night-03", [json.dumps(event(1, 3, *LATER[1]))])
     trusted = [str(folder / "first.pub"), str(folder / "second.pub")]
-    found = Home(config_of(
+    found = begun(
         world, folder / "home", editor={"name": "memit"}, actor=WHO,
         source={"kind": "recorded", "path": str(folder / "nights")},
         policy=str(write_policy(folder / "loose.yaml", PERMISSIVE, "loose")),
         signing={"private_key": str(folder / "first.pem"), "trusted": trusted},
-    ))  # fmt: skip
+    )  # fmt: skip
     strict = Home({**found.config, "policy": str(write_policy(folder / "strict.yaml", STRICT, "strict"))})
     second = Home({**found.config, "signing": {"private_key": str(folder / "second.pem"), "trusted": trusted}})
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            "tasks.reporting.publish_report.write_evidently", lambda folder, *_: folder.mkdir(parents=True, exist_ok=True)
-        )
+        no_page(patched)
         patched.setenv("ERRATA_HOME", str(found.path))
         assert found.run("night-01").verdict == "promote"
         assert strict.run("night-02").verdict == "reject"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ pytestmark = pytest.mark.quality
 
 
 def test_the_ledger_with_found_numbers_is_near_the_ledger_with_those_tuned_by_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared_home: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(home=tmp_path)
+    settings = Settings(home=prepared_home(tmp_path))
     model = base_model(settings)
     facts = tuning_set(settings, model, 12)
     by_hand = run_trial(load_editor("ledger", model), model, facts, settings.preparations, choice={}, values={})

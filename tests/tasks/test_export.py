@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from editors.errors import UnsupportedModel
+from editors.export.plain import check_whole, materialise
+from editors.presets import load_editor
+from editors.session import batch_of
 from tasks.serving.export import export
 from tasks.settings import ModelSettings, Settings
-from tests.support import tiny_model
+from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from warehouse.errors import Conflict
+from warehouse.records import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def settings(base: Path, tmp_path: Path) -> Settings:
 
 def test_the_base_is_exported_as_it_is(settings: Settings, base: Path, tmp_path: Path) -> None:
     found = export(settings, "base", tmp_path / "out")
-    assert (found.form, found.patches, found.whole) == ("model", 0, True)
+    assert (found.form, found.patches) == ("model", 0)
     first, second = (AutoModelForCausalLM.from_pretrained(str(f)).state_dict() for f in (base, tmp_path / "out"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
@@ -55,3 +60,21 @@ def test_an_adapter_that_cannot_be_leaves_nothing(settings: Settings, tmp_path: 
 def test_a_rank_without_an_adapter_is_an_error(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--peft"):
         export(settings, "base", tmp_path / "out", max_rank=4)
+
+
+def test_a_memory_is_refused_with_the_reason_and_a_note_of_before_with_the_kind(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    editor = load_editor("grace", model)
+    model.push(editor.edit(model, batch_of(SIX_REQUESTS[:1]), editor.prepare(model, CORPUS)))
+    made = Checkpoint(
+        checkpoint_id="c" * 64, parent=None, patch_digests=(model.patches[0].digest,), created_at=datetime.now(UTC),
+        base_model="local", base_revision="", base_digest=model.base_digest,
+    )  # fmt: skip
+    materialise(model, made, tmp_path / "out")
+    with pytest.raises(UnsupportedModel, match=r"c{12} is no plain model: .* kind 'memory', which no plain model can hold"):
+        check_whole(tmp_path / "out")
+    note = json.loads((tmp_path / "out" / "errata.json").read_text(encoding="utf-8"))
+    del note["why_not"]
+    (tmp_path / "out" / "errata.json").write_text(json.dumps(note), encoding="utf-8")
+    with pytest.raises(UnsupportedModel, match=r"plain weights do not show its patches \(memory\)"):
+        check_whole(tmp_path / "out")

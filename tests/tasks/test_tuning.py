@@ -12,16 +12,19 @@ import yaml
 
 from checks.predictor import Question
 from editors import catalogue
-from editors.errors import NoPreset
+from editors.errors import NoPreset, UnsupportedModel
 from editors.model import EditableModel
 from editors.presets import load_editor, space_of
 from editors.presets.learnt import learnt_path
+from editors.presets.scales import measure_scales
+from editors.session import batch_of
 from tasks.settings import Settings
 from tasks.tuning import search as searching
 from tasks.tuning.course import best_of
 from tasks.tuning.facts import TuningSet
 from tasks.tuning.numbers import FoundNumbers, editor_with_numbers, editors_with_numbers, find_numbers
 from tasks.tuning.trials import Trial, keep_trial, kept_trials, run_trial, spread
+from tests.architectures import model_of
 from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from warehouse.errors import UsageError
 
@@ -266,6 +269,31 @@ def test_an_editor_that_wraps_another_edits_with_what_was_found_for_that_one(
     editor = load_editor(name, tiny, None, settings.presets)
     prepared = editor.prepare(tiny, CORPUS)
     assert editor.edit_each(tiny, SIX_REQUESTS[:1], prepared)[0].num_bytes > 0
+
+
+# ------------------------------------------------------------ behind a norm
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "gemma2", "gemma3_text"])
+def test_numbers_are_found_where_a_norm_stands_behind_the_feed_forward(settings: Settings, kind: str) -> None:
+    """And bound a value by what moves the block: of the feed-forward's own norm the block's over what it adds, times .75."""
+    model, asked = model_of(kind), SIX_REQUESTS[5]
+    found = found_for(settings, model, "r_rome")
+    assert found.how == "searched" and found.best is not None and found.best.refused == 0
+    pairs = [(p, r.subject) for r in FACTS.requests for p in (r.prompt, *r.wordings)]
+    at = measure_scales(model, *zip(*pairs, strict=True)).layers[found.values["layer"]]
+    assert found.values["clamp_norm"] == pytest.approx(0.75 * at.block / at.added, rel=0.01)
+    editor, question = load_editor("r_rome", model, None, settings.presets), [Question(asked.prompt, asked.target_new)]
+    before = model.score(question)[0].log_prob
+    model.push(editor.edit(model, batch_of([asked]), editor.prepare(model, CORPUS)))
+    assert model.score(question)[0].log_prob > before
+
+
+@pytest.mark.parametrize("name", [n for n in catalogue.names() if not catalogue.editor_class(n).card.behind_norm])
+def test_an_editor_that_takes_no_norm_there_is_refused_before_anything_is_tried(settings: Settings, name: str) -> None:
+    with pytest.raises(UnsupportedModel, match=f"{name} writes .* norms it in between"):
+        find_numbers(settings, model_of("gemma2"), ["ft_m", name], tuning=FACTS)
+    assert not list(settings.presets.rglob("*.jsonl")) and not list(settings.presets.rglob("*.yaml"))
 
 
 # ------------------------------------------------------------ by itself

@@ -9,6 +9,7 @@ from warehouse.database.connection import Warehouse
 from warehouse.records import Fact
 from warehouse.upkeep.integrity import Finding, check
 from warehouse.world.facts import apply_fact_changes
+from warehouse.world.probes import make_probe_set, save_probe_set
 
 
 @pytest.fixture
@@ -35,6 +36,12 @@ def test_a_sound_warehouse_has_no_finding(sound: Warehouse) -> None:
 def test_an_empty_warehouse_has_no_finding() -> None:
     with Warehouse.open(":memory:") as wh:
         assert check(wh) == []
+
+
+def test_a_set_that_was_made_empty_is_no_orphan(sound: Warehouse) -> None:
+    """As the retain set of a lineage whose every edit was reverted."""
+    save_probe_set(sound, make_probe_set("retain", []))
+    assert check(sound) == []
 
 
 REFERENCES = {

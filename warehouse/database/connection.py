@@ -32,6 +32,7 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 Frame = pd.DataFrame | pa.Table
 Rows = pd.DataFrame | pa.Table | Sequence[BaseModel] | Sequence[Mapping[str, Any]]
 Params = Sequence[Any] | Mapping[str, Any] | None
+Schema = tuple[dict[str, dict[str, str]], dict[str, tuple[str, ...]]]
 
 MEMORY = ":memory:"
 #: No file, no network and no Python variable is reachable from SQL; extensions are those of the wheel.
@@ -41,6 +42,8 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
 }
+#: By the migrations that made it, which are compared on every open and alone decide it.
+_SCHEMAS: dict[tuple[str, ...], Schema] = {}
 _LOCKED = ("could not set lock on file", "different configuration than existing", "being used by another process")
 
 
@@ -68,7 +71,7 @@ class Warehouse:
         self._depth = 0
         self._is_doomed = False
         self._is_closed = False
-        self._columns, self._keys = _read_schema(connection)
+        self._columns, self._keys = _schema(connection)
 
     @classmethod
     def open(cls, path: Path | str, *, read_only: bool = False, wait_s: float = 30.0) -> Warehouse:
@@ -314,9 +317,15 @@ def _connect(where: str, *, read_only: bool, wait_s: float) -> duckdb.DuckDBPyCo
             pause_s = min(0.5, pause_s * 1.5)
 
 
-def _read_schema(
-    connection: duckdb.DuckDBPyConnection,
-) -> tuple[dict[str, dict[str, str]], dict[str, tuple[str, ...]]]:
+def _schema(connection: duckdb.DuckDBPyConnection) -> Schema:
+    """Columns and keys of a migrated warehouse; read once a process, for it is opened fifty times a night."""
+    applied = tuple(migration.sha256 for migration in read_migrations())
+    if applied not in _SCHEMAS:
+        _SCHEMAS[applied] = _read_schema(connection)
+    return _SCHEMAS[applied]
+
+
+def _read_schema(connection: duckdb.DuckDBPyConnection) -> Schema:
     """Columns with their SQL types, and primary keys, by table."""
     columns: dict[str, dict[str, str]] = {}
     listed = connection.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from warehouse.digests import digest_of
@@ -12,6 +13,7 @@ FactSplit = Literal["calibration", "development", "report"]
 CALIBRATION_SHARE = 0.3
 
 
+@lru_cache(1 << 17)
 def is_calibration_subject(subject_id: str) -> bool:
     """Do preparations and demonstrations learn from the subject? Then it is never measured."""
     return int(digest_of("calibration", subject_id)[:8], 16) / 16**8 < CALIBRATION_SHARE

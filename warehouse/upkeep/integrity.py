@@ -169,8 +169,9 @@ _OTHERS = (
              GROUP BY lineage, checkpoint_id, request_id HAVING count(*) > 1""",
           "keep the edit whose patch the checkpoint lists last and mark the others superseded"),
     _Rule("orphan", "probe_sets",
-          """SELECT digest AS key, 'has no probes' AS found FROM probe_sets
-             WHERE digest NOT IN (SELECT set_digest FROM probes)""",
+          # The set of no probes is one: after everything was reverted, nothing is left to retain.
+          f"""SELECT digest AS key, 'has no probes' AS found FROM probe_sets
+              WHERE digest NOT IN (SELECT set_digest FROM probes) AND digest <> '{probe_set_digest(())}'""",
           "delete the row, or build the set again", "warning"),
     _Rule("orphan", "patches",
           """SELECT patch_digest AS key, 'belongs to no edit and no checkpoint' AS found FROM patches

@@ -194,9 +194,13 @@ def _moment(value: Any) -> Any:
 
 def _keyed(frame: pd.DataFrame) -> pd.DataFrame:
     """With `s` and `o`: the ids, or the keys of the labels where a source has only text."""
-    subject = frame["subject_id"].where(frame["subject_id"] != "", frame["subject"].map(text_key))
-    obj = frame["object_id"].where(frame["object_id"] != "", frame["object"].map(text_key))
-    return frame.assign(s=subject, o=obj)
+    return frame.assign(s=_keys_of(frame, "subject"), o=_keys_of(frame, "object"))
+
+
+def _keys_of(frame: pd.DataFrame, side: str) -> pd.Series:
+    # Folding a label costs more than all else here, and few rows are without an id.
+    keys = [own or text_key(label) for own, label in zip(frame[f"{side}_id"], frame[side], strict=True)]
+    return pd.Series(keys, index=frame.index, dtype="str")
 
 
 def apply_fact_changes(
