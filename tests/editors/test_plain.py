@@ -19,10 +19,10 @@ from editors.architectures.anatomies import anatomy_of
 from editors.base import Prepared
 from editors.errors import PatchError, UnsupportedModel
 from editors.export.constant import Constant, constant_of, read_constants
-from editors.export.form import PlainForm, room_for
+from editors.export.form import SHARPNESS, PlainForm, room_for
 from editors.export.plain import export_plain, plain_model, sites_beside
-from editors.export.slots import read_columns, silence
-from editors.export.wide import wide_model
+from editors.export.slots import read_columns, silence, slot_columns
+from editors.export.wide import Columns, wide_model
 from editors.ledger.ledger import Ledger
 from editors.model import EditableModel, fuse_activations
 from editors.patches.neurons import NeuronPatch, activation_of
@@ -48,7 +48,7 @@ OTHERS = [
 #: Largest difference of a log-probability between hooks and columns, over the largest that the edits make: the dtype's
 #: rounding, and the spread of `v . h`, which is wide in models of 32 numbers.
 SHARE = 0.06
-#: Nearer to a ramp the activation's tail, the dtype's rounding and the spread of `v . h` may show.
+#: Nearer to a ramp the activation's tail and the dtype's rounding may show.
 SHUT = {torch.float32: -0.75, torch.bfloat16: -1.75, torch.float16: -1.75}
 
 
@@ -103,15 +103,19 @@ def state_of(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def nearest(model: EditableModel, text: str) -> float:
-    """How near any slot comes to opening at any token of a text: 0 where its ramp begins, in widths of the ramp."""
+def nearest(model: EditableModel, columns: Columns, text: str) -> float:
+    """How near any slot comes to opening at any token of a text, hooked or as columns: 0 where its ramp begins, in widths.
+
+    Where a slot's threshold is a hundred widths, `v . h = 0.99` moves it by one.
+    """
     seen: list[float] = []
     book: SlotBook = model.memories[slots_name(model.anatomy.mlp.format(layer=1))]
+    g, biases = book.gates, torch.zeros(len(columns)) if columns.biases is None else columns.biases
 
     def note(_module: object, inputs: tuple[Tensor, ...], _output: object) -> None:
-        g = book.gates
-        scores = inputs[0].float() @ g.filters.t() - g.offsets
-        seen.append(float(((scores - g.low) / (g.high - g.low)).max()))
+        h = inputs[0].float()
+        seen.append(float(((h @ g.filters.t() - g.offsets - g.low) / (g.high - g.low)).max()))
+        seen.append(float((h @ columns.keys.t() + biases)[..., ::2].max()) / SHARPNESS)
 
     undo = model.hook(model.anatomy.mlp.format(layer=1), note)
     logits(model.hf, text)
@@ -139,7 +143,9 @@ def test_it_answers_as_the_hooked_model_does_and_beside_its_edits_as_the_base_to
     clear = first - second > 2 * near
     assert torch.equal(said.argmax(1)[clear], saw.argmax(1)[clear])
     model.push(patch_of(name))
-    shut = [text for text in OTHERS if nearest(model, text) < SHUT[dtype]]
+    site = model.anatomy.mlp.format(layer=1)
+    columns = slot_columns(model, site, model.memories[slots_name(site)], form(name, dtype=dtype))
+    shut = [text for text in OTHERS if nearest(model, columns, text) < SHUT[dtype]]
     model.rollback(0)
     padded = wide_model(model, {}, form(name, dtype=dtype))[0]
     assert shut
