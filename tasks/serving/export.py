@@ -35,15 +35,15 @@ class ExportedModule(Record):
 class Exported(Record):
     """What `errata export` wrote.
 
-    `whole`: the files show every edit of the checkpoint; `room`: how wide its layers are, where edits stand in columns;
-    `modules`: of an adapter.
+    `whole`: the files show every edit of the checkpoint, as all do but what was taken anyway; `room`: how wide its layers are,
+    where edits stand in columns; `modules`: of an adapter.
     """
 
     out: str
     checkpoint_id: str
     form: Literal["model", "adapter"]
     patches: int
-    whole: bool
+    whole: bool = True
     room: str = ""
     modules: tuple[ExportedModule, ...] = ()
 
