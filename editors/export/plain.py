@@ -229,6 +229,7 @@ def _write_weights(model: EditableModel, folder: Path, form: PlainForm) -> None:
 
 def _described(model: EditableModel, form: PlainForm, plain: Plain | None) -> dict[str, Any]:
     return {
+        "class": type(model.hf).__name__,
         "dtype": str(form.dtype or model.hf.dtype).removeprefix("torch."),
         "sharpness": form.sharpness,
         "reserve": form.reserve,

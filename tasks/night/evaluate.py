@@ -111,7 +111,8 @@ def environment(settings: Settings, done: Candidate, model: EditableModel) -> di
 def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
     """The report on a candidate; one made before for the same candidate and probes is read, not made again.
 
-    Rates compare with `f_0`, the base model; the report's `before` names the checkpoint that the candidate replaces.
+    Rates compare with `f_0`, the base model; the report's `before` names the checkpoint that the candidate replaces. They are
+    taken in the served dtype: where that is not the one that edits are made in, of the plain model that would be served.
     """
     with warehouse(settings) as wh:
         tonight = requests_by_id(wh, [*done.edited, *done.revert.measured])
@@ -130,16 +131,18 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
     model = at_checkpoint(settings, store_of(settings), done)
     cost = EditCost(len(done.edited), done.edit_seconds, done.patch_bytes)
     served = served_as_measured(settings, model, done, probes, retain)
+    base, edited = served.models or (AtDepth(model, 0), model)
     report = measure(
-        AtDepth(model, 0),
-        model,
+        base,
+        edited,
         probes,
         retain=retain,
-        right_after={p.probe_id: p for p in done.right_after},
+        # They were asked in the dtype that edits are made in.
+        right_after={} if served.models else {p.probe_id: p for p in done.right_after},
         old_answers={r.request_id: [r.target_true] for r in retained if r.target_true},
         cache=WarehouseCache(settings),
         environment={
-            **environment(settings, done, model),
+            **environment(settings, done, edited),
             **({} if asker.is_plain else {"forms": asker.forms.describe()}),
             **served.environment,
         },

@@ -30,10 +30,18 @@ NUM_BYSTANDERS = 120
 
 @dataclass(frozen=True)
 class Served:
-    """Scores of `served_agreement`, and what a report says beside them of the folder that they were taken from."""
+    """What was found of the folder that is served.
+
+    Attributes:
+        scores: of `served_agreement`.
+        environment: what a report says beside them.
+        models: base and candidate in the served dtype, without hooks, which the gate's rates are then taken of; None where
+            edits are made in that dtype too, or nothing plain is served.
+    """
 
     scores: tuple[Score, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    models: tuple[EditableModel, EditableModel] | None = None
 
 
 def served_as_measured(settings: Settings, model: EditableModel, done: Candidate, probes: ProbeSet, retain: ProbeSet) -> Served:
@@ -73,7 +81,17 @@ def served_as_measured(settings: Settings, model: EditableModel, done: Candidate
         if changed:
             log.warning("served in %s, %d of %d %s are answered otherwise", _name(form, model), len(changed), len(asked), name)
         found[f"served_otherwise_{name}"] = f"{len(changed)} of {len(asked)}"
-    return Served(served_agreement(edits, others, measured, served), found)
+    scores = served_agreement(edits, others, measured, served)
+    if form.dtype in (None, model.hf.dtype):
+        return Served(scores, found)
+    base = EditableModel.from_pretrained(
+        settings.model.name,
+        revision=settings.model.revision,
+        dtype=form.dtype,
+        device=model.hf.device,
+        trust_remote_code=settings.model.trust_remote_code,
+    )
+    return Served(scores, found, (base, loaded))
 
 
 def _name(form: PlainForm, model: EditableModel) -> str:

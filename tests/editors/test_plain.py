@@ -201,6 +201,7 @@ def _edited(model: EditableModel) -> set[str]:
     return {f"{p}.{kind}" for p in paths for kind in ("weight", "bias")}
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("name", NAMES)
 def test_a_set_of_slots_has_the_same_columns_whatever_the_order_it_was_made_in(name: str) -> None:
     orders = [[(0, 1, 2, 3, 4, 5)], [(5, 3), (0,), (4, 1, 2)], [(2,), (1,), (0,), (5,), (4,), (3,)]]
@@ -211,6 +212,7 @@ def test_a_set_of_slots_has_the_same_columns_whatever_the_order_it_was_made_in(n
         assert all(torch.equal(first[n], second[n]) for n in first)
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("name", GATED)
 def test_the_rows_of_a_subject_are_its_own_whoever_stands_beside_it(name: str) -> None:
     few, all_of_them = (plain_model(worn(name, patches=[p]), form(name)) for p in (patch_of(name, (2,)), patch_of(name)))
@@ -223,6 +225,7 @@ def test_the_rows_of_a_subject_are_its_own_whoever_stands_beside_it(name: str) -
     assert torch.equal(*rows)
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("name", NAMES)
 def test_a_revert_gives_the_tensors_of_the_base_beside_zeros(name: str) -> None:
     editor, prepared = world(name)

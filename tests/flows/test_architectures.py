@@ -148,11 +148,12 @@ def slots_of(received: dict[str, Any], shape: str, folder: Path, monkeypatch: py
     return home
 
 
-@pytest.mark.parametrize("shape", ["qwen2", "phi3"])
+@pytest.mark.parametrize(("shape", "dtype"), [("qwen2", "float32"), ("phi3", "bfloat16")])
 def test_slots_of_a_gated_model_without_biases_are_served_plainly_and_taken_back(
-    shape: str, received: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape: str, dtype: str, received: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = slots_of(received, shape, tmp_path, monkeypatch, steady_model(shape))
+    # Edited in float32; served in that of its checkpoint.
+    home = slots_of(received, shape, tmp_path, monkeypatch, steady_model(shape, getattr(torch, dtype)))
     assert run(home) == "promote"
     (asked,) = home.rows("SELECT prompt, target_new FROM edit_requests")
     assert pulled(tmp_path / "pulled") == ""
@@ -165,11 +166,19 @@ def test_slots_of_a_gated_model_without_biases_are_served_plainly_and_taken_back
     assert float((next_of(plain, asked["prompt"]) - hooked).abs().max()) < 0.05 * change
     assert said(tmp_path / "pulled", asked["prompt"]).strip() == text.strip()
     base, out = weights(tmp_path / "model"), weights(tmp_path / "pulled")
-    assert base.keys() == out.keys()
+    assert base.keys() == out.keys() and {str(t.dtype) for t in out.values()} == {f"torch.{dtype}"}
     report = home.head().report
     assert {s.slice for s in report.scores if s.metric == "served_agreement"} == {"edits", "bystanders"}
     assert report.environment["served_otherwise_edits"] == "0 of 1"
-    assert report.environment["served"].startswith("float32; width 640 (the base's 96, 2 columns used, room for 271 slots more")
+    assert report.environment["dtype"] == dtype, "the gate's rates are those of what is served"
+    assert report.environment["served"].startswith(
+        f"{dtype}; width 640 (the base's 96, 2 columns used, room for 271 slots more"
+    )
+    shown = json.loads(CliRunner().invoke(app, ["show", "--json"]).stdout)
+    assert shown["served"] == report.environment["served"]
+    note = json.loads((tmp_path / "pulled" / "errata.json").read_text(encoding="utf-8"))["form"]
+    facts = (type(edited.hf).__name__, dtype, 640, 256, {"model.layers.1.mlp": 2})
+    assert tuple(note[key] for key in ("class", "dtype", "width", "reserve", "columns")) == facts
     assert audit(configure(home.config)).breaks == () and home.findings() == []
     assert take_back(home) == "promote"
     assert pulled(tmp_path / "without") == ""
