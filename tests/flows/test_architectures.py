@@ -17,6 +17,7 @@ from prefect import Task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from editors.export.form import OF_BEFORE
 from editors.model import EditableModel
 from flows import nightly, revert
 from flows.cli import app
@@ -187,6 +188,31 @@ def test_slots_of_a_gated_model_without_biases_are_served_plainly_and_taken_back
     # Beside the base's own numbers there is nothing but zeros.
     assert all(t.count_nonzero() == base[name].count_nonzero() for name, t in without.items())
     assert said(tmp_path / "without", asked["prompt"]) == said(tmp_path / "model", asked["prompt"])
+    assert audit(configure(home.config)).breaks == ()
+
+
+def test_a_checkpoint_with_biases_of_a_release_before_is_audited_pulled_and_taken_back(
+    received: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = slots_of(received, "llama", tmp_path, monkeypatch, steady_model("llama"))
+    with monkeypatch.context() as before:
+        before.setattr("tasks.night.promote.plain_form", lambda _settings, _model: OF_BEFORE)
+        assert run(home) == "promote"
+    (asked,) = home.rows("SELECT prompt FROM edit_requests")
+    assert audit(configure(home.config)).breaks == () and home.findings() == []
+    assert pulled(tmp_path / "pulled") == ""
+    config, note = (json.loads((tmp_path / "pulled" / f).read_text(encoding="utf-8")) for f in ("config.json", "errata.json"))
+    assert (config["mlp_bias"], config["intermediate_size"]) == (True, 96 + 2) and "form" not in note
+    edited = at_checkpoint(configure(home.config), home.store, home.head().checkpoint)
+    plain = EditableModel.from_pretrained(str(tmp_path / "pulled"))
+    hooked = next_of(edited, asked["prompt"])
+    edited.rollback(0)
+    assert torch.allclose(next_of(plain, asked["prompt"]), hooked, atol=1e-4)
+    assert not torch.allclose(next_of(edited, asked["prompt"]), hooked, atol=1e-2)
+    assert take_back(home) == "promote"
+    assert pulled(tmp_path / "without") == ""
+    config = json.loads((tmp_path / "without" / "config.json").read_text(encoding="utf-8"))
+    assert (config["mlp_bias"], config["intermediate_size"]) == (False, 640), "what comes next is in today's form"
     assert audit(configure(home.config)).breaks == ()
 
 
