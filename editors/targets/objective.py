@@ -119,8 +119,7 @@ class Objective:
 
     def __call__(self, deltas: Tensor) -> Terms:
         """Cost and margin of (edits, d_model) changes; the gradient flows to `deltas` only."""
-        hidden = self.suffix.run(deltas[self.edit])
-        logits = self.head(self.final_norm(hidden[self.row, self.place])).float()
+        logits = self.logits(deltas[self.edit])
         logp = logits.log_softmax(-1)
         cost = torch.zeros(len(self.row), device=logits.device)
         target, stop = self.kind == Kind.TARGET, self.kind == Kind.STOP
@@ -134,18 +133,27 @@ class Objective:
         per_edit = torch.zeros(len(deltas), device=logits.device).index_add(0, owner, cost * self.weight)
         # Published form: the norm is not squared above the line.
         per_edit = per_edit + self.decay * torch.linalg.vector_norm(deltas, dim=1) / self.base_norms**2
-        return Terms(per_edit, self._margins(logits.detach(), target, stop, owner, len(deltas)))
+        leads = self.leads(logits.detach()).masked_fill(soft, torch.inf)
+        whole = torch.full((len(deltas),), torch.inf, device=logits.device)
+        return Terms(per_edit, whole.scatter_reduce(0, owner, leads, "amin"))
 
-    def _margins(self, logits: Tensor, target: Tensor, stop: Tensor, owner: Tensor, edits: int) -> Tensor:
-        lead = torch.full((len(logits),), float("inf"), device=logits.device)
-        values, ids = logits[target].topk(2, dim=-1)
-        label = self.label[target]
+    def logits(self, changes: Tensor) -> Tensor:
+        """(reads, vocab) fp32 with `changes` (rows, d_model), a change for each row."""
+        hidden = self.suffix.run(changes)
+        return self.head(self.final_norm(hidden[self.row, self.place])).float()
+
+    def leads(self, logits: Tensor) -> Tensor:
+        """(reads,) by how many of `logits` (reads, vocab) what must be said leads the next best.
+
+        That is the target's token, any token that ends an answer, and of the KL terms the base's first choice.
+        """
+        stop, soft = self.kind == Kind.STOP, self.kind >= Kind.ESSENCE
+        label = self.label.index_put((soft.nonzero()[:, 0],), self.base.argmax(-1))
+        values, ids = logits.topk(2, dim=-1)
         rival = torch.where(ids[:, 0] == label, values[:, 1], values[:, 0])
-        lead[target] = logits[target].gather(1, label[:, None])[:, 0] - rival
+        leads = logits.gather(1, label[:, None])[:, 0] - rival
         ends = logits[stop]
-        lead[stop] = ends[:, self.stops].amax(-1) - ends[:, ~self.stops].amax(-1)
-        whole = torch.full((edits,), float("inf"), device=logits.device)
-        return whole.scatter_reduce(0, owner, lead, "amin")
+        return leads.index_put((stop.nonzero()[:, 0],), ends[:, self.stops].amax(-1) - ends[:, ~self.stops].amax(-1))
 
     def in_parts(self) -> Objective:
         """The same, with rows of like width run together where that spares enough."""

@@ -30,6 +30,7 @@ from warehouse.records import Record
 log = logging.getLogger(__name__)
 
 CASES = (
+    "edit-ledger",
     "edit-r_rome",
     "edit-memit-100",
     "edit-grace",

@@ -117,6 +117,25 @@ def _edit_r_rome(context: BenchContext) -> Case:
     return Case("r_rome", once, compare)
 
 
+def _edit_ledger(context: BenchContext) -> Case:
+    requests, model = _requests(context, context.sizes.edits), context.model
+    editor, prepared = _ready(context, "ledger")
+    numbers = editor.config.model_dump()
+
+    def make(solver: str, some: Sequence[EditRequest]) -> list[Patch]:
+        # A fresh editor: one that has solved a slot does not solve it again.
+        return load_editor("ledger", model, {**numbers, "value_solver": solver}).edit_each(model, some, prepared)
+
+    make("leads", requests[:1])
+
+    def compare(ours: Once) -> list[Comparison]:
+        some = [requests[i] for i in _some(range(len(requests)), context.sizes.plain_edits)]
+        note = "the whole edit, filter and gates too; it stops by its own margin"
+        return [_comparison("values by Adam on the mean NLL", len(some), _timed(lambda: make("adam", some)), ours, note)]
+
+    return Case("ledger", lambda: _edit_once(model, requests, lambda: make("leads", requests)), compare)
+
+
 def _edit_memit(context: BenchContext) -> Case:
     requests, model = _requests(context, context.sizes.memit_edits), context.model
     editor, prepared = _ready(context, "memit")
@@ -373,6 +392,7 @@ def _part(parts: dict[str, float], name: str) -> Iterator[None]:
 
 
 CASE_BUILDERS: Mapping[str, Callable[[BenchContext], Case]] = {
+    "edit-ledger": _edit_ledger,
     "edit-r_rome": _edit_r_rome,
     "edit-memit-100": _edit_memit,
     "edit-grace": _edit_grace,

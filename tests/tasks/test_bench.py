@@ -52,7 +52,7 @@ def test_every_promised_case_can_be_built() -> None:
     assert tuple(CASE_BUILDERS) == CASES
 
 
-@pytest.mark.parametrize("name", ["edit-r_rome", "edit-memit-100", "edit-grace"])
+@pytest.mark.parametrize("name", ["edit-ledger", "edit-r_rome", "edit-memit-100", "edit-grace"])
 def test_an_edit_case_reports_rates_passes_patches_and_a_ratio(name: str, context: BenchContext) -> None:
     before = context.model.state_digest()
     result = measure_case(name, context, repeat=2)
