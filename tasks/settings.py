@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -101,6 +101,16 @@ class SigningSettings(_Section):
     trusted: tuple[PathText, ...] = ()
 
 
+class ServingSettings(_Section):
+    """The plain model that a promotion writes. `dtype` auto: that of the base's own checkpoint.
+
+    `reserve`: slots that every layer has room for, so that shapes stay from night to night; 0: no more than there are.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    reserve: NonNegativeInt = 256
+
+
 class ProbeSettings(_Section):
     """Sizes of the probe sets of a night."""
 
@@ -146,6 +156,7 @@ class Settings(BaseSettings):
     wikidata: WikidataSettings = WikidataSettings()
     probes: ProbeSettings = ProbeSettings()
     signing: SigningSettings = SigningSettings()
+    serving: ServingSettings = ServingSettings()
     #: Of patches and pulled folders; see `warehouse/limits.py`.
     limits: Limits = Limits()
     #: Who is written into the audit trail; default: the login name.

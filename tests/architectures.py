@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 
+from editors.architectures.anatomies import anatomy_of
 from editors.base import Editor
 from editors.direct.hosting import HostedConfig
 from editors.model import EditableModel
@@ -63,6 +64,23 @@ def plain_model(name: str, **entries: Any) -> transformers.PreTrainedModel:
                 # Norms of ones and biases of zeros would hide which of them a state went through.
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model
+
+
+#: Added to one entry of every embedding; behind a norm it is what all tokens of a pretrained model share.
+SHARED = 2.0
+
+
+def steady_model(name: str, dtype: torch.dtype = torch.float32) -> EditableModel:
+    """A tiny model whose gated feed-forwards read a nearly constant direction, as those of trained models do.
+
+    Args:
+        name: one of `SHAPES`, `gpt2` or `llama`.
+    """
+    hf: Any = plain_model(name) if name in SHAPES else tiny_model(name).hf
+    if anatomy_of(hf).gated:
+        with torch.no_grad():
+            hf.get_input_embeddings().weight[:, 0] += SHARED
+    return EditableModel(hf.to(dtype), tiny_tokenizer(), name=f"steady-{name}")
 
 
 def model_of(name: str) -> EditableModel:

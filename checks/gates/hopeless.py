@@ -9,7 +9,7 @@ from warehouse.records import GateDecision, GateRule, RuleResult
 #: Scores that count the edits of the night themselves: every edit taken out is one less.
 PER_EDIT = frozenset({"SR", "GR", "ES"})
 #: What is measured of a whole night's work alone, and not again for a part of it.
-WHOLE_NIGHT = frozenset({"efficiency"})
+WHOLE_NIGHT = frozenset({"efficiency", "served_agreement"})
 WHAT_TO_DO = "give the next night what it lacks, or give the rule another min_n and the policy a new version"
 
 
@@ -27,7 +27,7 @@ def hopeless(decision: GateDecision, num_edits: int) -> tuple[str, ...]:
 def _why(result: RuleResult, num_edits: int) -> str:
     rule, score, name = result.rule, result.score, _title(result.rule)
     if not result.passed and rule.metric in WHOLE_NIGHT:
-        return f"{name} is a cost of the whole night, which no part of it is asked for; {WHAT_TO_DO}"
+        return f"{name} is measured of the whole night alone, and of no part of it; {WHAT_TO_DO}"
     if not result.passed and score is None:
         return f"{name} is not in the report, and fewer edits do not bring it; {WHAT_TO_DO}"
     if score is None:

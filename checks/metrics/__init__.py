@@ -6,7 +6,7 @@ METRIC_CODES = (
     "SRR", "GRR", "ESR",
     "locality", "portability", "obsolete",
     "DD", "perplexity_ratio", "KL",
-    "fluency", "failure_mode", "efficiency", "not_counted",
+    "fluency", "failure_mode", "efficiency", "not_counted", "served_agreement",
     "ability", "published",
 )  # fmt: skip
 #: Asked in the benchmark alone, so that no report of a night has them.

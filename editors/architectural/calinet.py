@@ -110,7 +110,7 @@ class CaliNet(Editor[CaliNetConfig]):
             "batch holds the slots back: the paper has no locality term. Adam until every wording is right by a margin, not "
             "5,000 steps of Adafactor. Wordings come from other subjects' training edits of the same relation; those that the "
             "request itself lists as rephrases are never trained on, since generalization is measured there. A relation "
-            "without training edits has its prompt alone. The slots are hooks; `editors/export/neurons.py` writes them into "
+            "without training edits has its prompt alone. The slots are hooks; `editors/export/plain.py` writes them into "
             "a plain model of wider layers."
         ),
         behind_norm=False,

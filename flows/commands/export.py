@@ -17,6 +17,7 @@ def export(
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     peft: Annotated[bool, typer.Option("--peft", help="A LoRA adapter for the base model instead of a whole model.")] = False,
     max_rank: Annotated[int | None, typer.Option(help="With --peft: cut updates of higher rank down to this one.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also where the weights do not show every edit.")] = False,
     lineage: Annotated[str | None, typer.Option(help="Lineage; default from the settings.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -27,11 +28,13 @@ def export(
     settings = configure(lineage=lineage)
     from tasks.serving.export import export
 
-    found = export(settings, checkpoint, out, peft=peft, max_rank=max_rank)
+    found = export(settings, checkpoint, out, peft=peft, max_rank=max_rank, anyway=anyway)
     if as_json:
         emit_json(found.model_dump(mode="json"))
         return
     console.print(f"{out}: {found.form} of checkpoint {found.checkpoint_id[:12]}, {found.patches} patches", highlight=False)
+    if found.room:
+        console.print(found.room, highlight=False)
     if found.modules:
         table(
             "Modules",

@@ -57,7 +57,7 @@ def _id(settings: Settings, name: str) -> str:
 
 @reported
 def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json = False) -> None:
-    """One checkpoint: its facts in force, its scores, the rules that it met or failed."""
+    """One checkpoint: its facts in force, its scores, the rules that it met or failed, how it is served."""
     from tasks.workspace import warehouse
     from warehouse.lineages.chain import checkpoints
     from warehouse.lineages.history import facts_in_force, scores_of
@@ -70,12 +70,15 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
         facts, scores = facts_in_force(wh, settings.lineage, name), scores_of(wh, row)
         reports = reports_after(wh, name, before=row.checkpoint.parent)
         decision = decision_of(wh, reports[-1].report_id) if reports else None
+    # Reports of releases before do not say.
+    served = reports[-1].environment.get("served") if reports else None
     if as_json:
         emit_json(
             {
                 "checkpoint": row.checkpoint.model_dump(mode="json"),
                 "night": row.night,
                 "verdict": row.verdict,
+                "served": served,
                 "scores": scores,
                 "facts": [f.model_dump(mode="json") for f in facts],
                 "decision": decision.model_dump(mode="json") if decision else None,
@@ -84,6 +87,8 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
         return
     console.print(f"checkpoint {name} of night {row.night or 'base'}: {row.verdict}", highlight=False)
     console.print(f"parent {row.checkpoint.parent or 'none'}, {len(row.checkpoint.patch_digests)} patches", highlight=False)
+    if served is not None:
+        console.print(f"served: {served}", highlight=False)
     table(
         f"{len(facts)} facts in force",
         ("subject", "relation", "answer", "was", "night", "edit"),

@@ -13,6 +13,7 @@ from flows.commands.shared import Json, console, emit_json, reported, table
 from flows.commands.stopping import at_once
 from tasks.settings import configure
 from warehouse.errors import UsageError
+from warehouse.records import Manifest
 
 if TYPE_CHECKING:
     from tasks.settings import Settings
@@ -176,6 +177,7 @@ def ask(
 def pull(
     out: Annotated[Path, typer.Option(help="Folder to make; must not hold anything else.")],
     channel: Annotated[str | None, typer.Option(help="Channel or checkpoint id; default: the lineage's own.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also where the weights do not show every edit.")] = False,
     lineage: Lineage = None,
     as_json: Json = False,
 ) -> None:
@@ -193,7 +195,8 @@ def pull(
 
     def check(folder: Path, manifest: Manifest) -> None:
         check_signature(settings, store, manifest, folder)
-        check_whole(folder)
+        if not anyway:
+            check_whole(folder)
 
     manifest = pull(
         store,

@@ -14,6 +14,7 @@ from checks.metrics.efficiency import EditCost, efficiency
 from editors.model import EditableModel
 from editors.views import AtDepth
 from tasks.candidate import Candidate
+from tasks.serving.agreement import served_as_measured
 from tasks.serving.corpus import calibration_subjects
 from tasks.serving.forms import how_to_ask
 from tasks.serving.known import FOR_A_NIGHT, ask_known
@@ -110,7 +111,8 @@ def environment(settings: Settings, done: Candidate, model: EditableModel) -> di
 def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
     """The report on a candidate; one made before for the same candidate and probes is read, not made again.
 
-    Rates compare with `f_0`, the base model; the report's `before` names the checkpoint that the candidate replaces.
+    Rates compare with `f_0`, the base model; the report's `before` names the checkpoint that the candidate replaces. They are
+    taken in the served dtype: where that is not the one that edits are made in, of the plain model that would be served.
     """
     with warehouse(settings) as wh:
         tonight = requests_by_id(wh, [*done.edited, *done.revert.measured])
@@ -120,22 +122,31 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
     before = done.before
     after = done.checkpoint_id
     with warehouse(settings) as wh:
-        known = [r for r in reports_after(wh, after, before) if r.probe_set_digest == probes.digest]
+        reports = [r for r in reports_after(wh, after, before) if r.probe_set_digest == probes.digest]
+    # Those of releases before say nothing of what will be served.
+    known = [r for r in reports if any(s.metric == "served_agreement" for s in r.scores)]
     if known:
         return known[-1]
     asker = how_to_ask(settings)
     model = at_checkpoint(settings, store_of(settings), done)
     cost = EditCost(len(done.edited), done.edit_seconds, done.patch_bytes)
+    served = served_as_measured(settings, model, done, probes, retain)
+    base, edited = served.models or (AtDepth(model, 0), model)
     report = measure(
-        AtDepth(model, 0),
-        model,
+        base,
+        edited,
         probes,
         retain=retain,
-        right_after={p.probe_id: p for p in done.right_after},
+        # They were asked in the dtype that edits are made in.
+        right_after={} if served.models else {p.probe_id: p for p in done.right_after},
         old_answers={r.request_id: [r.target_true] for r in retained if r.target_true},
         cache=WarehouseCache(settings),
-        environment=environment(settings, done, model) | ({} if asker.is_plain else {"forms": asker.forms.describe()}),
-        extra=efficiency(cost),
+        environment={
+            **environment(settings, done, edited),
+            **({} if asker.is_plain else {"forms": asker.forms.describe()}),
+            **served.environment,
+        },
+        extra=[*efficiency(cost), *served.scores],
         before_id=before,
         after_id=after,
         form_of=asker.slicing,

@@ -14,6 +14,7 @@ from editors.writing import writing
 from tasks.candidate import Candidate
 from tasks.night.gate import reasons
 from tasks.night.settle import settle
+from tasks.serving.form import plain_form
 from tasks.serving.models import at_checkpoint, base_revision, patch_folder
 from tasks.serving.signing import sign_checkpoint
 from tasks.settings import Settings
@@ -39,10 +40,10 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
     checkpoint = done.checkpoint(settings, base_revision(settings, model), decision.decided_at)
     folder = night_folder(settings, done.night) / "model"
     with writing(folder):
-        materialise(model, checkpoint, folder)
-    if why := why_not_plain(folder):
+        written = materialise(model, checkpoint, folder, plain_form(settings, model))
+    if not written.whole:
         # Served by Errata it holds its edits, so the night may promote it; who pulls it is refused.
-        log.warning("%s", why)
+        log.warning("%s", why_not_plain(folder))
     files = checkpoint_files(checkpoint.checkpoint_id, folder)
     for digest in done.patch_digests:
         files |= patch_files(digest, patch_folder(settings, digest))

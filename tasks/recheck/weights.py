@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from editors.asking.tokens import FROM_ENVIRONMENT, TOKENIZER_CONFIG
 from editors.errors import EditorError
-from editors.export.plain import NOTE, materialise
+from editors.export.companions import is_licence
+from editors.export.form import PlainForm
+from editors.export.plain import NOTE, form_of_note, materialise, plain_model, second_rows
 from editors.model import EditableModel
+from tasks.serving.form import constants_of
 from tasks.serving.models import at_checkpoint
 from tasks.settings import Settings
 from warehouse.checkpoints.object_store import ObjectStore, checkpoint_key
@@ -29,6 +33,9 @@ from warehouse.lineages.audit import Break
 #: the largest entries in its row and column (a slot's key is large, the weight beside it in the same row is not).
 OWN_SHARE, ROW_SHARE = 1e-4, 1e-5
 MAX_CONFIG_BYTES = 4 << 20
+#: How far a row along a constant direction may lie from the one that this machine finds, over that one's norm: by rounding
+#: alone; from another preparation, as after a release that changed the corpus. Further off it was changed.
+SAME_ROW, NEAR_ROW = 0.01, 0.25
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,76 @@ def rederived(settings: Settings, store: ObjectStore) -> Rederived:
             )
             return Rederived((Break(what=f"base {settings.model.name}", found=found_here),))
         try:
-            materialise(model, manifest.checkpoint, folder / "model")
             prefix = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
             # Its note names the patches, which the manifest does already.
-            files = {k.removeprefix(prefix): d for k, d in manifest.files.items() if k.startswith(prefix)}
-            return _compared(store, model, folder, prefix, {n: d for n, d in files.items() if n != NOTE})
+            own = {k.removeprefix(prefix): d for k, d in manifest.files.items() if k.startswith(prefix)}
+            files = {name: digest for name, digest in own.items() if name != NOTE}
+            try:
+                form, notes = _form(settings, store, model, prefix, files, folder)
+                materialise(model, manifest.checkpoint, folder / "model", form)
+            except (ValueError, WarehouseError, EditorError, SafetensorError) as error:
+                return Rederived((Break(what=prefix, found=str(error)),))
+            found = _compared(store, model, folder, prefix, files)
+            return Rederived(found.breaks, (*notes, *found.notes))
         finally:
             model.rollback(0)
+
+
+def _form(
+    settings: Settings, store: ObjectStore, model: EditableModel, prefix: str, files: Mapping[str, str], scratch: Path
+) -> tuple[PlainForm, tuple[str, ...]]:
+    """How the checkpoint was written, with the rows along constant directions that it has, and what is to be said of these.
+
+    They come of a pass over texts, whose last bits are those of the machine that made it: so they are taken as they stand,
+    once they are what this machine finds, and everything else follows from them to the bit.
+
+    Raises:
+        ValueError: rows are not what they should be.
+    """
+    note = json.loads(store.read(prefix + NOTE, MAX_CONFIG_BYTES))
+    form = form_of_note(note)
+    columns: dict[str, int] = note["form"]["columns"] if "form" in note else {}
+    if form.of_before or not model.anatomy.gated or not columns:
+        return form, ()
+    stored = scratch / "written"
+    for name in (n for n in files if n.endswith(".safetensors")):
+        (stored / name).parent.mkdir(parents=True, exist_ok=True)
+        store.read_to(prefix + name, stored / name)
+    own = plain_model(model, replace(form, constants=constants_of(settings, model, list(columns))))
+    given, notes = {}, []
+    for site, count in columns.items():
+        given[site] = second_rows(_Stored(stored), model, site, count)
+        ours = second_rows(own.hf.state_dict(), model, site, count)
+        if len(given[site]) != len(ours) or not len(ours):
+            raise ValueError(f"{site} has {len(given[site])} columns, the patches give {len(ours)}")
+        off = ((given[site].double() - ours.double()).norm(dim=1) / ours.double().norm(dim=1)).max()
+        if not bool(off <= NEAR_ROW):
+            raise ValueError(f"rows of {site} are no direction in which its inputs are constant: {float(off):.2f} from it")
+        if bool(off > SAME_ROW):
+            notes.append(
+                f"{site}: its constant direction was read from another preparation than this home's, {float(off):.2f} off"
+            )
+    return replace(form, given=given), tuple(notes)
+
+
+class _Stored(Mapping[str, Tensor]):
+    """The tensors of a folder's safetensors files, read when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.rglob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._files[name], "pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def _compared(store: ObjectStore, model: EditableModel, folder: Path, prefix: str, files: dict[str, str]) -> Rederived:
@@ -87,6 +157,8 @@ def _compared(store: ObjectStore, model: EditableModel, folder: Path, prefix: st
                 f"{key}: written by a release whose last bits depended on the machine; it is what the base and the patches "
                 f"give, to {OWN_SHARE:g} of each weight"
             )
+        elif is_licence(name) and not made.is_file():
+            notes.append(f"{key}: the base as it lies here has no such file; it says nothing of the weights")
         else:
             breaks.append(Break(what=key, found="the base and the patches do not give this file"))
     return Rederived(tuple(breaks), tuple(notes))

@@ -13,6 +13,7 @@ from editors.export.plain import NOTE, check_whole, materialise
 from editors.model import EditableModel
 from editors.writing import writing
 from tasks.serving.checkpoints import find_checkpoint
+from tasks.serving.form import plain_form
 from tasks.serving.models import at_checkpoint, base_revision
 from tasks.settings import Settings
 from tasks.workspace import store_of
@@ -32,22 +33,31 @@ class ExportedModule(Record):
 
 
 class Exported(Record):
-    """What `errata export` wrote: files that show every edit of the checkpoint. `modules`: of an adapter."""
+    """What `errata export` wrote.
+
+    `whole`: the files show every edit of the checkpoint, as all do but what was taken anyway; `room`: how wide its layers are,
+    where edits stand in columns; `modules`: of an adapter.
+    """
 
     out: str
     checkpoint_id: str
     form: Literal["model", "adapter"]
     patches: int
+    whole: bool = True
+    room: str = ""
     modules: tuple[ExportedModule, ...] = ()
 
 
-def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_rank: int | None = None) -> Exported:
+def export(
+    settings: Settings, name: str, out: Path, *, peft: bool = False, max_rank: int | None = None, anyway: bool = False
+) -> Exported:
     """Write a checkpoint into a new or empty folder; the folder is there whole or not at all.
 
     Args:
         name: as in `find_checkpoint`; also a rejected candidate or `base`.
         peft: a LoRA adapter for the base model instead of a whole model.
         max_rank: see `write_adapter`.
+        anyway: write a whole model that does not show every edit too.
 
     Raises:
         NotFound: no such checkpoint.
@@ -63,7 +73,10 @@ def export(settings: Settings, name: str, out: Path, *, peft: bool = False, max_
     model = at_checkpoint(settings, store_of(settings), found)
     checkpoint = found or _base(settings, model)
     with writing(out), whole_folder(out) as fresh:
-        exported = (_adapter if peft else _model)(settings, model, checkpoint, fresh, max_rank)
+        if peft:
+            exported = _adapter(settings, model, checkpoint, fresh, max_rank)
+        else:
+            exported = _model(settings, model, checkpoint, fresh, anyway)
     log.info("%s: %s of checkpoint %s", out, exported.form, checkpoint.checkpoint_id[:12])
     return exported.model_copy(update={"out": str(out)})
 
@@ -80,11 +93,19 @@ def _base(settings: Settings, model: EditableModel) -> Checkpoint:
     )
 
 
-def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, _rank: int | None) -> Exported:
+def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, anyway: bool) -> Exported:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    materialise(model, checkpoint, folder)
-    check_whole(folder)
-    return Exported(out=str(folder), checkpoint_id=checkpoint.checkpoint_id, form="model", patches=len(model.patches))
+    written = materialise(model, checkpoint, folder, plain_form(settings, model))
+    if not anyway:
+        check_whole(folder)
+    return Exported(
+        out=str(folder),
+        checkpoint_id=checkpoint.checkpoint_id,
+        form="model",
+        patches=len(model.patches),
+        whole=written.whole,
+        room=written.room.sentence if written.room else "",
+    )
 
 
 def _adapter(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, rank: int | None) -> Exported:

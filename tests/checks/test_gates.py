@@ -23,6 +23,7 @@ from checks.gates.decide import (
     same_judgement,
 )
 from checks.metrics import METRIC_CODES
+from checks.metrics.served import SLICES
 from checks.summary import markdown_summary
 from tests.checks.support import NOW, ScriptedPredictor, probe, probe_set, report, score
 from warehouse.digests import canonical_json
@@ -297,6 +298,8 @@ def test_every_rule_of_the_nightly_policy_judges_a_score_that_a_report_has() -> 
     model = ScriptedPredictor("f0", {"Ada lives in": "Rome"})
     made = evaluate(model, model, probe_set(probe("success", "Ada lives in", "Rome", request_id="r1")))
     names = {(found.metric, found.slice) for found in made.scores}
+    # Measured of a folder on disk, which a night writes.
+    names |= {("served_agreement", name) for name in SLICES}
     assert {(rule.metric, rule.slice) for rule in load_policy("nightly").rules} <= names
 
 
@@ -308,6 +311,7 @@ def nightly(**changed: dict[str, Any]) -> str:
         "locality/relation_specificity": {"value": 0.9}, "DD/known": {"value": 0.02, "high": 0.03, "n": 1_200},
         "perplexity_ratio": {"value": 1.01, "high": 1.02, "n": 100}, "obsolete": {"value": 0.0},
         "KL": {"value": 0.02, "high": 0.03}, "fluency/change": {"value": 0.0}, "token_accuracy/success": {"value": 1.0},
+        "served_agreement/edits": {"value": 1.0}, "served_agreement/bystanders": {"value": 1.0},
     }  # fmt: skip
     scores = []
     for name, fields in good.items():

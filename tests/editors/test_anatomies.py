@@ -17,7 +17,8 @@ from editors.asking.calls import Call, Generation
 from editors.asking.tokens import continuation_of, encode_rows, pad_right
 from editors.base import Editor, Prepared
 from editors.errors import UnsupportedModel
-from editors.export.neurons import widened
+from editors.export.form import OF_BEFORE
+from editors.export.plain import plain_model as exported
 from editors.ledger.subject_values import solve_subject
 from editors.mechanics.contexts import BARE, encode_lookups, encode_namings
 from editors.mechanics.suffix import suffix_of
@@ -381,7 +382,7 @@ def test_neurons_become_columns_where_the_feed_forward_has_biases(name: str) -> 
     model.push(NeuronPatch(model.anatomy.mlp.format(layer=LAYER), activation_of(model), 0, keys, biases, values))
     try:
         wanted = model.hf(input_ids=ids).logits
-        agree(widened(model)(input_ids=ids).logits, wanted)
+        agree(exported(model, OF_BEFORE).hf(input_ids=ids).logits, wanted)
         assert not torch.allclose(wanted, before, atol=1e-2)
     finally:
         model.rollback(0)
@@ -391,13 +392,12 @@ def test_neurons_become_columns_where_the_feed_forward_has_biases(name: str) -> 
 
 
 def test_neurons_of_a_feed_forward_without_biases_are_not_exported() -> None:
-    for name, why in (("falcon", "without biases"), ("phi3", "only with biases")):
-        model = tiny(name)
-        one = (torch.ones(1, 32), torch.zeros(1), torch.ones(1, 32))
-        model.push(NeuronPatch(model.anatomy.mlp.format(layer=LAYER), activation_of(model), 0, *one))
+    for name, why in (("falcon", "without biases"), ("olmo2", "without a norm")):
+        model, none = tiny(name), torch.zeros(1, 32)
+        model.push(NeuronPatch(model.anatomy.mlp.format(layer=LAYER), activation_of(model), 0, none, torch.zeros(1), none))
         try:
             with pytest.raises(UnsupportedModel, match=why):
-                widened(model)
+                exported(model)
         finally:
             model.rollback(0)
 

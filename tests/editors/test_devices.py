@@ -169,7 +169,7 @@ def test_an_edited_model_is_exported_for_the_cpu(name: str, device: torch.device
         checkpoint_id=model.digest, parent=None, base_model="tiny", base_revision="local", base_digest=model.base_digest,
         patch_digests=tuple(p.digest for p in model.patches), created_at=datetime(2026, 11, 1, tzinfo=UTC),
     )  # fmt: skip
-    loaded = EditableModel.from_pretrained(str(materialise(model, checkpoint, tmp_path / "plain")))
+    loaded = EditableModel.from_pretrained(str(materialise(model, checkpoint, tmp_path / "plain").folder))
     assert says(loaded)[0] == pytest.approx(says(model)[0], abs=1e-3)
     if name == "memit":
         assert write_adapter(model, tmp_path / "adapter", base="tiny")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from editors.errors import PatchError, UnsupportedModel
-from editors.export.neurons import widened
+from editors.export.form import OF_BEFORE, PlainForm
+from editors.export.plain import plain_model
 from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.patches.memory import MemoryPatch
@@ -39,6 +41,11 @@ def neurons(model: EditableModel, layer: int = 1, count: int = 3, seed: int = 0,
     start = more.pop("start", count_neurons(model, site, activation))
     parts = randn(count, 32, seed=seed), randn(count, seed=seed + 1), randn(count, 32, seed=seed + 2)
     return NeuronPatch(site, activation, start, *parts, **more)
+
+
+def widened(model: EditableModel, sharpness: float | None = None) -> Any:
+    """The form of before, which is equal on a model of random numbers too; see tests/editors/test_plain.py for today's."""
+    return plain_model(model, replace(OF_BEFORE, sharpness=sharpness)).hf
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -147,7 +154,7 @@ def test_widening_leaves_the_model_as_it_is_and_without_neurons_copies_it(tiny: 
 def test_relu_neurons_are_refused_without_a_sharpness_and_near_with_one(tiny: EditableModel) -> None:
     base = logits(tiny)
     tiny.push(neurons(tiny, layer=3, activation="relu"))
-    with pytest.raises(UnsupportedModel, match="sharpness"):
+    with pytest.raises(UnsupportedModel, match="ReLU"):
         widened(tiny)
     change = float((logits(tiny) - base).abs().max())
     misses = [float((logits(widened(tiny, sharpness=c)) - logits(tiny)).abs().max()) for c in (10.0, 1000.0)]
@@ -168,15 +175,16 @@ def test_neurons_beside_no_feed_forward_cannot_be_widened(tiny: EditableModel) -
         widened(tiny)
 
 
-def test_neurons_on_a_gated_model_without_room_for_biases_are_refused() -> None:
+def test_a_gated_model_holds_them_only_with_a_direction_that_is_known() -> None:
     config = Qwen2Config(
         vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=96,
     )  # fmt: skip
     torch.manual_seed(0)
-    plain = Qwen2ForCausalLM(config)
-    model = EditableModel(plain, tiny_tokenizer(), name="tiny-qwen2")
+    model = EditableModel(Qwen2ForCausalLM(config), tiny_tokenizer(), name="tiny-qwen2")
     assert widened(model).config.intermediate_size == 96  # nothing to make room for
     model.push(NeuronPatch(model.anatomy.mlp.format(layer=1), "silu", 0, randn(1, 32), randn(1), randn(1, 32)))
+    with pytest.raises(UnsupportedModel, match=r"constant direction of model\.layers\.1\.mlp is not known"):
+        plain_model(model, PlainForm())
     with pytest.raises(UnsupportedModel, match="qwen2"):
         widened(model)

@@ -1,0 +1,31 @@
+"""Does what will be served answer as what was measured: the exported folder in its dtype against the model of the gates.
+
+Ours; no paper has it. An edit that is lost on the way to the server was not made for anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from checks.metrics.outcome import share_score
+from warehouse.records import Prediction, Probe, Score
+
+SLICES = ("edits", "bystanders")
+
+
+def served_agreement(
+    edits: Sequence[Probe], bystanders: Sequence[Probe], measured: Mapping[str, Prediction], served: Mapping[str, Prediction]
+) -> tuple[Score, ...]:
+    """Of what the measured model answers rightly, the share that the served one does too; one score for each slice.
+
+    Args:
+        measured, served: predictions by probe id, of all the probes.
+    """
+    return tuple(
+        share_score(
+            "served_agreement",
+            name,
+            [served[p.probe_id].exact for p in {p.probe_id: p for p in probes}.values() if measured[p.probe_id].exact],
+        )
+        for name, probes in zip(SLICES, (edits, bystanders), strict=True)
+    )
