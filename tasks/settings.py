@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -101,6 +101,26 @@ class SigningSettings(_Section):
     trusted: tuple[PathText, ...] = ()
 
 
+class ServingSettings(_Section):
+    """How what is served is proved. `canaries`: questions that each promotion keeps for that; 0: none, and no proof.
+
+    `urls`: servers that are asked after each promotion, until they give its answers or `deadline` seconds are over. Then,
+    `on_mismatch`: `warn`; `hold`: no further night of the lineage until a check passes; `roll_back`: the channel goes back.
+    `agreement`: share of the edits, and of the bystanders, that a server must answer as the promoted checkpoint did.
+    `key_variable`: the environment variable that holds the servers' key. `timeout` of one request and `deadline` in seconds.
+    """
+
+    canaries: NonNegativeInt = 64
+    urls: tuple[str, ...] = ()
+    model: str = ""
+    deadline: PositiveFloat = 300.0
+    on_mismatch: Literal["warn", "hold", "roll_back"] = "warn"
+    agreement: Annotated[float, Field(gt=0, le=1)] = 1.0
+    key_variable: str = "ERRATA_SERVING_KEY"
+    timeout: PositiveFloat = 60.0
+    retries: NonNegativeInt = 2
+
+
 class ProbeSettings(_Section):
     """Sizes of the probe sets of a night."""
 
@@ -146,6 +166,7 @@ class Settings(BaseSettings):
     wikidata: WikidataSettings = WikidataSettings()
     probes: ProbeSettings = ProbeSettings()
     signing: SigningSettings = SigningSettings()
+    serving: ServingSettings = ServingSettings()
     #: Of patches and pulled folders; see `warehouse/limits.py`.
     limits: Limits = Limits()
     #: Who is written into the audit trail; default: the login name.

@@ -17,6 +17,7 @@ from editors.asking.tokens import FROM_ENVIRONMENT, TOKENIZER_CONFIG
 from editors.errors import EditorError
 from editors.export.plain import NOTE, materialise
 from editors.model import EditableModel
+from tasks.proving.engine import CARD
 from tasks.serving.models import at_checkpoint
 from tasks.settings import Settings
 from warehouse.checkpoints.object_store import ObjectStore, checkpoint_key
@@ -66,9 +67,9 @@ def rederived(settings: Settings, store: ObjectStore) -> Rederived:
         try:
             materialise(model, manifest.checkpoint, folder / "model")
             prefix = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
-            # Its note names the patches, which the manifest does already.
+            # Its note names the patches, and its card says what the manifest does.
             files = {k.removeprefix(prefix): d for k, d in manifest.files.items() if k.startswith(prefix)}
-            return _compared(store, model, folder, prefix, {n: d for n, d in files.items() if n != NOTE})
+            return _compared(store, model, folder, prefix, {n: d for n, d in files.items() if n not in (NOTE, CARD)})
         finally:
             model.rollback(0)
 
