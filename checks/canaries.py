@@ -12,7 +12,7 @@ from warehouse.records import Canary, CanarySet, Record
 
 #: Of the answers a checkpoint must have given at least this share to be named as the one that is served.
 NAMED = 0.9
-#: With more than this share of answers that mean nothing a server is broken, whatever it serves.
+#: A server that fits no checkpoint is broken where it says nothing in more than this share of what has an answer.
 GARBLED = 0.5
 
 
@@ -81,12 +81,13 @@ def judge(canaries: CanarySet, answers: Sequence[str], least: float = 1.0) -> Ju
     fits = tuple(_fit(line, place, asked, answers) for place in range(len(line)))
     own = fits[-1]
     edits, others = (sum(c.kind == kind for c in asked) for kind in ("edit", "bystander"))
-    meaningless = sum(_means_nothing(a) and not _means_nothing(c.expected) for c, a in zip(asked, answers, strict=True))
+    answered = [a for c, a in zip(asked, answers, strict=True) if not _means_nothing(c.expected)]
+    meaningless = sum(map(_means_nothing, answered))
     best = max(fit.total for fit in fits)
     named = [fit.checkpoint_id for fit in reversed(fits) if fit.total == best and best >= NAMED * len(asked)]
     verdict: Literal["agrees", "differs", "garbled"] = "differs"
-    if meaningless > GARBLED * len(asked):
-        verdict, named = "garbled", []
+    if not named and meaningless > GARBLED * len(answered):
+        verdict = "garbled"
     elif own.total == best and own.edits >= least * edits and own.bystanders >= least * others:
         verdict, named = "agrees", [canaries.checkpoint_id]
     wrong = [(c.prompt, c.expected, a.strip()) for c, a in zip(asked, answers, strict=True) if not says(a, c.expected)]
