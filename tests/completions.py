@@ -18,7 +18,9 @@ Answer = Callable[[str, int], str | None]
 
 def answers_of(folder: Path, change: Callable[[Any], None] = lambda _model: None) -> Answer:
     """Greedy continuations of a Hugging Face folder, special tokens removed; `change` damages the loaded model first."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    # transformers types `generate` for fewer models than have it.
+    model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     change(model)
 
     def answer(prompt: str, max_tokens: int) -> str:

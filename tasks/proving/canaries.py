@@ -126,7 +126,10 @@ def _exactly(probe: Probe, prediction: Prediction | None) -> str | None:
 
 
 def _edit_probes(known: _Known, tonight: Collection[str], asker: Asker) -> list[Probe]:
-    """One probe of each edit, tonight's and the others in turn; then a second one of each, and so on."""
+    """One probe of each edit, tonight's and the others in turn; then a second one of each, and so on.
+
+    Of an edit that is answered exactly, only what is: what it does not reach is answered as before it.
+    """
     by_request: dict[str, list[Probe]] = {}
     for probe in known.probes:
         if probe.kind in OF_EDITS and probe.request_id is not None:
@@ -148,7 +151,8 @@ def _in_turn(probes: Iterable[Probe], number: int, known: _Known, asker: Asker) 
         form = asker.form_of(probe.prompt)
         return inexact, (FORMS.index(form) - number) % len(FORMS) if form in FORMS else 0, digest
 
-    return sorted(probes, key=place)
+    ordered = sorted(probes, key=place)
+    return [p for p in ordered if p.probe_id in known.exact] or ordered[:1]
 
 
 # ---------------------------------------------------------------- what is answered

@@ -59,22 +59,23 @@ def ask_server(settings: Settings, canaries: CanarySet, url: str, model: str = "
         timeout_s=serving.timeout,
         retries=serving.retries,
     )
-    known = {"lineage": settings.lineage, "url": server.url, "checkpoint_id": canaries.checkpoint_id}
-    asked_at = datetime.now(UTC)
+    known = ServingCheck(
+        lineage=settings.lineage,
+        url=server.url,
+        model=server.model,
+        checkpoint_id=canaries.checkpoint_id,
+        asked_at=datetime.now(UTC),
+        verdict="unreachable",
+        sentence="",
+    )
     try:
         with server:
             answers = [server.complete(canary.prompt, canaries.max_tokens) for canary in canaries.canaries]
     except ServerUnavailable as error:
-        return ServingCheck(**known, asked_at=asked_at, model=server.model, verdict="unreachable", sentence=str(error))
+        return known.model_copy(update={"model": server.model, "sentence": str(error)})
     judged = judge(canaries, answers, serving.agreement)
-    return ServingCheck(
-        **known,
-        asked_at=asked_at,
-        model=server.model,
-        verdict=judged.verdict,
-        sentence=sentence_of(canaries, judged),
-        body=judged.model_dump(mode="json", exclude={"verdict"}),
-    )
+    told = {"verdict": judged.verdict, "sentence": sentence_of(canaries, judged)}
+    return known.model_copy(update={**told, "model": server.model, "body": judged.model_dump(mode="json", exclude={"verdict"})})
 
 
 def sentence_of(canaries: CanarySet, judged: Judged) -> str:
