@@ -21,6 +21,7 @@ from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tests.completions import Answer, CompletionsStandIn, answers_of
 from tests.flows.conftest import Home, begun, no_page
+from tests.flows.nights import LATER, TEACHER, UPDATES
 from warehouse.checkpoints.pull import pull
 from warehouse.database.connection import Warehouse
 from warehouse.digests import sha256_bytes
@@ -32,8 +33,11 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
 
 @pytest.fixture(scope="module")
 def nights(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Home]:
-    """One home after its first night by `ledger`, and a copy of it after the second; both promoted."""
-    first = begun(world, tmp_path_factory.mktemp("serving") / "first", editor={"name": "ledger"})
+    """One home after its first night, and a copy of it after the second; both promoted.
+
+    By an editor that a random model learns from.
+    """
+    first = begun(world, tmp_path_factory.mktemp("serving") / "first", editor=TEACHER)
     with pytest.MonkeyPatch.context() as patched:
         no_page(patched)
         assert first.run("night-01").verdict == "promote"
@@ -90,9 +94,12 @@ def test_a_promotion_writes_canaries_of_tonight_and_of_before_and_bystanders(sec
     assert {c.since for c in edits} == {first, manifest.checkpoint.checkpoint_id}
     assert len(edits) < len(found.canaries) <= 64
     assert found.line == (base, first)
+    tonight = [c for c in edits if c.since == manifest.checkpoint.checkpoint_id]
+    assert {c.expected for c in tonight} == {new[1] for _, _, _, new in LATER}
     # What tells the checkpoints apart: none of the edits is in the base, and tonight's are not in the one before.
-    assert all(c.base is not None for c in edits)
-    assert {c.since for c in edits if c.previous is not None} == {manifest.checkpoint.checkpoint_id}
+    assert all(c.base not in (None, c.expected) and c.previous not in (None, c.expected) for c in tonight)
+    earlier = [c for c in edits if c not in tonight]
+    assert {new[1] for _, _, _, new in UPDATES} & {c.previous or c.expected for c in earlier}
     assert len({c.prompt for c in found.canaries}) == len(found.canaries)
 
 
@@ -172,11 +179,13 @@ def test_a_server_whose_logits_are_nan_is_broken(
 def test_a_server_that_lost_tensors_is_found(
     second: Home, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a loader does that builds projections without biases: those of the widened feed-forward are gone."""
+    """A loader that knows no such name goes on without it: one layer's edited projection is gone."""
     shutil.copytree(folders["second"], tmp_path / "lost")
     tensors = load_file(tmp_path / "lost" / "model.safetensors")
-    kept = {name: t for name, t in tensors.items() if not name.endswith("mlp.c_fc.bias")}
-    assert len(kept) == len(tensors) - 4
+    kept = {name: t for name, t in tensors.items() if name != "transformer.h.2.mlp.c_proj.weight"}
+    assert len(kept) == len(tensors) - 1
+    # What is missing begins at random.
+    torch.manual_seed(0)
     save_file(kept, tmp_path / "lost" / "model.safetensors", {"format": "pt"})
     with served(answers_of(tmp_path / "lost")) as server:
         code, found = check(second, server.url, monkeypatch)
@@ -273,7 +282,7 @@ def test_after_the_first_promotion_there_is_nothing_to_go_back_to(
 ) -> None:
     with served(answers_of(folders["base"])) as server:
         serving = {"urls": [server.url], "deadline": 0.1, "on_mismatch": "roll_back"}
-        home = begun(world, tmp_path / "home", editor={"name": "ledger"}, serving=serving)
+        home = begun(world, tmp_path / "home", editor=TEACHER, serving=serving)
         line = home.run("night-01")
         assert home.head().checkpoint.checkpoint_id == line.checkpoint_id
         assert "nothing was promoted before it" in line.details["serving"][server.url + "/v1"]
