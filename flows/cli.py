@@ -39,6 +39,7 @@ from flows.commands import (
     queue,
     reference,
     revert,
+    serving,
     state,
     withdraw,
     world,
@@ -113,6 +114,7 @@ app.add_typer(entities.app, name="entities")
 app.add_typer(queue.quarantine_app, name="quarantine")
 app.add_typer(queue.conflicts_app, name="conflicts")
 app.add_typer(ingest.app, name="ingest")
+app.add_typer(serving.app, name="serving")
 app.add_typer(withdraw.night_app, name="night")
 app.command()(nights.refresh)
 app.command()(nights.status)

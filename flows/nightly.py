@@ -19,6 +19,7 @@ from tasks.night.promote import promote
 from tasks.night.reconcile import reconcile
 from tasks.night.store_fit import ensure_fit_store
 from tasks.night.validate import validate
+from tasks.proving.prove import prove, refuse_unproved
 from tasks.reporting.publish_report import publish_report
 from tasks.settings import configure
 from tasks.workspace import lineage_lock
@@ -57,7 +58,8 @@ def nightly_refresh(
         committed = reconcile(settings, night)
         if committed is not None:
             publish_report(settings, committed.done, committed.manifest)
-            return finish(run, committed.done, committed.manifest)
+            return finish(run, committed.done, committed.manifest, prove(settings, committed.manifest))
+        refuse_unproved(settings)
         run.reach("received", records=ingest(settings, night))
         run.reach("validated", verdicts=validate(settings, night))
         for rebases in count():
@@ -84,5 +86,5 @@ def nightly_refresh(
                 set_aside(settings, done, decision, lost, rebases)
                 continue
             publish_report(settings, done, manifest)
-            return finish(run, done, manifest)
+            return finish(run, done, manifest, prove(settings, manifest))
     raise AssertionError("a night ends by a line or by an error")

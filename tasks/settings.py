@@ -102,13 +102,28 @@ class SigningSettings(_Section):
 
 
 class ServingSettings(_Section):
-    """The plain model that a promotion writes. `dtype` auto: that of the base's own checkpoint.
+    """The plain model that a promotion writes, and how what is served is proved.
 
-    `reserve`: slots that every layer has room for, so that shapes stay from night to night; 0: no more than there are.
+    `dtype` auto: that of the base's own checkpoint. `reserve`: slots that every layer has room for, so that shapes stay from
+    night to night; 0: no more than there are. `canaries`: questions that each promotion keeps to prove a server; 0: none.
+
+    `urls`: servers that are asked after each promotion, until they give its answers or `deadline` seconds are over. Then,
+    `on_mismatch`: `warn`; `hold`: no further night of the lineage until a check passes; `roll_back`: the channel goes back.
+    `agreement`: share of the edits, and of the bystanders, that a server must answer as the promoted checkpoint did.
+    `key_variable`: the environment variable that holds the servers' key. `timeout` of one request and `deadline` in seconds.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     reserve: NonNegativeInt = 256
+    canaries: NonNegativeInt = 64
+    urls: tuple[str, ...] = ()
+    model: str = ""
+    deadline: PositiveFloat = 300.0
+    on_mismatch: Literal["warn", "hold", "roll_back"] = "warn"
+    agreement: Annotated[float, Field(gt=0, le=1)] = 1.0
+    key_variable: str = "ERRATA_SERVING_KEY"
+    timeout: PositiveFloat = 60.0
+    retries: NonNegativeInt = 2
 
 
 class ProbeSettings(_Section):

@@ -279,8 +279,70 @@ def base_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
+class Canary(Record):
+    """One question that shows which checkpoint a server answers from.
+
+    Attributes:
+        kind: `edit`: an edit in force, or one that was taken out; `bystander`: what no edit may touch.
+        form: the form that the prompt stands in (`warehouse.world.forms`); empty where the model is asked plainly.
+        expected: what the promoted checkpoint answers, greedily; without the space before it.
+        previous, base: what the checkpoint before it, and the base, answer where that is something else.
+        since: of an edit, the first checkpoint that had it.
+    """
+
+    kind: Literal["edit", "bystander"]
+    prompt: str
+    form: str
+    expected: str
+    previous: str | None = None
+    base: str | None = None
+    since: str | None = None
+
+
+class CanarySet(Record):
+    """What a server of a promoted checkpoint is asked, and what it must answer; beside the manifest, under its digest.
+
+    Attributes:
+        line: the checkpoints that it stands on, oldest first: the base, and then all that were served (of a long line the
+            last ones); the last is the one before it.
+        max_tokens: of each answer.
+    """
+
+    checkpoint_id: str
+    line: tuple[str, ...]
+    max_tokens: int
+    canaries: tuple[Canary, ...]
+
+
+class EngineFacts(Record):
+    """What a serving engine has to know of a checkpoint's folder, and what its tensors must be.
+
+    Attributes:
+        model_class: class of the configuration (`architectures`).
+        dtype: of the stored tensors; several by number.
+        widths: width of the feed-forward, for each layer; one number where all are equal.
+        tokenizer: sha256 of `tokenizer.json`, or over all tokenizer files where there is none.
+        forms: in which the model is asked; empty: plainly.
+        tensors: name -> sha256 of its bytes as the file has them.
+    """
+
+    model_class: str
+    dtype: str
+    widths: tuple[int, ...]
+    tokenizer: str
+    forms: tuple[str, ...] = ()
+    tensors: dict[str, str]
+
+
+#: Left out of manifests of before, which keep their digests.
+OfLaterReleases: Any = Field(default=None, exclude_if=lambda value: value is None)
+
+
 class Manifest(Record):
-    """What the store keeps of a checkpoint, promoted or rejected: everything that it names is stored beside it."""
+    """What the store keeps of a checkpoint, promoted or rejected: everything that it names is stored beside it.
+
+    `canaries`: the digest of its `CanarySet`.
+    """
 
     checkpoint: Checkpoint
     lineage: str
@@ -290,6 +352,8 @@ class Manifest(Record):
     report: EvaluationReport
     decision: GateDecision
     files: dict[str, str] = Field(default_factory=dict, description="path in the store -> sha256")
+    engine: EngineFacts | None = OfLaterReleases
+    canaries: str | None = OfLaterReleases
 
 
 class ChannelPointer(Record):

@@ -76,6 +76,11 @@ def leading_clause(text: str) -> str:
     return _CLAUSE_END.split(text.strip(), maxsplit=1)[0].strip()
 
 
+def is_meaningless(text: str) -> bool:
+    """A broken character, marks and no word, or up to four words three times in a row; an empty text is none of these."""
+    return _is_broken(text, _words(text), _words(leading_clause(text)))
+
+
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 

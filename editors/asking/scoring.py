@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -11,35 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from editors.asking.calls import Call, Generation, Runner
-from editors.asking.subjects import PARTICLES
 from editors.asking.tokens import encode_prompts, said_text
-from warehouse.questions import Answer
+from warehouse.questions import Answer, ends_answer
 
-#: Small words that join the parts of a name: "Bank" before " of" is not yet the whole answer.
-CONNECTORS = PARTICLES | {"y", "e"}
-JOINERS = "-'’&‐‑·・׳״\u200c\u200d\u00ad"
-#: What a decoder writes for bytes that are no whole character (yet).
-PARTIAL = "\ufffd"
 #: Tokens read behind an answer whose next token alone does not tell whether it goes on: a space and four bytes of a character.
 TOKENS_BEHIND = 6
-
-
-def ends_answer(text: str) -> bool | None:
-    """Does the text behind an entity end it? None: too little of it to tell (a lone space, part of a character).
-
-    Punctuation and line ends do; so does a new word in lower case, which cannot carry a name on unless it is a
-    connector. A capital, a digit, a hyphen or the rest of a word make the answer a longer one.
-    """
-    word = text[1:] if text and unicodedata.category(text[0]) == "Zs" else text
-    if word.startswith(PARTIAL) or (not word and text):
-        return None
-    if not word:
-        return True
-    if word is not text:
-        first = word.split()[0] if not word[0].isspace() else ""
-        return not (word[0].isupper() or word[0].istitle() or word[0].isdigit() or first in CONNECTORS or word[0] in JOINERS)
-    # Marks are the vowels of many scripts.
-    return not (word[0].isalnum() or unicodedata.category(word[0])[0] == "M" or word[0] in JOINERS)
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> Tensor:

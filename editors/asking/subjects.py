@@ -10,9 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from editors.asking.joining import is_spaceless
 from editors.errors import InvalidRequest
+from warehouse.questions import PARTICLES
 
-#: Small words between the parts of a name.
-PARTICLES = frozenset(("of", "the", "de", "da", "do", "di", "du", "del", "la", "le", "von", "van", "der", "den", "al", "el"))
 #: Those that do not end one naming and begin another: "Republic of Congo" is one name.
 INNER = PARTICLES | {"and", "della", "des"}
 #: First and last syllable of Hangul, whose particles are written on to the name before them.

@@ -57,8 +57,10 @@ def _id(settings: Settings, name: str) -> str:
 
 @reported
 def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json = False) -> None:
-    """One checkpoint: its facts in force, its scores, the rules that it met or failed, how it is served."""
-    from tasks.workspace import warehouse
+    """One checkpoint: its facts in force, its scores, the rules that it met or failed, what a serving engine has to know."""
+    from tasks.proving.engine import engine_lines
+    from tasks.workspace import store_of, warehouse
+    from warehouse.checkpoints.promotion import read_manifest
     from warehouse.lineages.chain import checkpoints
     from warehouse.lineages.history import facts_in_force, scores_of
     from warehouse.lineages.reports import decision_of, reports_after
@@ -72,6 +74,10 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
         decision = decision_of(wh, reports[-1].report_id) if reports else None
     # Reports of releases before do not say.
     served = reports[-1].environment.get("served") if reports else None
+    # The base has no manifest, and a rejected candidate is served by nobody.
+    is_served = row.verdict == "promote" and row.manifest_digest is not None
+    manifest = read_manifest(store_of(settings), name, expected_digest=row.manifest_digest) if is_served else None
+    engine = manifest and manifest.engine
     if as_json:
         emit_json(
             {
@@ -81,6 +87,8 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
                 "served": served,
                 "scores": scores,
                 "facts": [f.model_dump(mode="json") for f in facts],
+                "engine": engine.model_dump(mode="json") if engine else None,
+                "canaries": manifest.canaries if manifest else None,
                 "decision": decision.model_dump(mode="json") if decision else None,
             }
         )
@@ -94,6 +102,8 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
         ("subject", "relation", "answer", "was", "night", "edit"),
         [(f.subject, f.relation, f.target_new, f.target_true, f.night, f.edit_id[:12]) for f in facts],
     )
+    if manifest is not None and (lines := engine_lines(manifest)):
+        table("For a serving engine", ("what", "which"), lines)
     if decision is not None:
         rows = [(r.rule.metric, r.rule.slice, "yes" if r.passed else "no", r.explanation) for r in decision.results]
         table("Rules", ("metric", "slice", "passed", "why"), rows)

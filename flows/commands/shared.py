@@ -90,7 +90,15 @@ def _known_errors() -> tuple[type[Exception], ...]:
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
     """Turn the errors that a user can mend into one line on standard error and exit code 1; with --json into a document."""
+    return _reported(command, 1)
 
+
+def reported_with(code: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """`reported` with another exit code, for commands whose code 1 means something else."""
+    return functools.partial(_reported, code=code)
+
+
+def _reported(command: Callable[P, R], code: int) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         JsonDocument.is_written = False
@@ -108,7 +116,7 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             if not is_known and not trouble:
                 raise
             tell_error(kind, message, go_on)
-            raise typer.Exit(1) from error
+            raise typer.Exit(code) from error
 
     return wrapper
 

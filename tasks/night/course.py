@@ -6,7 +6,7 @@ import logging
 import shlex
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,7 +137,7 @@ def shown_scores(report: EvaluationReport) -> dict[str, float | None]:
     return {name: found.get(key) for name, key in SHOWN_SCORES.items()}
 
 
-def _close(run: Night, done: Candidate, manifest: Manifest | None) -> NightRun:
+def _close(run: Night, done: Candidate, manifest: Manifest | None, proved: Mapping[str, str]) -> NightRun:
     settings = run.settings
     with warehouse(settings) as wh:
         verdicts = verdicts_of(wh, run.night)
@@ -152,7 +152,8 @@ def _close(run: Night, done: Candidate, manifest: Manifest | None) -> NightRun:
             verdict=manifest.verdict if manifest else NOTHING_TO_EDIT,
             checkpoint_id=manifest.checkpoint.checkpoint_id if manifest else None,
             seconds=round(run.spent + time.monotonic() - run.started, 2),
-            details={"skipped": len(done.skipped), "edit_seconds": done.edit_seconds},
+            details={"skipped": len(done.skipped), "edit_seconds": done.edit_seconds}
+            | ({"serving": dict(proved)} if proved else {}),
         )
         # As stored, so that a rerun returns the same line.
         stored = save_run(wh, line).line
@@ -160,11 +161,11 @@ def _close(run: Night, done: Candidate, manifest: Manifest | None) -> NightRun:
     return stored
 
 
-def finish(run: Night, done: Candidate, manifest: Manifest) -> NightRun:
-    """Write the line of a night that made a candidate."""
-    return _close(run, done, manifest)
+def finish(run: Night, done: Candidate, manifest: Manifest, proved: Mapping[str, str]) -> NightRun:
+    """Write the line of a night that made a candidate. `proved`: what servers showed of it (`tasks.proving.prove`)."""
+    return _close(run, done, manifest, proved)
 
 
 def finish_empty(run: Night, done: Candidate) -> NightRun:
     """Write the line of a night whose requests were all answered already; production stays as it is."""
-    return _close(run, done, None)
+    return _close(run, done, None, {})

@@ -14,14 +14,25 @@ from editors.writing import writing
 from tasks.candidate import Candidate
 from tasks.night.gate import reasons
 from tasks.night.settle import settle
+from tasks.proving.canaries import make_canaries
+from tasks.proving.engine import engine_facts, write_card
 from tasks.serving.form import plain_form
+from tasks.serving.forms import how_to_ask
 from tasks.serving.models import at_checkpoint, base_revision, patch_folder
 from tasks.serving.signing import sign_checkpoint
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import mirror_audit, pointer_payload
 from tasks.workspace import night_folder, store_of
-from warehouse.checkpoints.promotion import checkpoint_files, file_digests, patch_files, publish, read_manifest, reject
+from warehouse.checkpoints.promotion import (
+    canaries_digest,
+    checkpoint_files,
+    file_digests,
+    patch_files,
+    publish,
+    read_manifest,
+    reject,
+)
 from warehouse.records import EvaluationReport, GateDecision, Manifest
 
 log = logging.getLogger(__name__)
@@ -44,9 +55,6 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
     if not written.whole:
         # Served by Errata it holds its edits, so the night may promote it; who pulls it is refused.
         log.warning("%s", why_not_plain(folder))
-    files = checkpoint_files(checkpoint.checkpoint_id, folder)
-    for digest in done.patch_digests:
-        files |= patch_files(digest, patch_folder(settings, digest))
     manifest = Manifest(
         checkpoint=checkpoint,
         lineage=settings.lineage,
@@ -55,8 +63,18 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
         verdict=decision.verdict,
         report=report,
         decision=decision,
-        files=file_digests(files),
     )
+    canaries = None
+    if decision.verdict == "promote":
+        facts = engine_facts(folder, model.anatomy, how_to_ask(settings).forms.names)
+        canaries = make_canaries(settings, done, report)
+        manifest = manifest.model_copy(update={"engine": facts, "canaries": canaries and canaries_digest(canaries)})
+        with writing(folder):
+            write_card(folder, manifest)
+    files = checkpoint_files(checkpoint.checkpoint_id, folder)
+    for digest in done.patch_digests:
+        files |= patch_files(digest, patch_folder(settings, digest))
+    manifest = manifest.model_copy(update={"files": file_digests(files)})
     proof: dict[str, Any] = {"signed_by": None}
     if decision.verdict == "promote":
         proof = sign_checkpoint(settings, store, checkpoint.checkpoint_id, folder)
@@ -67,6 +85,7 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
             channel=settings.channel_name,
             expected_parent=done.parent,
             moved_at=datetime.now(UTC),
+            canaries=canaries,
         )
         # That of whoever published this checkpoint first.
         manifest = read_manifest(store, checkpoint.checkpoint_id, expected_digest=pointer.manifest_digest)

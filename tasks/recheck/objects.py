@@ -129,7 +129,7 @@ def strays(store: ObjectStore, chain: list[AuditEntry], seen: Seen) -> Iterator[
             if key in seen.keys or kind in ("audit", "channels"):
                 continue
             if not seen.whole and (
-                kind in ("patches", "reports", "decisions") or rest.split("/")[0].removesuffix(".json") in broken
+                kind in ("patches", "reports", "decisions", "canaries") or rest.split("/")[0].removesuffix(".json") in broken
             ):
                 # It may belong to the manifest that cannot be read, which is a break already.
                 continue

@@ -20,6 +20,7 @@ from editors.export.companions import is_licence
 from editors.export.form import PlainForm
 from editors.export.plain import NOTE, form_of_note, materialise, plain_model, second_rows
 from editors.model import EditableModel
+from tasks.proving.engine import CARD
 from tasks.serving.form import constants_of
 from tasks.serving.models import at_checkpoint
 from tasks.settings import Settings
@@ -72,9 +73,9 @@ def rederived(settings: Settings, store: ObjectStore) -> Rederived:
             return Rederived((Break(what=f"base {settings.model.name}", found=found_here),))
         try:
             prefix = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
-            # Its note names the patches, which the manifest does already.
+            # Its note names the patches, and its card says what the manifest does.
             own = {k.removeprefix(prefix): d for k, d in manifest.files.items() if k.startswith(prefix)}
-            files = {name: digest for name, digest in own.items() if name != NOTE}
+            files = {name: digest for name, digest in own.items() if name not in (NOTE, CARD)}
             try:
                 form, notes = _form(settings, store, model, prefix, files, folder)
                 materialise(model, manifest.checkpoint, folder / "model", form)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from editors.asking.calls import Call, Generation, LogitBatch
-from editors.asking.scoring import ends_answer, score_call, stop_tokens
+from editors.asking.scoring import score_call, stop_tokens
 from tests.support import tiny_tokenizer
+from warehouse.questions import ends_answer
 
 VOCAB = len(tiny_tokenizer())
 

@@ -45,6 +45,10 @@ def test_a_set_that_was_made_empty_is_no_orphan(sound: Warehouse) -> None:
 
 
 REFERENCES = {
+    "check of a server without checkpoint": (
+        "INSERT INTO serving_checks VALUES ('main', 1, 'http://h/v1', 'm', 'gone', now(), 'agrees', '', '{}')",
+        "serving_checks", "checkpoints gone",
+    ),
     "verdict without record": ("DELETE FROM updates", "verdicts", "rec-a"),
     "verdict without request": ("UPDATE verdicts SET request_id = 'gone'", "verdicts", "gone"),
     "batch without request": ("DELETE FROM edit_requests", "batches", "req-a"),

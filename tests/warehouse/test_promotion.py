@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -14,12 +15,23 @@ from tests.warehouse.small_checkpoint import NOON, DyingStore, content
 from tests.warehouse.test_object_store import bucket, s3_client  # noqa: F401 - fixtures
 from warehouse.checkpoints.directory import DirectoryStore
 from warehouse.checkpoints.object_store import Version
-from warehouse.checkpoints.promotion import manifest_digest, move_channel, publish, read_manifest, read_pointer, reject, verify
+from warehouse.checkpoints.promotion import (
+    canaries_digest,
+    manifest_digest,
+    move_channel,
+    promoted_keys,
+    publish,
+    read_canaries,
+    read_manifest,
+    read_pointer,
+    reject,
+    verify,
+)
 from warehouse.checkpoints.pull import pull
 from warehouse.checkpoints.s3 import S3Store
 from warehouse.digests import canonical_json
 from warehouse.errors import Conflict, IntegrityError, NotFound
-from warehouse.records import GateOutcome, Manifest
+from warehouse.records import Canary, CanarySet, GateOutcome, Manifest
 
 # ---------------------------------------------------------------- publish
 
@@ -298,3 +310,47 @@ def test_both_stores_end_with_the_same_digests(
         reject(each, *make("c3", "c2", verdict="reject"), ["why"])
     assert content(store) == content(s3)
     assert pull(s3, "production", tmp_path / "out").checkpoint.checkpoint_id == "c2"
+
+
+# ---------------------------------------------------------------- canaries
+
+
+def with_canaries(make: Any, checkpoint_id: str) -> tuple[Manifest, dict[str, Path], CanarySet]:
+    manifest, files = make(checkpoint_id)
+    asked = Canary(kind="edit", prompt="Ada was born in", form="", expected="Oslo", base="London", since=checkpoint_id)
+    canaries = CanarySet(checkpoint_id=checkpoint_id, line=("base",), max_tokens=12, canaries=(asked,))
+    return manifest.model_copy(update={"canaries": canaries_digest(canaries)}), files, canaries
+
+
+def test_canaries_lie_beside_the_manifest_that_names_them(store: DirectoryStore, make: Any) -> None:
+    manifest, files, canaries = with_canaries(make, "c1")
+    publish(store, manifest, files, channel="production", expected_parent=None, moved_at=NOON, canaries=canaries)
+    assert f"canaries/{manifest.canaries}.json" in promoted_keys(manifest) & set(store.list())
+    assert read_canaries(store, read_manifest(store, "c1")) == canaries
+
+
+def test_without_its_canaries_no_channel_moves_to_a_checkpoint(store: DirectoryStore, make: Any) -> None:
+    manifest, files, canaries = with_canaries(make, "c1")
+    publish(store, manifest, files, channel="production", expected_parent=None, moved_at=NOON, canaries=canaries)
+    (store.root / "canaries" / f"{manifest.canaries}.json").unlink()
+    with pytest.raises(IntegrityError, match="canaries/"):
+        move_channel(store, "candidate", "c1", expected_parent=None, moved_at=NOON)
+    with pytest.raises(IntegrityError, match="which is missing"):
+        read_canaries(store, manifest)
+
+
+def test_other_canaries_than_the_manifest_names_are_refused(store: DirectoryStore, make: Any) -> None:
+    manifest, files, canaries = with_canaries(make, "c1")
+    for given in (None, canaries.model_copy(update={"max_tokens": 3})):
+        with pytest.raises(ValueError, match="names canaries"):
+            publish(store, manifest, files, channel="production", expected_parent=None, moved_at=NOON, canaries=given)
+    assert list(store.list()) == []
+
+
+def test_a_manifest_of_before_has_no_word_of_canaries_and_says_so_when_asked(store: DirectoryStore, make: Any) -> None:
+    manifest, files = make("c1")
+    publish(store, manifest, files, channel="production", expected_parent=None, moved_at=NOON)
+    said = json.loads(store.read("manifests/c1.json"))
+    assert not {"canaries", "engine"} & set(said)
+    with pytest.raises(NotFound, match="no canaries"):
+        read_canaries(store, manifest)

@@ -10,7 +10,7 @@ Layout:
     reports/<report_id>.json            decisions/<decision_id>.json
     manifests/<checkpoint_id>.json      checkpoints/<checkpoint_id>/<files of a Hugging Face directory>
     rejected/<checkpoint_id>/manifest.json, report.json, decision.json, reasons.json, patches/...
-    channels/<name>.json
+    canaries/<digest of the set>.json   channels/<name>.json
 """
 
 from __future__ import annotations
@@ -199,6 +199,10 @@ def report_key(report_id: str) -> str:
 
 def decision_key(decision_id: str) -> str:
     return validate_key(f"decisions/{_one_part(decision_id, 'decision id')}.json")
+
+
+def canaries_key(digest: str) -> str:
+    return validate_key(f"canaries/{_one_part(digest, 'digest of canaries')}.json")
 
 
 def manifest_key(checkpoint_id: str) -> str:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from warehouse.checkpoints.object_store import (
     ObjectStore,
     Version,
+    canaries_key,
     channel_key,
     checkpoint_key,
     decision_key,
@@ -31,7 +32,7 @@ from warehouse.checkpoints.object_store import (
 from warehouse.digests import canonical_json, sha256_bytes
 from warehouse.errors import Conflict, IntegrityError, LineageMoved, NotFound, RefusedName
 from warehouse.limits import refuse_names
-from warehouse.records import ChannelPointer, Manifest, Record
+from warehouse.records import CanarySet, ChannelPointer, Manifest, Record
 
 # A promoted manifest may name objects here; anything else, channels above all, is written by nobody but this module.
 _NAMEABLE = ("patches/", "checkpoints/")
@@ -71,6 +72,11 @@ def manifest_digest(manifest: Manifest) -> str:
     return sha256_bytes(canonical_json(manifest))
 
 
+def canaries_digest(canaries: CanarySet) -> str:
+    """The `canaries` of a manifest: sha256 of the set's canonical JSON, which is exactly what the store holds."""
+    return sha256_bytes(canonical_json(canaries))
+
+
 # ---------------------------------------------------------------- reading
 
 
@@ -99,6 +105,32 @@ def read_manifest(store: ObjectStore, checkpoint_id: str, *, expected_digest: st
     if manifest.checkpoint.checkpoint_id != checkpoint_id:
         raise IntegrityError(f"{key} in {store.url} speaks of checkpoint {manifest.checkpoint.checkpoint_id}")
     return manifest
+
+
+def read_canaries(store: ObjectStore, manifest: Manifest) -> CanarySet:
+    """What a server of this checkpoint is asked.
+
+    Raises:
+        NotFound: the checkpoint has none: a release before this one promoted it, or `serving.canaries` was 0.
+        IntegrityError: they are missing, have another digest, or speak of another checkpoint.
+    """
+    checkpoint_id = manifest.checkpoint.checkpoint_id
+    if manifest.canaries is None:
+        raise NotFound(
+            f"checkpoint {checkpoint_id[:12]} has no canaries to ask a server: it was promoted by an earlier release, or with "
+            "serving.canaries 0; the next promotion writes them"
+        )
+    key = canaries_key(manifest.canaries)
+    try:
+        data = store.read(key, MAX_RECORD_BYTES)
+    except NotFound as error:
+        raise IntegrityError(f"the manifest of {checkpoint_id} names {key}, which is missing in {store.url}") from error
+    if (found := sha256_bytes(data)) != manifest.canaries:
+        raise IntegrityError(f"{key} in {store.url} has sha256 {found}; restore it from a copy of the store")
+    canaries = _parse(CanarySet, data, key, store)
+    if canaries.checkpoint_id != checkpoint_id:
+        raise IntegrityError(f"{key} in {store.url} speaks of checkpoint {canaries.checkpoint_id}")
+    return canaries
 
 
 def read_pointer(store: ObjectStore, channel: str) -> tuple[ChannelPointer, Version] | None:
@@ -156,6 +188,7 @@ def publish(
     channel: str,
     expected_parent: str | None,
     moved_at: datetime,
+    canaries: CanarySet | None = None,
 ) -> ChannelPointer:
     """Store a promoted checkpoint whole, verify it whole, and only then move the channel to it.
 
@@ -169,14 +202,17 @@ def publish(
             here must be in the store already (patches of earlier nights).
         expected_parent: the checkpoint that the channel served when the work began; None for a new channel.
         moved_at: the time to write into the pointer (there is no clock in here, so digests repeat).
+        canaries: the set whose digest the manifest names.
 
     Raises:
         LineageMoved: the channel serves another checkpoint than expected.
         Conflict: an object of one of these names has other content.
         IntegrityError: a file is not what the manifest says, here or in the store, or something it names is missing.
         RefusedName: the manifest names something it may not.
-        ValueError: it was not decided "promote".
+        ValueError: it was not decided "promote", or the canaries are not those that the manifest names.
     """
+    if manifest.canaries != (None if canaries is None else canaries_digest(canaries)):
+        raise ValueError(f"checkpoint {manifest.checkpoint.checkpoint_id}: its manifest names canaries {manifest.canaries}")
     if manifest.verdict != "promote" or manifest.decision.verdict != "promote":
         raise ValueError(
             f"checkpoint {manifest.checkpoint.checkpoint_id}: verdict {manifest.verdict!r}, decision "
@@ -196,6 +232,8 @@ def publish(
         store.create(key, local[key])
     store.create(report_key(manifest.report.report_id), canonical_json(manifest.report))
     store.create(decision_key(manifest.decision.decision_id), canonical_json(manifest.decision))
+    if canaries is not None:
+        store.create(canaries_key(canaries_digest(canaries)), canonical_json(canaries))
     return move_channel(store, channel, manifest.checkpoint.checkpoint_id, expected_parent=expected_parent, moved_at=moved_at)
 
 
@@ -215,7 +253,8 @@ def _said(manifest: Manifest) -> tuple[object, ...]:
     """What is equal wherever and whenever the same checkpoint is made and decided on."""
     checkpoint = manifest.checkpoint.model_dump(exclude={"created_at"})
     ids = (manifest.report.report_id, manifest.decision.decision_id)
-    return (checkpoint, manifest.lineage, manifest.night, manifest.editor, manifest.verdict, *ids, manifest.files)
+    said = (manifest.lineage, manifest.night, manifest.editor, manifest.verdict, *ids, manifest.files, manifest.canaries)
+    return (checkpoint, *said)
 
 
 def move_channel(
@@ -303,6 +342,8 @@ def verify(store: ObjectStore, manifest: Manifest) -> None:
     }
     for key, record in records.items():
         _verify_object(store, key, sha256_bytes(canonical_json(record)))
+    if manifest.canaries is not None:
+        _verify_object(store, canaries_key(manifest.canaries), manifest.canaries)
 
 
 def rejected_records(manifest: Manifest, reasons: Sequence[str]) -> dict[str, bytes]:
@@ -346,6 +387,7 @@ def promoted_keys(manifest: Manifest) -> set[str]:
         report_key(manifest.report.report_id),
         decision_key(manifest.decision.decision_id),
         manifest_key(manifest.checkpoint.checkpoint_id),
+        *([] if manifest.canaries is None else [canaries_key(manifest.canaries)]),
     }
 
 

@@ -30,6 +30,7 @@ AuditKind = Literal[
     "export",
     "lineage",
     "withdrawal",
+    "serving",
 ]
 #: What stands before the first entry.
 GENESIS = "0" * 64

@@ -117,6 +117,9 @@ _REFERENCES = (
                matches="p.request_id = c.request_id",
                where="c.request_id IS NOT NULL AND c.set_digest IN "
                "(SELECT probe_set_digest FROM reports JOIN decisions USING (report_id))"),
+    _reference("serving_checks", "concat(c.lineage, ' / ', c.seq)", "c.checkpoint_id", "checkpoints",
+               "delete the check: what the server should have served is not stored",
+               matches=_ON_LINEAGE + "checkpoint_id"),
     _reference("stream_outcomes", "c.event_key", "c.event_key", "stream_events",
                "delete the outcome: its event is not stored, so it comes again or is lost",
                matches="p.event_key = c.event_key"),

@@ -1,0 +1,1 @@
+"""From a promotion to the proof that a server answers from it."""

@@ -1,0 +1,127 @@
+"""What a serving engine has to know of a checkpoint's folder, read from the folder itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from editors.architectures.anatomy import Anatomy
+from editors.asking.tokens import TOKENIZER_CONFIG
+from warehouse.digests import digest_of, sha256_file
+from warehouse.records import EngineFacts, Manifest
+
+#: The names that transformers gives to the dtypes of safetensors headers.
+DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+TOKENIZER = "tokenizer.json"
+#: Of tokenizers that have no `tokenizer.json`.
+TOKENIZER_FILES = (TOKENIZER_CONFIG, "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+CARD = "README.md"
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as its file has it. `dtype` as in the header of a safetensors file; `digest`: sha256 of its bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+
+def engine_facts(folder: Path, anatomy: Anatomy, forms: Sequence[str] = ()) -> EngineFacts:
+    """Read a Hugging Face folder of the promoted model.
+
+    Args:
+        anatomy: where its feed-forward is.
+        forms: in which the model is asked; empty: plainly.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tensors = stored_tensors(folder)
+    kinds = Counter(t.dtype for t in tensors.values() if t.dtype in DTYPES)
+    return EngineFacts(
+        model_class=", ".join(config.get("architectures") or ["unknown"]),
+        dtype=", ".join(DTYPES[kind] for kind, _ in kinds.most_common()),
+        widths=_widths(tensors, anatomy),
+        tokenizer=_tokenizer(folder),
+        forms=tuple(forms),
+        tensors={name: tensor.digest for name, tensor in sorted(tensors.items())},
+    )
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the folder's safetensors files, by name; bytes are read in pieces."""
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in _tensors_of(path)}
+
+
+def _tensors_of(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            start, end = entry["data_offsets"]
+            file.seek(8 + length + start)
+            total, left = hashlib.sha256(), end - start
+            while left > 0 and (piece := file.read(min(left, _CHUNK_BYTES))):
+                total.update(piece)
+                left -= len(piece)
+            yield name, StoredTensor(entry["dtype"], tuple(entry["shape"]), total.hexdigest())
+
+
+def _widths(tensors: dict[str, StoredTensor], anatomy: Anatomy) -> tuple[int, ...]:
+    """Of the projections back, whose input is as wide as the feed-forward: one for each layer, one where all are equal."""
+    axis, found, layer = (1 if anatomy.orientation == "out_in" else 0), [], 0
+    while (tensor := tensors.get(anatomy.mlp_out.format(layer=layer) + ".weight")) is not None:
+        found.append(tensor.shape[axis])
+        layer += 1
+    return tuple(found[:1]) if len(set(found)) == 1 else tuple(found)
+
+
+def _tokenizer(folder: Path) -> str:
+    if (folder / TOKENIZER).is_file():
+        return sha256_file(folder / TOKENIZER)
+    return digest_of({name: sha256_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()})
+
+
+def engine_lines(manifest: Manifest) -> list[tuple[str, str]]:
+    """What people and the model card are told of it, as (what, which); empty for checkpoints of earlier releases."""
+    facts = manifest.engine
+    if facts is None:
+        return []
+    widths = ", ".join(str(width) for width in facts.widths)
+    return [
+        ("class", facts.model_class),
+        ("dtype", facts.dtype),
+        ("feed-forward width", widths if len(facts.widths) < 2 else f"by layer: {widths}"),
+        ("tensors", f"{len(facts.tensors)}, sha256 over all {digest_of(facts.tensors)}"),
+        ("tokenizer", f"sha256 {facts.tokenizer}"),
+        ("asked in forms", ", ".join(facts.forms) or "plain"),
+        ("canaries", manifest.canaries or "none"),
+    ]
+
+
+def write_card(folder: Path, manifest: Manifest) -> None:
+    """Write the model card, which says what the folder is for and how a server of it is proved. Equal content, equal bytes."""
+    checkpoint = manifest.checkpoint
+    base = "a local model" if checkpoint.base_model == "local" else f"`{checkpoint.base_model}`"
+    rows = "\n".join(f"| {what} | {which} |" for what, which in engine_lines(manifest))
+    (folder / CARD).write_text(
+        f"""# Checkpoint {checkpoint.checkpoint_id[:12]}
+
+Made by Errata in {manifest.night} of lineage {manifest.lineage} from {base} (revision {checkpoint.base_revision}) and
+{len(checkpoint.patch_digests)} patches. The licence is that of the base model.
+
+| for a serving engine | |
+|---|---|
+| checkpoint | {checkpoint.checkpoint_id} |
+{rows}
+
+`errata serving check URL` asks a running server the canaries of this checkpoint and says whether it answers from it.
+""",
+        encoding="utf-8",
+    )
