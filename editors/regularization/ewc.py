@@ -25,7 +25,7 @@ from editors.mechanics.descent import (
 )
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
-from editors.precision import wide
+from editors.precision import wide, wide_device
 from editors.views import at_base
 from warehouse.records import EditBatch
 
@@ -127,7 +127,7 @@ def fisher_diagonal(
         raise ValueError("the corpus holds no token; the Fisher information needs text")
     first = min(layer_of(model.anatomy, name) for name in names)
     weights = {name: model.parameter(name).float().clone().requires_grad_(True) for name in names}
-    total = {name: wide(torch.zeros_like(value)) for name, value in weights.items()}
+    total = {n: torch.zeros_like(v, dtype=torch.float64, device=wide_device(v.device)) for n, v in weights.items()}
     generator = torch.Generator().manual_seed(seed)
     for row in rows:
         ids = torch.tensor([list(row)])
