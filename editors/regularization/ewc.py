@@ -104,9 +104,9 @@ class Ewc(Editor[EwcConfig]):
 def quadratic(fisher: Mapping[str, Tensor], anchor: Mapping[str, Tensor], weight: float) -> Penalty:
     """weight / 2 * sum_i fisher_i (theta_i - anchor_i)^2."""
 
-    def penalty(parameters: Mapping[str, Tensor], step: int) -> Tensor:
+    def penalty(parameters: Mapping[str, Tensor], step: int) -> tuple[Tensor]:
         parts = [(fisher[name] * (value - anchor[name]).square()).sum() for name, value in parameters.items()]
-        return weight / 2 * torch.stack(parts).sum()
+        return (weight / 2 * torch.stack(parts).sum(),)
 
     return penalty
 
