@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from editors.precision import wide_device
+
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
     from jaxtyping import Float
@@ -56,14 +58,13 @@ def exact_dense(left: Float[Tensor, "d_out rank"], right: Float[Tensor, "d_in ra
     """`left @ right.T` in the dtype of `left`, from two grids a factor: 39 bits, so fp32 loses nothing that it could hold.
 
     Args:
-        left, right: finite, on one device; devices without float64 (MPS) get it from the CPU.
+        left, right: finite, on one device; devices without float64 get it from the CPU.
     """
     where, dtype = left.device, left.dtype
     if left.shape[1] == 1:
         # Single products: exact as they are.
         return left * right.t()
-    if where.type == "mps":
-        left, right = left.cpu(), right.cpu()
+    left, right = left.to(wide_device(where)), right.to(wide_device(where))
     high_r, low_r = _two_grids(right)
     blocks = []
     for rows in left.split(ROWS_AT_ONCE):

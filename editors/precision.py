@@ -1,4 +1,4 @@
-"""What float16 cannot hold, refused by name: its numbers end at 65,504, where bfloat16 and float32 go on."""
+"""What float16 cannot hold, refused by name, and float64 for what is solved in it, on devices that lack it too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from torch import Tensor
 
 from editors.errors import EditRefused
 
+#: Kinds of devices without float64.
+WITHOUT_FLOAT64 = ("mps",)
+#: float16's numbers end there, where bfloat16 and float32 go on.
 WIDER = "float16 ends at 65,504: set model.dtype to bfloat16 or float32"
+
+
+def wide_device(device: torch.device) -> torch.device:
+    """Where float64 is to be had for data on `device`: there, or on the CPU."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on its own device or, where that has none, on the CPU; what is solved from it lies there too."""
+    return tensor.to(wide_device(tensor.device), torch.float64)
 
 
 def way_out(dtype: torch.dtype, otherwise: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -83,9 +84,10 @@ class AdaLora(BankEditor[AdaLoraEditConfig]):
         with seeded(config.seed), injected(model, paths, AdaLoraModel, self._settings()) as tuner:
             leaves = [model.hf.get_submodule(path) for path in paths]
 
-            def penalty(step: int) -> Tensor:
-                held = config.orthogonality * orthogonality(leaves)
-                return held + bank.penalty({}, step) if bank else held
+            def penalty(step: int) -> Iterator[Tensor]:
+                parts = bank.penalty({}, step) if bank else iter(())
+                yield config.orthogonality * orthogonality(leaves) + next(parts, 0.0)
+                yield from parts
 
             minimise(
                 model,

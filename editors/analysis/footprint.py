@@ -10,6 +10,7 @@ from torch import Tensor
 
 from editors.model import EditableModel
 from editors.patches.slots import Slot, SlotBook, slots_name
+from editors.precision import wide
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Footprint:
 
 def effective_rank(matrix: Tensor) -> float:
     """exp(H(p)), p the singular values over their sum: k for k equal ones, 0 for a zero matrix."""
-    values = torch.linalg.svdvals(matrix.double())
+    values = torch.linalg.svdvals(wide(matrix))
     total = values.sum()
     if not float(total):
         return 0.0

@@ -17,6 +17,7 @@ from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.precision import wide
 from editors.solvers.solve import check_norm, key_directions, smallest_form
 from editors.targets.keys_values import written_keys
 from editors.targets.values import Site, anchored, optimise_values
@@ -59,7 +60,7 @@ def equality_update(residuals: Tensor, keys: Tensor, factor: Tensor, alpha: floa
     Raises:
         EditRefused: K^T C^-1 K is singular: two edits share a key.
     """
-    k = keys.double()
+    k = wide(keys)
     directions = key_directions(k.t(), factor).t()
     inner = k.t() @ directions
     inner = (inner + inner.t()) / 2
@@ -69,7 +70,7 @@ def equality_update(residuals: Tensor, keys: Tensor, factor: Tensor, alpha: floa
         raise EditRefused(
             f"the keys of {k.shape[1]} edits are linearly dependent (edit {int(failed)}); raise alpha ({alpha:g})"
         )
-    left = torch.cholesky_solve(residuals.double().t(), cholesky).t()
+    left = torch.cholesky_solve(wide(residuals).t(), cholesky).t()
     return LowRank(left.float(), directions.float())
 
 
@@ -135,6 +136,6 @@ class Emmet(LocatingEditor[EmmetConfig]):
             alpha = config.alpha * config.second_moment_weight
         else:
             # ||L^-1 k||^2 = k^T C^-1 k.
-            energies = torch.linalg.solve_triangular(factor, keys.double(), upper=False).square().sum(0)
+            energies = torch.linalg.solve_triangular(factor, wide(keys), upper=False).square().sum(0)
             alpha = config.alpha * float(energies.mean())
         return equality_update(residuals, keys, factor, alpha)

@@ -16,6 +16,7 @@ from editors.mechanics.second_moment import LocatePreparation
 from editors.mechanics.settings import AscendingLayers, LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, Update, WeightPatch
+from editors.precision import wide
 from editors.solvers.solve import ridge_update
 from editors.solvers.spread import spread_over_layers, write_groups
 from editors.targets.keys_values import written_keys
@@ -90,7 +91,7 @@ class Memit(LocatingEditor[MemitConfig]):
         def solve(layer: int, residuals: Tensor, keys: Tensor, _owner: Tensor) -> LowRank:
             scale = 1.0
             if config.ridge == "relative":
-                scale = float(keys.double().square().sum(0).mean()) / known.energies[layer]
+                scale = float(wide(keys).square().sum(0).mean()) / known.energies[layer]
             protected = None
             if earlier:
                 protected = written_keys(model, earlier, known.contexts, layer, config).keys.t()

@@ -21,6 +21,7 @@ from editors.mechanics.second_moment import measure_moments, ridged_factor
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, WeightPatch
+from editors.precision import wide, wide_device
 from editors.solvers.quadratic import DualSolution, least_norm, solve_dual
 from editors.solvers.solve import check_norm
 from editors.views import at_base
@@ -115,7 +116,7 @@ class MinimalPatch(Editor[MinimalPatchConfig]):
         program = Program(model, site, self._directions(site.keys, prepared), config)
         path, layer = model.anatomy.mlp_out, _last_layer(model)
         weight, names = model.weight(path, layer), [r.request_id for r in requests]
-        program.solve(names, config.max_relative_norm * float(weight.double().norm()))
+        program.solve(names, config.max_relative_norm * float(wide(weight).norm()))
         update = program.update()
         check_norm(update, weight, config.max_relative_norm, names)
         note = {"editor": "minimal_patch", "requests": names, "certificate": program.certificate(names)}
@@ -124,10 +125,10 @@ class MinimalPatch(Editor[MinimalPatchConfig]):
     def _directions(self, keys: Tensor, prepared: Prepared) -> Tensor:
         """M^-1 k for every key, fp64: where an update is spent to move the output at k most for its size."""
         if self.config.metric == "frobenius":
-            return keys.double()
+            return wide(keys)
         if self._last is None or self._last[0] is not prepared:
-            self._last = (prepared, prepared.tensors["factor"].to(keys.device, torch.float64))
-        return torch.cholesky_solve(keys.double().t(), self._last[1]).t()
+            self._last = (prepared, prepared.tensors["factor"].to(wide_device(keys.device), torch.float64))
+        return torch.cholesky_solve(wide(keys).t(), self._last[1]).t()
 
 
 def _last_layer(model: EditableModel) -> int:
@@ -186,13 +187,14 @@ class Program:
         self._model, self._site, self._directions, self._config = model, site, directions, config
         self._norm = model.hf.get_submodule(model.anatomy.final_norm)
         self._head = model.head
-        self._cross = directions @ site.keys.double().t()
-        self._plain = site.keys.double() @ site.keys.double().t()
+        keys = wide(site.keys)
+        self._cross = directions @ keys.t()
+        self._plain = keys @ keys.t()
         labels = len(site.labels.row)
         self._forbidden = self._not_rivals()
         self._pairs: list[tuple[int, int]] = []
         self._multipliers = torch.zeros(0, dtype=torch.float64)
-        self._rows = torch.zeros(labels, site.places.hidden.shape[1], dtype=torch.float64, device=site.keys.device)
+        self._rows = keys.new_zeros(labels, site.places.hidden.shape[1])
         self._rounds = 0
         self._leads = self._verify()
 
@@ -272,9 +274,9 @@ class Program:
 
     def _linear_program(self, names: Sequence[str], largest: float) -> None:
         """Solve with the norm linearised at the update as it is; rivals join until none in the vocabulary is missed."""
-        here = self._site.places.hidden.double() + self._added()
+        here = wide(self._site.places.hidden) + self._added()
         at_rows, margin = self._rows.clone(), self._config.margin
-        state = self._normed(here.float())
+        state = self._normed(self._near(here))
         solved = False
         while True:
             moved = self._cross.t() @ (self._rows - at_rows)
@@ -288,7 +290,7 @@ class Program:
             gram = (flat * self._cross[label][:, label]).cpu()
             plain = (flat * self._plain[label][:, label]).cpu()
             # The lead where the norm is linearised, less what the update already does there by the linear form.
-            stood = self._pair_leads(self._head(state.to(self._head.weight.dtype)).float(), label).double()
+            stood = wide(self._pair_leads(self._head(state.to(self._head.weight.dtype)).float(), label))
             already = (normals * (self._cross.t() @ at_rows)[label]).sum(1)
             bounds = (margin - stood + already).cpu()
             found = solve_dual(
@@ -344,9 +346,13 @@ class Program:
         """(labels, d_model) what the update adds to the layer's output."""
         return self._cross.t() @ self._rows
 
+    def _near(self, wide_states: Tensor) -> Tensor:
+        """In fp32, where the model is."""
+        return wide_states.to(self._site.keys)
+
     def _verify(self) -> Tensor:
         """True leads, through the norm and the head as they are."""
-        logits = self._site.places.logits(self._model, self._added().float())
+        logits = self._site.places.logits(self._model, self._near(self._added()))
         return label_leads(logits, self._site.labels, self._model.stops.to(logits.device))
 
     def _normed(self, states: Tensor) -> Tensor:
@@ -356,7 +362,7 @@ class Program:
 
     def _push(self, here: Tensor, moved: Tensor) -> Tensor:
         """J moved: the norm's change to first order."""
-        return torch.func.jvp(self._normed, (here.float(),), (moved.float(),))[1]
+        return torch.func.jvp(self._normed, (self._near(here),), (self._near(moved),))[1]
 
     def _pull(self, here: Tensor) -> Tensor:
         """a_i = J^T (e_y - e_rival) for every constraint, fp64."""
@@ -365,9 +371,9 @@ class Program:
         table = self._head.weight
         apart = (table[self._site.labels.token[label]] - table[rival]).float()
         with torch.enable_grad():
-            state = here[label].float().requires_grad_(True)
+            state = self._near(here[label]).requires_grad_(True)
             (pulled,) = torch.autograd.grad(self._normed(state), state, apart)
-        return pulled.double()
+        return wide(pulled)
 
     def _pair_leads(self, logits: Tensor, label: Tensor) -> Tensor:
         rival = torch.tensor([r for _, r in self._pairs], device=logits.device)

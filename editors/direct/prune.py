@@ -13,6 +13,7 @@ from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workben
 from editors.direct.hosting import Host, HostedConfig
 from editors.model import EditableModel
 from editors.patches.weight import Dense, LowRank, Update, WeightPatch
+from editors.precision import wide
 from warehouse.records import EditBatch, EditRequest
 
 
@@ -71,7 +72,7 @@ class Prune(Editor[PruneConfig]):
         shrunk: dict[str, int] = {}
         for name, update in patch.updates.items():
             base, now = _oriented(model, name, model.base_parameter(name)), _oriented(model, name, model.parameter(name))
-            total = now.double() - base.double() + update.dense().to(now.device).double()
+            total = wide(now) - wide(base) + wide(update.dense().to(now.device))
             extra = restraint(total, self._limit(model, name, base), self.config.log_base)
             updates[name] = update if extra is None else _joined(update, extra)
             shrunk[name] = 0 if extra is None else extra.left.shape[1]
@@ -82,7 +83,7 @@ class Prune(Editor[PruneConfig]):
         """Largest singular value of a base weight, taken once."""
         key = (model.base_digest, name)
         if key not in self._largest:
-            self._largest[key] = float(torch.linalg.matrix_norm(base.double(), 2))
+            self._largest[key] = float(torch.linalg.matrix_norm(wide(base), 2))
         return self._largest[key]
 
 

@@ -11,6 +11,7 @@ from editors.base import EditorCard
 from editors.direct.rank_one import RankOneConfig, RankOneEditor, RankOneUpdates
 from editors.mechanics.second_moment import LocatePreparation
 from editors.model import EditableModel
+from editors.precision import wide
 from editors.solvers.solve import key_directions, shared_direction
 from editors.targets.keys_values import written_keys
 from editors.targets.values import anchored, optimise_values
@@ -58,7 +59,7 @@ class RRome(RankOneEditor[RRomeConfig]):
         base = current if config.average_value else solution.base_values
         targets = anchored(solution.deltas + base, known.mlp_norms[layer], config)
         every = key_directions(written.keys, known.factors[layer])
-        own = [(written.of(i), every[written.owner == i]) for i in range(len(requests))]
+        own = [(written.of(i), every[(written.owner == i).to(every.device)]) for i in range(len(requests))]
         directions = torch.stack([shared_direction(forms, theirs) for forms, theirs in own])
-        keys = torch.stack([forms.double().mean(0) for forms, _ in own])
+        keys = torch.stack([wide(forms).mean(0) for forms, _ in own])
         return RankOneUpdates(solution, targets - current, keys, directions)

@@ -12,6 +12,7 @@ from editors.base import NO_BENCH, Corpus, Editor, EditorCard, Prepared, Workben
 from editors.direct.hosting import Host, HostedConfig
 from editors.model import EditableModel
 from editors.patches.weight import Dense, Sparse, Update, WeightPatch
+from editors.precision import wide
 from warehouse.records import EditBatch, EditRequest
 
 #: Bytes of an entry of a sparse update (its place and its value) over those of a dense one.
@@ -75,7 +76,7 @@ class Rect(Editor[RectConfig]):
 
 def rectified(delta: Tensor, weight: Tensor, kept: float) -> Sparse | Dense:
     """The share `kept` of the entries of `delta` with the largest relative change; sparse where that is smaller."""
-    relative = (delta.double().abs() / weight.double().abs().clamp_min(1e-12)).reshape(-1)
+    relative = (wide(delta).abs() / wide(weight).abs().clamp_min(1e-12)).reshape(-1)
     count = max(1, round(kept * relative.numel()))
     # Sorted places: which of them came first in the search must not change the digest.
     index = relative.topk(count).indices.sort().values

@@ -12,6 +12,7 @@ from editors.base import EditorCard
 from editors.direct.rank_one import RankOneConfig, RankOneEditor, RankOneUpdates
 from editors.mechanics.second_moment import LocatePreparation
 from editors.model import EditableModel
+from editors.precision import wide
 from editors.solvers.solve import key_directions
 from editors.targets.keys_values import lookup_states, over_forms
 from editors.targets.values import anchored, optimise_values
@@ -76,7 +77,7 @@ class Rome(RankOneEditor[RomeConfig]):
         directions = key_directions(averaged, known.factors[layer])
         # The first context is the bare prompt.
         keys, current = (states.inputs[:, 0], states.outputs[:, 0]) if config.compat else (averaged, average_value)
-        energies = torch.stack([u @ k for u, k in zip(directions, keys.double(), strict=True)])
-        residuals = (targets - current).double() / energies[:, None]
+        energies = torch.stack([u @ k for u, k in zip(directions, wide(keys), strict=True)])
+        residuals = wide(targets - current) / energies[:, None]
         hint = "; it would disable the model: edit it with r_rome, or set compat to false" if config.compat else ""
         return RankOneUpdates(solution, residuals, keys, directions, {"compat": config.compat}, hint)

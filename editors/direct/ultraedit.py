@@ -18,6 +18,7 @@ from editors.mechanics.second_moment import WideFactors, measure_moments, ridged
 from editors.model import EditableModel
 from editors.nets.lessons import Factors, Places, group_factors, joined, request_factors, slices
 from editors.patches.weight import LowRank, WeightPatch
+from editors.precision import wide, wide_device
 from editors.solvers.lifelong import LifelongMoments
 from editors.solvers.ridge import ridge_directions
 from editors.solvers.solve import check_norm, ridge_update
@@ -216,7 +217,7 @@ def compact(left: Tensor, right: Tensor) -> LowRank:
     d_out = left.shape[0]
     if left.shape[1] <= d_out:
         return LowRank(left.float(), right.float())
-    return LowRank(torch.eye(d_out, device=left.device), (right.double() @ left.double().t()).float())
+    return LowRank(torch.eye(d_out, device=left.device), (wide(right) @ wide(left).t()).float())
 
 
 def carrying(update: LowRank, moments: _Moments) -> LowRank:
@@ -248,7 +249,7 @@ def carried(model: EditableModel, path: str, prepared: Prepared) -> _Moments:
 
 
 def _moments(rows: Tensor, count: int, device: torch.device) -> LifelongMoments:
-    mean, variance = rows.to(device, torch.float64)
+    mean, variance = rows.to(wide_device(device), torch.float64)
     return LifelongMoments(count, mean, variance)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from editors.patches.weight import LowRank
+from editors.precision import wide
 
 
 class GrowingSolve:
@@ -43,11 +44,11 @@ class GrowingSolve:
             known, self.renewed = set(), True
         fresh = [i for i, name in enumerate(names) if name not in known]
         self.added = len(fresh)
-        self._append(keys[:, fresh].double(), [names[i] for i in fresh])
+        self._append(wide(keys[:, fresh]), [names[i] for i in fresh])
         place = {name: i for i, name in enumerate(self._names)}
         order = [place[name] for name in names]
         inverse = torch.cholesky_inverse(self._lower) if order else self._lower
-        return LowRank(residuals.float(), (self._basis @ inverse)[:, order].float())
+        return LowRank(residuals.float(), (self._basis @ inverse)[:, order].to(residuals.device, torch.float32))
 
     def _append(self, keys: Tensor, names: Sequence[str]) -> None:
         if not len(names):

@@ -7,7 +7,8 @@ bit for bit as it was, and half-precision models train in full precision.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,8 +42,9 @@ log = logging.getLogger(__name__)
 
 Sites = Literal["mlp_out", "mlp", "all"]
 Anchor = Literal["base", "last"]
-#: Trained weights by name (fp32, as stored) and the number of the step -> a scalar added to the loss.
-Penalty = Callable[[Mapping[str, Tensor], int], Tensor]
+#: Trained weights by name (fp32, as stored) and the number of the step -> scalars added to the loss. Each is differentiated
+#: before the next is made, so that of what they hold for it only one stands at a time.
+Penalty = Callable[[Mapping[str, Tensor], int], Iterable[Tensor]]
 #: The loss's labels in place of the target tokens and their stop.
 Relabel = Callable[[AnswerRows, Labels], Labels]
 
@@ -201,7 +203,7 @@ def minimise(
     config: DescentConfig,
     *,
     shown: Callable[[], Mapping[str, Tensor]] = dict,
-    penalty: Callable[[int], Tensor] | None = None,
+    penalty: Callable[[int], Iterable[Tensor]] | None = None,
     relabel: Relabel | None = None,
     after_step: Callable[[int], None] = lambda _step: None,
 ) -> None:
@@ -210,7 +212,7 @@ def minimise(
     Args:
         first: the lowest block that `trained` changes; what is below it runs once.
         shown: parameters in place of the model's own, by name; none where modules of the blocks hold `trained`.
-        penalty: number of the step -> a scalar added to the loss.
+        penalty: number of the step -> scalars added to the loss, as of a `Penalty`.
         after_step: called with the number of steps done, before the gradients are cleared.
 
     Raises:
@@ -240,12 +242,13 @@ def minimise(
         if last or loss < config.stop_loss or (config.stop_margin is not None and lead >= config.stop_margin):
             break
         if penalty is not None:
-            extra = penalty(steps)
-            held = float(extra.detach())
-            if not torch.isfinite(extra):
-                advice = way_out(model.hf.dtype, "lower its weight or learning_rate")
-                raise EditRefused(f"penalty {held} after {steps} steps; {advice}")
-            extra.backward()
+            held = 0.0
+            for extra in penalty(steps):
+                held += float(extra.detach())
+                if not math.isfinite(held):
+                    advice = way_out(model.hf.dtype, "lower its weight or learning_rate")
+                    raise EditRefused(f"penalty {held} after {steps} steps; {advice}")
+                extra.backward()
         optimizer.step()
         after_step(steps + 1)
     log.info("%d requests, %d steps, loss %.4f, penalty %.4f, smallest lead %.2f", len(requests), steps, loss, held, lead)

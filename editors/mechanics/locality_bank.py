@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -15,12 +15,19 @@ from torch import Tensor
 from editors.asking.tokens import pad_right
 from editors.base import NO_BENCH, Corpus, Editor, EditorConfig, Prepared, Workbench
 from editors.mechanics.descent import UpperBlocks, as_stored, upper_blocks
+from editors.mechanics.passes import activation_bytes
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
 from editors.views import at_base
 
 #: Texts in one pass of the preparation.
 ROWS_PER_PASS = 32
+#: What a step may hold at least for the backward pass of some texts through the trained blocks, and as much for their logits.
+LEAST_BYTES = 2**25
+#: Of a large model that share of its bytes: two of them stay far below the quarter that an edit may take.
+SHARE = 1 / 16
+#: Copies of a distribution that its divergence and the gradient of that hold at once.
+LOGIT_COPIES = 6
 
 
 class BankConfig(EditorConfig):
@@ -127,7 +134,8 @@ class LocalityBank:
     Attributes:
         size: texts in a group; step i reads group i modulo their number.
         allowed: indices of the texts that count.
-        states: what the blocks below the trained ones make of each group, filled as groups are read.
+        states: what the blocks below the trained ones make of each group, filled as groups are read, in pieces of it whose
+            backward pass fits into memory.
     """
 
     model: EditableModel
@@ -136,33 +144,64 @@ class LocalityBank:
     gamma: float
     size: int
     allowed: frozenset[int]
-    states: dict[int, _Part] = field(default_factory=dict)
+    states: dict[int, tuple[_Part, ...]] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> tuple[int, ...]:
         """Numbers of the groups with a text that counts."""
         return tuple(sorted({i // self.size for i in self.allowed}))
 
-    def penalty(self, parameters: Mapping[str, Tensor], step: int) -> Tensor:
-        """gamma times the mean divergence over all tokens of this step's texts."""
+    @property
+    def budget(self) -> int:
+        """Bytes that the activations of one piece may hold, and its logits."""
+        return max(LEAST_BYTES, int(SHARE * self.model.num_bytes))
+
+    def penalty(self, parameters: Mapping[str, Tensor], step: int) -> Iterator[Tensor]:
+        """gamma times the mean divergence over all tokens of this step's texts, as one summand for each piece of them."""
         number = self.groups[step % len(self.groups)]
         if number not in self.states:
-            self.states[number] = self._part(number)
-        part = self.states[number]
-        counts = torch.tensor([int(i) in self.allowed for i in part.text], device=part.text.device)
-        states = part.upper.run(self.model, as_stored(self.model, parameters))[part.real][counts]
-        divergence = coarse_kl(part.log_probs[counts], part.log_rest[counts], self.model.head(states).float(), part.top[counts])
-        return self.gamma * divergence.mean()
+            self.states[number] = tuple(self._part(texts) for texts in self._pieces(number))
+        counted = [
+            torch.tensor([int(i) in self.allowed for i in part.text], device=part.text.device) for part in self.states[number]
+        ]
+        tokens = sum(int(counts.sum()) for counts in counted)
+        rows = max(1, self.budget // (4 * LOGIT_COPIES * self.model.vocab_size))
+        for part, counts in zip(self.states[number], counted, strict=True):
+            if counts.any():
+                yield self._divergence(part, counts, parameters, tokens, rows)
 
-    def _part(self, number: int) -> _Part:
+    def _divergence(self, part: _Part, counts: Tensor, parameters: Mapping[str, Tensor], tokens: int, rows: int) -> Tensor:
+        """gamma / tokens times the sum of a piece's divergences, its logits taken so many rows at once."""
+        top, log_probs, log_rest = part.top[counts], part.log_probs[counts], part.log_rest[counts]
+
+        def some(states: Tensor, own: slice) -> Tensor:
+            found = coarse_kl(log_probs[own], log_rest[own], self.model.head(states).float(), top[own])
+            return self.gamma * (found.sum() / tokens)
+
+        states = part.upper.run(self.model, as_stored(self.model, parameters))[part.real][counts]
+        return _SumOverRows.apply(states, some, rows)
+
+    def _pieces(self, number: int) -> Iterator[range]:
+        """A group's texts in their order, cut where the next one's activations would go beyond the budget."""
+        lengths, depth = self.prepared.meta["lengths"], self.model.anatomy.num_layers(self.model.hf)
+        most_tokens = self.budget // activation_bytes(self.model, depth - self.first)
+        start, end = number * self.size, min((number + 1) * self.size, len(lengths))
+        for i in range(start + 1, end):
+            if (i + 1 - start) * max(lengths[start : i + 1]) > most_tokens:
+                yield range(start, i)
+                start = i
+        yield range(start, end)
+
+    def _part(self, texts: range) -> _Part:
         device, lengths, tensors = self.model.hf.device, self.prepared.meta["lengths"], self.prepared.tensors
-        texts = range(number * self.size, min((number + 1) * self.size, len(lengths)))
         start = sum(lengths[: texts.start])
         span = slice(start, start + sum(lengths[i] for i in texts))
         rows = tensors["ids"][span].split([lengths[i] for i in texts])
         ids, mask = pad_right([row.tolist() for row in rows], self.model.pad_id)
+        upper = upper_blocks(self.model, ids, mask, self.first)
         return _Part(
-            upper_blocks(self.model, ids, mask, self.first),
+            # The states after the final norm are not read again, and would be as much as all that is.
+            replace(upper, final=upper.hidden[..., :0]),
             mask.bool().to(device),
             torch.tensor([i for i in texts for _ in range(lengths[i])], device=device),
             tensors["top"][span].to(device),
@@ -171,12 +210,35 @@ class LocalityBank:
         )
 
 
+class _SumOverRows(torch.autograd.Function):
+    """A scalar that is a sum over rows, taken some rows at a time together with its gradient: of what lies between, only
+    those rows' stands in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, of: Callable[[Tensor, slice], Tensor], rows: int) -> Tensor:
+        gradient, total = torch.empty_like(states), states.new_zeros((), dtype=torch.float32)
+        for at in range(0, len(states), rows):
+            own = slice(at, at + rows)
+            some = states[own].detach().requires_grad_(True)
+            with torch.enable_grad():
+                value = of(some, own)
+            (gradient[own],) = torch.autograd.grad(value, some)
+            total += value.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *towards: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * towards[0], None, None
+
+
 class BankReader:
     """Banks for the edits of one editor; the states below the trained blocks are kept while the model stands as it is."""
 
     def __init__(self, editor: str) -> None:
         self._editor = editor
-        self._seen: tuple[EditableModel, str, Prepared, int, dict[int, _Part]] | None = None
+        self._seen: tuple[EditableModel, str, Prepared, int, dict[int, tuple[_Part, ...]]] | None = None
 
     def bank(
         self, model: EditableModel, prepared: Prepared, first: int, config: BankConfig, subjects: Sequence[str]

@@ -1,4 +1,4 @@
-"""Rows of like length in one pass, so that little is padded."""
+"""Rows of like length in one pass, so that little is padded, and what a token of a pass holds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def length_groups(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int
             size += 1
         yield order[at : at + size]
         at += size
+
+
+def activation_bytes(model: EditableModel, blocks: int) -> int:
+    """About what a token holds for a backward pass through so many blocks, fp32: twelve states and three of a feed-forward."""
+    anatomy = model.anatomy
+    d_mlp = model.weight(anatomy.mlp_out, 0).shape[1]
+    return 4 * max(1, blocks) * (12 * anatomy.d_model(model.hf) + 3 * d_mlp)
 
 
 def trace_lookups(

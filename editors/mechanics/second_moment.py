@@ -18,6 +18,7 @@ from editors.mechanics.passes import length_groups
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.trace import trace
 from editors.model import EditableModel
+from editors.precision import wide, wide_device
 from editors.views import at_base
 from warehouse.errors import UsageError
 
@@ -56,7 +57,7 @@ class WideFactors(Mapping[KeyT, Tensor]):
             stored = self._stored[key]
             # Let go before the next one is made.
             self._last = None
-            self._last = (key, stored.to(self._device, torch.float64))
+            self._last = (key, stored.to(wide_device(self._device), torch.float64))
         return self._last[1]
 
     def __iter__(self) -> Iterator[KeyT]:
@@ -136,7 +137,7 @@ def measure_moments(
             keys = seen.inputs[paths[layer]]
             real = mask.bool().to(keys.device)
             keys = keys[real].float()
-            product = gram(keys).double()
+            product = wide(gram(keys))
             second[layer] = second[layer].add_(product) if layer in second else product
             mlp_norms[layer] += seen.outputs[paths[layer]][real].float().norm(dim=1).sum().item() / total
             block_norms[layer] += seen.outputs[blocks[layer]][real].float().norm(dim=1).sum().item() / total

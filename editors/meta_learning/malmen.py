@@ -225,7 +225,7 @@ def terms(
             right = ridge_directions(keys, ridge_of(nets, path))
         else:
             right = earlier.directions(keys, (released or {}).get(path))
-        out[path] = LowRank(value_changes(nets, path, found), right.float())
+        out[path] = LowRank(value_changes(nets, path, found), right.to(keys.device, torch.float32))
     return out
 
 

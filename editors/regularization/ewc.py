@@ -25,6 +25,7 @@ from editors.mechanics.descent import (
 )
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
+from editors.precision import wide, wide_device
 from editors.views import at_base
 from warehouse.records import EditBatch
 
@@ -103,9 +104,9 @@ class Ewc(Editor[EwcConfig]):
 def quadratic(fisher: Mapping[str, Tensor], anchor: Mapping[str, Tensor], weight: float) -> Penalty:
     """weight / 2 * sum_i fisher_i (theta_i - anchor_i)^2."""
 
-    def penalty(parameters: Mapping[str, Tensor], step: int) -> Tensor:
+    def penalty(parameters: Mapping[str, Tensor], step: int) -> tuple[Tensor]:
         parts = [(fisher[name] * (value - anchor[name]).square()).sum() for name, value in parameters.items()]
-        return weight / 2 * torch.stack(parts).sum()
+        return (weight / 2 * torch.stack(parts).sum(),)
 
     return penalty
 
@@ -126,13 +127,13 @@ def fisher_diagonal(
         raise ValueError("the corpus holds no token; the Fisher information needs text")
     first = min(layer_of(model.anatomy, name) for name in names)
     weights = {name: model.parameter(name).float().clone().requires_grad_(True) for name in names}
-    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights.items()}
+    total = {n: torch.zeros_like(v, dtype=torch.float64, device=wide_device(v.device)) for n, v in weights.items()}
     generator = torch.Generator().manual_seed(seed)
     for row in rows:
         ids = torch.tensor([list(row)])
         upper = upper_blocks(model, ids, torch.ones_like(ids), first)
         for name, gradient in zip(names, score(model, upper, weights, generator), strict=True):
-            total[name] += gradient.double().square()
+            total[name] += wide(gradient).square()
     tokens = sum(map(len, rows))
     return {name: value / tokens for name, value in total.items()}
 

@@ -57,7 +57,7 @@ class FineTuningL2(Editor[FineTuningL2Config]):
 def squared_distance(anchor: Mapping[str, Tensor], beta: float) -> Penalty:
     """beta * sum_i (theta_i - anchor_i)^2."""
 
-    def penalty(parameters: Mapping[str, Tensor], step: int) -> Tensor:
-        return beta * torch.stack([(value - anchor[name]).square().sum() for name, value in parameters.items()]).sum()
+    def penalty(parameters: Mapping[str, Tensor], step: int) -> tuple[Tensor]:
+        return (beta * torch.stack([(value - anchor[name]).square().sum() for name, value in parameters.items()]).sum(),)
 
     return penalty

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from editors.exact import aligned
+from editors.precision import wide
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
@@ -25,12 +26,12 @@ class HeldKeys:
 
     def __init__(self, width: int, ridge: float, device: torch.device | None = None) -> None:
         self._ridge, self._number = ridge, 0
-        self._columns = torch.empty(0, width, dtype=torch.float64, device=device)
+        self._columns = wide(torch.empty(0, width, device=device))
         self._dense: Tensor | None = None
 
     def hold(self, keys: Float[Tensor, "d_in tokens"]) -> None:
         """Take up a block of keys; their order within it and among the blocks is part of the result's last bits."""
-        moved, factor = self._step(aligned(keys.double()), None)
+        moved, factor = self._step(aligned(wide(keys)), None)
         columns = torch.linalg.solve_triangular(factor, moved.t(), upper=False)
         if self._dense is not None:
             self._dense.addmm_(columns.t(), columns, alpha=-1.0)
@@ -55,15 +56,16 @@ class HeldKeys:
             keys: U. Their number squared is the memory that this takes.
             released: R, held keys that count no more. Taking them out loses digits as the energy of a key outgrows ridge.
         """
-        moved, factor = self._step(keys.double(), released)
+        moved, factor = self._step(wide(keys), released)
         return torch.cholesky_solve(moved.t(), factor).t()
 
     def _step(self, u: Tensor, released: Tensor | None) -> tuple[Tensor, Tensor]:
         """V U, and the Cholesky factor of I + U^T V U."""
         moved = self._times(u)
         if released is not None:
-            back = self._times(released.double())
-            gap = torch.linalg.cholesky(_identity(back) - released.double().t() @ back)
+            gone = wide(released)
+            back = self._times(gone)
+            gap = torch.linalg.cholesky(_identity(back) - gone.t() @ back)
             moved = moved + back @ torch.cholesky_solve(back.t() @ u, gap)
         return moved, torch.linalg.cholesky(_identity(u) + u.t() @ moved)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from editors.precision import wide
+
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
     from jaxtyping import Float
@@ -37,7 +39,7 @@ class LifelongMoments:
         """With these rows taken in (Chan, Golub and LeVeque 1979); self stays as it is."""
         if not len(rows):
             return self
-        new = rows.double()
+        new = wide(rows)
         mean, variance = new.mean(0), new.var(0, unbiased=False)
         count = self.count + len(new)
         share = len(new) / count
@@ -53,4 +55,4 @@ class LifelongMoments:
 
     def normalised(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         """(rows - mean) / deviation, fp64; features that hardly vary are not blown up."""
-        return (rows.double() - self.mean) / self.deviation(LEAST_DEVIATION)
+        return (wide(rows) - self.mean) / self.deviation(LEAST_DEVIATION)

@@ -17,6 +17,7 @@ from editors.mechanics.second_moment import measure_moments
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import LowRank
+from editors.precision import wide, wide_device
 from editors.views import at_base
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def prepare_null_spaces(model: EditableModel, corpus: Corpus, layers: tuple[int,
         moments = measure_moments(model, corpus.texts, layers, config.second_moment_tokens, config.seed)
     tensors: dict[str, Tensor] = {}
     for layer, second in moments.second.items():
-        values, vectors = torch.linalg.eigh(second.double())
+        values, vectors = torch.linalg.eigh(wide(second))
         tensors[f"eigenvalues.{layer}"] = values.clamp_min(0).cpu()
         tensors[f"eigenvectors.{layer}"] = vectors.float().cpu().contiguous()
     meta = {
@@ -104,7 +105,7 @@ def read_null_spaces(
                 f"null_threshold ({threshold})"
             )
         log.info("layer %d: %d of %d directions are free", layer, size, len(values))
-        bases[layer] = prepared.tensors[f"eigenvectors.{layer}"][:, :size].to(device, torch.float64)
+        bases[layer] = prepared.tensors[f"eigenvectors.{layer}"][:, :size].to(wide_device(device), torch.float64)
     meta = prepared.meta
     return NullSpaces(
         Contexts(tuple(meta["templates"]), tuple(meta["groups"])),
@@ -130,10 +131,10 @@ def null_space_update(residuals: Tensor, keys: Tensor, basis: Tensor, ridge: flo
     Raises:
         EditRefused: the update is not finite.
     """
-    inside = basis.t() @ keys.double()
+    inside = basis.t() @ wide(keys)
     every = inside
     if earlier is not None and earlier.numel():
-        every = torch.cat([basis.t() @ earlier.double(), inside], dim=1)
+        every = torch.cat([basis.t() @ wide(earlier), inside], dim=1)
     if 2 * every.shape[1] <= basis.shape[1]:
         # (ridge I + A A^T)^-1 A = A (ridge I + A^T A)^-1; the last columns of A are K~.
         inner = every.t() @ every
@@ -144,7 +145,7 @@ def null_space_update(residuals: Tensor, keys: Tensor, basis: Tensor, ridge: flo
         matrix = every @ every.t()
         matrix.diagonal().add_(ridge)
         solved = torch.cholesky_solve(inside, torch.linalg.cholesky(matrix))
-    update = LowRank(residuals.float(), (basis @ solved).float())
+    update = LowRank(residuals.float(), (basis @ solved).to(residuals.device, torch.float32))
     if not (update.left.isfinite().all() and update.right.isfinite().all()):
         raise EditRefused("the batch's update is not finite; raise l2 or split the batch")
     return update

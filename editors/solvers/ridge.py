@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from editors.precision import wide
+
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
     from jaxtyping import Float
@@ -21,7 +23,7 @@ def ridge_directions(keys: Float[Tensor, "d_in tokens"], ridge: float) -> Float[
 
     With fewer keys than their width by the dual form, U (U^T U + ridge I)^-1.
     """
-    u = keys.double()
+    u = wide(keys)
     if u.shape[1] > u.shape[0]:
         return torch.cholesky_solve(u, _factor(u @ u.t(), ridge))
     return torch.cholesky_solve(u.t(), _factor(u.t() @ u, ridge)).t()
@@ -42,9 +44,9 @@ def ridge_gradient(
         changes: D, the wanted changes of the values.
         towards: dL/dD.
     """
-    u = keys.double()
-    solved = torch.cholesky_solve(towards.double().t(), _factor(u.t() @ u, ridge)).t()
-    return -float((solved * changes.double()).sum())
+    u = wide(keys)
+    solved = torch.cholesky_solve(wide(towards).t(), _factor(u.t() @ u, ridge)).t()
+    return -float((solved * wide(changes)).sum())
 
 
 def _factor(gram: Tensor, ridge: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from editors.errors import EditRefused
 from editors.patches.weight import Dense, LowRank, Update
-from editors.precision import way_out
+from editors.precision import way_out, wide
 
 #: R-ROME's guard on the denominator: smallest cosine between a key and C^-1 key.
 SMALLEST_COSINE = 1e-3
@@ -22,7 +22,7 @@ FORM_RIDGE = 1e-3
 
 def key_directions(keys: Tensor, factor: Tensor) -> Tensor:
     """C^-1 k for all keys at once: (edits, forms, d_in) from the same and the lower Cholesky factor of C, fp64."""
-    flat = keys.double().reshape(-1, keys.shape[-1])
+    flat = wide(keys).reshape(-1, keys.shape[-1])
     return torch.cholesky_solve(flat.t(), factor).t().reshape(keys.shape)
 
 
@@ -35,7 +35,7 @@ def shared_direction(keys: Tensor, directions: Tensor) -> Tensor:
         keys: (forms, d_in).
         directions: (forms, d_in) C^-1 keys, from `key_directions`.
     """
-    k = keys.double()
+    k = wide(keys)
     gram = k @ directions.t()
     if len(k) > 1:
         gram.diagonal().add_(FORM_RIDGE * gram.diagonal().mean())
@@ -57,11 +57,11 @@ def rank_one(residual: Tensor, key: Tensor, direction: Tensor) -> LowRank:
     Raises:
         EditRefused: key and direction are near orthogonal or opposed, so that the denominator vanishes.
     """
-    k = key.double()
+    k = wide(key)
     cosine = (direction @ k / (direction.norm() * k.norm())).item()
     if not cosine >= SMALLEST_COSINE:
         raise EditRefused(f"the key's share of the update's direction is {cosine:.2e} (< {SMALLEST_COSINE}): no stable update")
-    return LowRank(residual.float()[:, None], direction.float()[:, None])
+    return LowRank(residual.float()[:, None], direction.to(residual.device, torch.float32)[:, None])
 
 
 def ridge_update(residuals: Tensor, keys: Tensor, factor: Tensor, weight: float, protected: Tensor | None = None) -> LowRank:
@@ -79,8 +79,8 @@ def ridge_update(residuals: Tensor, keys: Tensor, factor: Tensor, weight: float,
     Raises:
         EditRefused: the update is not finite.
     """
-    k = keys.double()
-    others = protected.double() if protected is not None and protected.numel() else k[:, :0]
+    k = wide(keys)
+    others = wide(protected) if protected is not None and protected.numel() else k[:, :0]
     every = torch.cat([others, k], dim=1)
     if 2 * every.shape[1] <= k.shape[0]:
         x = torch.cholesky_solve(every, factor) / weight
@@ -92,7 +92,7 @@ def ridge_update(residuals: Tensor, keys: Tensor, factor: Tensor, weight: float,
     else:
         matrix = weight * (factor @ factor.t()) + every @ every.t()
         right = torch.cholesky_solve(k, torch.linalg.cholesky(matrix))
-    update = LowRank(residuals.float(), right.float())
+    update = LowRank(residuals.float(), right.to(residuals.device, torch.float32))
     if not (update.left.isfinite().all() and update.right.isfinite().all()):
         raise EditRefused("the batch's update is not finite; raise second_moment_weight or split the batch")
     return update
@@ -100,7 +100,7 @@ def ridge_update(residuals: Tensor, keys: Tensor, factor: Tensor, weight: float,
 
 def update_norm(update: LowRank) -> float:
     """Frobenius norm of the update, from its factors."""
-    left, right = update.left.double(), update.right.double()
+    left, right = wide(update.left), wide(update.right)
     return float(((left.t() @ left) * (right.t() @ right)).sum().clamp_min(0).sqrt())
 
 
@@ -110,7 +110,7 @@ def check_norm(update: LowRank, weight: Tensor, largest_share: float, names: Seq
     Raises:
         EditRefused: it is not finite, or its norm is above that share of the weight's.
     """
-    share = update_norm(update) / float(weight.double().norm())
+    share = update_norm(update) / float(wide(weight).norm())
     if not share <= largest_share:
         advice = "raise max_relative_norm if that is wanted, or lower clamp_norm"
         who = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -13,6 +13,7 @@ from torch import Tensor
 from editors.errors import EditRefused
 from editors.mechanics.behind import Site, site_path
 from editors.mechanics.contexts import Contexts
+from editors.mechanics.passes import activation_bytes
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.precision import way_out
@@ -124,10 +125,7 @@ def solve_in_chunks(
 
 def value_chunks(model: EditableModel, encoded: Sequence[EncodedEdit], order: Sequence[int], layer: int) -> list[list[int]]:
     """Cut `order` so that one chunk's activations stay within the budget; at least one edit each."""
-    anatomy = model.anatomy
-    d_model, layers = anatomy.d_model(model.hf), anatomy.num_layers(model.hf) - 1 - layer
-    d_mlp = model.weight(anatomy.mlp_out, layer).shape[1]
-    token_bytes = 4 * max(1, layers) * (12 * d_model + 3 * d_mlp)
+    token_bytes = activation_bytes(model, model.anatomy.num_layers(model.hf) - 1 - layer)
     read_bytes = 4 * 3 * model.vocab_size
     chunks: list[list[int]] = []
     used = 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors import catalogue
+from editors import catalogue, precision
 from editors.analysis.causal_trace import causal_trace
 from editors.analysis.footprint import footprint
 from editors.analysis.lens import lens_ranks
@@ -108,6 +108,21 @@ def test_an_editor_prepares_and_edits_on_the_device(name: str, device: torch.dev
 def test_a_preparation_made_on_the_cpu_serves_on_the_device(name: str, device: torch.device, tmp_path: Path) -> None:
     here = tiny_model("llama")
     is_edited_as_on_the_cpu(name, on(device, "llama"), prepared_once(load_editor(name, here), here), tmp_path)
+
+
+@pytest.mark.parametrize("name", ("r_rome", "memit", "alphaedit", "minimal_patch", "prune", "ultraedit", "malmen", "ewc"))
+def test_a_device_without_float64_has_it_from_the_cpu(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Apple's GPUs; a solver that forgot it is refused by the pretend device."""
+    if not possible():
+        pytest.skip("this machine has a real device, or a torch that cannot pretend")
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", (NAME,))
+    with at_work(narrow_floats=True) as device:
+        model = on(device)
+        with pytest.raises(TypeError, match="float64"):
+            torch.zeros(2, device=device).double()
+        prepared = load_editor(name, model, SHORT.get(name)).prepare(model, CORPUS)
+        assert lie_on_the_cpu(prepared)
+        is_edited_as_on_the_cpu(name, model, prepared, tmp_path)
 
 
 @pytest.mark.parametrize("name", ("pmet", "lora"))

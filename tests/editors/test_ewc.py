@@ -120,7 +120,7 @@ def test_the_penalty_is_half_lambda_times_the_weighted_sum_of_squares() -> None:
     at = {"a": torch.randn(3, 4)}
     triples = zip(*(x["a"].flatten().tolist() for x in (fisher, anchor, at)), strict=True)
     slow = sum(f * (t - a) ** 2 for f, a, t in triples)
-    assert float(quadratic(fisher, anchor, 3.0)(at, 0)) == pytest.approx(1.5 * slow, rel=1e-5)
+    assert float(sum(quadratic(fisher, anchor, 3.0)(at, 0))) == pytest.approx(1.5 * slow, rel=1e-5)
 
 
 def test_the_update_is_what_adam_on_the_whole_objective_gives(tiny: EditableModel) -> None:

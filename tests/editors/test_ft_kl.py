@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from editors.base import NOTHING, Corpus, Prepared
+from editors.mechanics import locality_bank
 from editors.mechanics.locality_bank import LocalityBank, coarse_kl, out_of_scope, split
 from editors.model import EditableModel
 from editors.patches.weight import WeightPatch
@@ -91,10 +93,38 @@ def test_the_penalty_is_the_full_kl_at_every_token_of_the_texts(tiny: EditableMo
     torch.manual_seed(0)
     changed = tiny.parameter(name) + 0.2 * torch.randn_like(tiny.parameter(name))
     bank = LocalityBank(tiny, prepared, 1, 0.7, 8, frozenset(range(len(texts))))
-    value = float(bank.penalty({name: changed}, 0))
+    value = float(sum(bank.penalty({name: changed}, 0)))
     tiny.overwrite(name, changed)
     assert value == pytest.approx(0.7 * full_divergence(tiny, before, texts), rel=1e-3)
     assert value > 0.01
+
+
+def test_read_in_pieces_it_is_the_same_divergence(tiny: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, name = prepared_once(editor(top_k=16, texts_per_step=8), tiny), weight_name(tiny)
+    texts, asked = len(prepared.meta["texts"]), []
+    counted = frozenset(range(texts)) - {1}
+    real, noise = coarse_kl, torch.randn(tiny.parameter(name).shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(locality_bank, "coarse_kl", lambda *parts: asked.append(len(parts[2])) or real(*parts))
+
+    def read() -> tuple[int, float, torch.Tensor]:
+        asked.clear()
+        changed = (tiny.parameter(name) + 0.2 * noise).requires_grad_(True)
+        parts, value = 0, 0.0
+        for part in LocalityBank(tiny, prepared, 1, 0.7, 8, counted).penalty({name: changed}, 0):
+            parts, value = parts + 1, value + float(part.detach())
+            part.backward()
+        assert changed.grad is not None
+        return parts, value, changed.grad
+
+    parts, value, gradient = read()
+    tokens = sum(length for i, length in enumerate(prepared.meta["lengths"]) if i in counted)
+    assert parts == 1 and asked == [tokens]
+    monkeypatch.setattr(locality_bank, "LEAST_BYTES", 1)
+    monkeypatch.setattr(locality_bank, "SHARE", 0.0)
+    parts, in_pieces, of_pieces = read()
+    assert parts == texts - 1 and asked == [1] * tokens
+    assert in_pieces == pytest.approx(value, rel=1e-4) and value > 0.005
+    torch.testing.assert_close(of_pieces, gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_steps_take_turns_with_the_groups_of_the_bank(tiny: EditableModel) -> None:
@@ -102,7 +132,7 @@ def test_steps_take_turns_with_the_groups_of_the_bank(tiny: EditableModel) -> No
     changed = {name: tiny.parameter(name) * 1.5}
     # Groups of two: texts 0 and 1, 2 and 3, 4. The middle one has none that counts, the first has one.
     bank = LocalityBank(tiny, prepared, 1, 1.0, 2, frozenset({1, 4}))
-    values = [float(bank.penalty(changed, step)) for step in range(4)]
+    values = [float(sum(bank.penalty(changed, step))) for step in range(4)]
     assert values[:2] == values[2:]
     texts = [prepared.meta["texts"][i] for i in (1, 4)]
     before = predictions(tiny, texts)
@@ -146,7 +176,7 @@ def test_subjects_of_earlier_edits_stay_out_of_the_bank(tiny: EditableModel, mon
     seen: list[frozenset[int]] = []
     penalty = LocalityBank.penalty
 
-    def watched(self: LocalityBank, parameters: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+    def watched(self: LocalityBank, parameters: dict[str, torch.Tensor], step: int) -> Iterator[torch.Tensor]:
         seen.append(self.allowed)
         return penalty(self, parameters, step)
 

@@ -38,7 +38,7 @@ def test_the_penalty_is_beta_times_the_sum_of_squared_distances() -> None:
     anchor = {"a": torch.randn(3, 4), "b": torch.randn(5)}
     at = {name: value + torch.randn_like(value) for name, value in anchor.items()}
     slow = sum((x - y) ** 2 for n in at for x, y in zip(at[n].flatten().tolist(), anchor[n].flatten().tolist(), strict=True))
-    assert float(squared_distance(anchor, 0.3)(at, 0)) == pytest.approx(0.3 * slow, rel=1e-5)
+    assert float(sum(squared_distance(anchor, 0.3)(at, 0))) == pytest.approx(0.3 * slow, rel=1e-5)
 
 
 def test_the_update_is_what_adam_on_the_whole_objective_gives(tiny: EditableModel) -> None:
