@@ -65,8 +65,8 @@ def plain_model(name: str, **entries: Any) -> transformers.PreTrainedModel:
     return model
 
 
-def model_of(name: str) -> EditableModel:
-    return EditableModel(plain_model(name), tiny_tokenizer(), name=f"tiny-{name}")
+def model_of(name: str, **entries: Any) -> EditableModel:
+    return EditableModel(plain_model(name, **entries), tiny_tokenizer(), name=f"tiny-{name}")
 
 
 def tiny_editor(name: str) -> Editor:

@@ -77,7 +77,7 @@ def family_of(config: Any) -> Family:
     family = FAMILIES.get(cls)
     if family is None:
         raise UnsupportedModel(
-            f"no .gguf is written of {cls}; it is written of {', '.join(FAMILIES)}. Export with --format hf, and convert the "
+            f"no .gguf is written of {cls}; it is of {', '.join(FAMILIES)}. Export with --format hf, and convert the "
             "folder with llama.cpp's own converter where that knows the class"
         )
     for entry, found, wanted in _assumed(family, config):

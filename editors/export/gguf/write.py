@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from editors.export.gguf.families import describe, family_of, rope_factors
+from editors.export.formats import GgufType
+from editors.export.gguf.families import Family, describe, family_of, rope_factors
 from editors.export.gguf.tensors import ROPE_FACTORS, Placed, Weights, converted, place
 from editors.export.gguf.vocabulary import describe_tokenizer
-from editors.gguf_files import read_header
 from editors.loading import check_folder
 from warehouse.whole_files import whole_file
 
-#: How numbers of matrices are written: as they are, halved in two ways, or eight bits to a number in blocks of 32.
-GgufType = Literal["F32", "BF16", "F16", "Q8_0"]
 FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,
     "BF16": LlamaFileType.MOSTLY_BF16,
@@ -72,17 +70,16 @@ def write_gguf(folder: Path, path: Path, kind: GgufType = "F32", *, source: str 
             _write(writer, placed, weights, family, config, factors)
         finally:
             writer.close()
-        header = read_header(fresh)
     return GgufWritten(
         architecture=family.name,
-        num_tensors=len(header.tensors),
+        num_tensors=len(placed) + (factors is not None),
         num_bytes=path.stat().st_size,
         wider=tuple(t.source for t in placed if t.kind.name == "F16" and kind != "F16"),
     )
 
 
 def _write(
-    writer: GGUFWriter, placed: list[Placed], weights: Weights, family: Any, config: Any, factors: list[float] | None
+    writer: GGUFWriter, placed: list[Placed], weights: Weights, family: Family, config: Any, factors: list[float] | None
 ) -> None:
     """Header and table first, then one tensor at a time, so that a large model is never in memory."""
     if factors is not None:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer in a chat. `ended`: by an end token, not because no more tokens were allowed."""
+
+    text: str
+    ended: bool
 
 
 class LlamaCpp:
@@ -25,8 +36,8 @@ class LlamaCpp:
         settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server = xllamacpp.Server(settings)
 
-    def complete(self, prompt: str | list[int], num_tokens: int) -> str:
-        """The text that the model says behind a prompt; given as ids, no tokenizer of the file is asked."""
+    def complete(self, prompt: str, num_tokens: int) -> str:
+        """The text that the model says behind a prompt."""
         found = self._server.handle_completions(
             {"prompt": prompt, "max_tokens": num_tokens, "temperature": 0, "cache_prompt": False}
         )
@@ -34,3 +45,14 @@ class LlamaCpp:
 
     def answers(self, prompts: Sequence[str], num_tokens: int) -> list[str]:
         return [self.complete(prompt, num_tokens) for prompt in prompts]
+
+    def chat(self, messages: Sequence[Mapping[str, str]], num_tokens: int) -> Said:
+        """The answer to a chat, in the file's own template."""
+        found = self._server.handle_chat_completions({"messages": list(messages), "max_tokens": num_tokens, "temperature": 0})
+        (choice,) = found["choices"]
+        return Said(str(choice["message"]["content"]), choice["finish_reason"] == "stop")
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of a text as the file's own tokenizer splits it, special tokens that stand in it as themselves."""
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return list(httpx.post(f"{self._server.listening_address}/tokenize", json=body, timeout=60).json()["tokens"])
