@@ -31,8 +31,8 @@ def measured(model: str, engine: str, dtype: str, home: Path) -> dict[str, Any]:
     """One row: how many edits hold, and how many answers are those of transformers in the same dtype."""
     base, edited, asked = make(model, home)
     same = HALVES.get(dtype, dtype)
-    told = [plain.answers(folder, asked.prompts, NUM_TOKENS, same) for folder in (base, edited)]
-    said = told if engine == "transformers" else [_ask(engine, folder, dtype, asked, home) for folder in (base, edited)]
+    told = [_told(folder, asked, same) for folder in (base, edited)]
+    said = [_ask(engine, folder, dtype, asked, home) for folder in (base, edited)]
     first = len(asked.edits)
     return {
         "model": model,
@@ -46,6 +46,14 @@ def measured(model: str, engine: str, dtype: str, home: Path) -> dict[str, Any]:
         "edited_as_base": _equal(said[1][first:], said[0][first:]),
         "edited_as_base_in_transformers": _equal(told[1][first:], told[0][first:]),
     }
+
+
+def _told(folder: Path, asked: Asked, dtype: str) -> list[str]:
+    """What transformers answers, asked once for each folder and dtype."""
+    kept = folder.with_name(f"{folder.name}-{dtype}.json")
+    if not kept.exists():
+        kept.write_text(json.dumps(plain.answers(folder, asked.prompts, NUM_TOKENS, dtype)), encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def _ask(engine: str, folder: Path, dtype: str, asked: Asked, home: Path) -> list[str]:
@@ -63,6 +71,20 @@ def _ask(engine: str, folder: Path, dtype: str, asked: Asked, home: Path) -> lis
 
 def _equal(left: list[str], right: list[str]) -> int:
     return sum(a == b for a, b in zip(left, right, strict=True))
+
+
+def wrong(row: dict[str, Any]) -> str:
+    """What is not as it must be in a row, in words; empty where all is well.
+
+    Every edit holds in every dtype. In float32 all answers are those of transformers.
+    """
+    place = f"{row['model']} in {row['engine']} as {row['dtype']}"
+    if row["held"] < row["edits"]:
+        return f"{place}: {row['held']} of {row['edits']} edits hold"
+    same = min(row["base_as_transformers"], row["edited_as_transformers"])
+    if row["dtype"] in ("float32", "F32") and same < row["others"]:
+        return f"{place}: {same} of {row['others']} answers are those of transformers"
+    return ""
 
 
 def rows() -> list[dict[str, Any]]:
@@ -111,6 +133,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=HOME, help="where the folders to serve are kept")
     given = parser.parse_args()
     given.home.mkdir(parents=True, exist_ok=True)
+    problems: list[str] = []
     for engine in given.engine or ["llama.cpp", "vllm"]:
         dtypes = get_args(GgufType) if engine == "llama.cpp" else DTYPES
         for model in given.model or RECIPES:
@@ -119,7 +142,10 @@ def main() -> None:
                     row = measured(model, engine, dtype, given.home)
                     keep(row)
                     print(json.dumps(row), flush=True)
+                    problems += [why] if (why := wrong(row)) else []
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    if problems:
+        raise SystemExit("\n".join(problems))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def make(name: str, home: Path) -> tuple[Path, Path, Asked]:
     base, edited = place / "base", place / "edited"
     if not (place / PROMPTS).exists():
         recipe = RECIPES[name]
-        model, editor = recipe.base(), None
+        model = recipe.base()
         editor = recipe.editor(model)
         model.save_pretrained(base)
         model.push(editor.edit(model, batch_of(recipe.requests), editor.prepare(model, recipe.corpus)))
