@@ -82,6 +82,13 @@ def test_all_tokens_that_end_an_answer_are_told(tmp_path: Path) -> None:
     assert [found[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")] == [0, 5, 7]
 
 
+def test_more_end_tokens_than_a_header_names_are_refused(tmp_path: Path) -> None:
+    folder = saved(tiny_model("llama").hf, tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 0, 7, 9]}), encoding="utf-8")
+    with pytest.raises(UnsupportedModel, match="ends at any of 4 tokens .*names 3"):
+        write_gguf(folder, tmp_path / "a.gguf")
+
+
 def test_windows_that_llama_cpp_lacks_end_the_context(tmp_path: Path) -> None:
     """Inside one window full attention is the same."""
     write_gguf(saved(plain_model("mistral"), tmp_path), tmp_path / "a.gguf")

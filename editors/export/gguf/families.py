@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from editors.errors import UnsupportedModel
 
@@ -161,8 +162,6 @@ def rope_factors(config: Any) -> list[float] | None:
     rope = _positions(config)
     if rope.get("rope_type", "default") != "llama3":
         return None
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     width = head_width(config)
     return [rope["rope_theta"] ** (-2 * i / width) / float(frequency) for i, frequency in enumerate(scaled)]

@@ -80,7 +80,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     return Vocabulary("gpt2", _split(state), tokens, kinds, [" ".join(pair) for pair in merges], [], False)
 
 
-def describe_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int, ends: Sequence[int]) -> Vocabulary:
+def describe_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int, ends: Sequence[int]) -> None:
     """Write a tokenizer into the header.
 
     Args:
@@ -88,8 +88,15 @@ def describe_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, r
         ends: ids of the tokens that end an answer, the tokenizer's own end token first.
 
     Raises:
-        UnsupportedModel: see `vocabulary_of`.
+        UnsupportedModel: see `vocabulary_of`; also more end tokens than a header has words for.
     """
+    # A header names three tokens that end an answer: of the text, of a turn, of a message.
+    named = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    if len(ends) > len(named):
+        raise UnsupportedModel(
+            f"an answer ends at any of {len(ends)} tokens (eos_token_id in generation_config.json), and a .gguf names "
+            f"{len(named)}: at the others llama.cpp would go on; leave {len(named)} there, or export with --format hf"
+        )
     found = vocabulary_of(tokenizer, rows)
     writer.add_tokenizer_model(found.model)
     writer.add_tokenizer_pre(found.split)
@@ -105,10 +112,9 @@ def describe_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, r
         (writer.add_unk_token_id, tokenizer.unk_token_id),
         (writer.add_pad_token_id, tokenizer.pad_token_id),
     ):
-        if token is not None:
+        if isinstance(token, int):
             add(token)
-    # A header names three tokens that end an answer: of the text, of a turn, of a message.
-    for add, token in zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), ends, strict=False):
+    for add, token in zip(named, ends, strict=False):
         add(token)
     asked = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and asked[0] == tokenizer.bos_token_id)
@@ -118,7 +124,6 @@ def describe_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, r
         writer.add_chat_template([{"name": name, "template": text} for name, text in template.items()])
     elif template:
         writer.add_chat_template(template)
-    return found
 
 
 def _tokens(state: dict[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:

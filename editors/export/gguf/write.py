@@ -102,6 +102,6 @@ def _ends(folder: Path, config: Any, tokenizer: PreTrainedTokenizerBase) -> list
     settings = folder / "generation_config.json"
     said = GenerationConfig.from_pretrained(folder).eos_token_id if settings.exists() else config.eos_token_id
     for token in (tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])):
-        if token is not None and token not in ends:
+        if isinstance(token, int) and token not in ends:
             ends.append(token)
     return ends
