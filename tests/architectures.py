@@ -83,8 +83,8 @@ def steady_model(name: str, dtype: torch.dtype = torch.float32) -> EditableModel
     return EditableModel(hf.to(dtype), tiny_tokenizer(), name=f"steady-{name}")
 
 
-def model_of(name: str) -> EditableModel:
-    return EditableModel(plain_model(name), tiny_tokenizer(), name=f"tiny-{name}")
+def model_of(name: str, **entries: Any) -> EditableModel:
+    return EditableModel(plain_model(name, **entries), tiny_tokenizer(), name=f"tiny-{name}")
 
 
 def tiny_editor(name: str) -> Editor:

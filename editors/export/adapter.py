@@ -1,12 +1,14 @@
 """Write a model's weight updates as a LoRA adapter of peft, which a server can put on and take off the untouched base.
 
 An update `Delta = left @ right.T` is the adapter's `B @ A` with B = left and A = right.T; updates of one weight stand
-side by side in the factors, and alpha is the rank, so that peft scales by 1.
+side by side in the factors, and alpha is the rank, so that peft scales by 1. Servers allocate room by rank and take few of
+them, so all modules have one rank of `RANKS`, filled with zeros, which change nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from editors.errors import UnsupportedModel
 from editors.model import EditableModel
@@ -23,11 +26,19 @@ from editors.patches.weight import Dense, LowRank, Sparse, Update, WeightPatch
 from warehouse.errors import UsageError
 
 WEIGHTS = "adapter_model.safetensors"
+#: What servers accept as an adapter's rank (vLLM's `max_lora_rank`).
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+#: How peft names the base's modules in an adapter.
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """One projection of an adapter. `relative_error`: Frobenius norm of what the factors miss, over the update's norm."""
+    """One projection of an adapter.
+
+    `rank`: of its update, without the zeros that fill it up; `relative_error`: Frobenius norm of what the factors miss, over
+    the update's norm.
+    """
 
     module: str
     rank: int
@@ -47,7 +58,7 @@ def write_adapter(model: EditableModel, folder: Path, *, base: str, max_rank: in
 
     Raises:
         UnsupportedModel: a patch that is no change of weights, an update of anything but a projection, a dense update
-            without `max_rank`, or no update at all.
+            without `max_rank`, no update at all, a rank above those of `RANKS`, or a module that the base does not have.
     """
     _only_weights(model)
     updates = _updates(model)
@@ -55,28 +66,66 @@ def write_adapter(model: EditableModel, folder: Path, *, base: str, max_rank: in
         raise UnsupportedModel(f"{model.name} wears no weight update, so there is nothing for an adapter to hold")
     factors = {name: _factors(model, name, found, max_rank) for name, found in sorted(updates.items())}
     ranks = {name.removesuffix(".weight"): int(f.left.shape[1]) for name, f in factors.items()}
+    rank = served_rank(ranks)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
-        r=max(ranks.values()),
-        lora_alpha=max(ranks.values()),
+        r=rank,
+        lora_alpha=rank,
         target_modules=sorted(ranks),
-        rank_pattern=ranks,
-        alpha_pattern=ranks,
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=model.anatomy.orientation == "in_out",
         inference_mode=True,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
     tensors: dict[str, Tensor] = {}
     for name, f in factors.items():
-        stem = f"base_model.model.{name.removesuffix('.weight')}"
-        tensors[f"{stem}.lora_A.weight"] = f.right.t().contiguous()
-        tensors[f"{stem}.lora_B.weight"] = f.left.contiguous()
+        stem, missing = PREFIX + name.removesuffix(".weight"), rank - f.left.shape[1]
+        tensors[f"{stem}.lora_A.weight"] = pad(f.right, (0, missing)).t().contiguous()
+        tensors[f"{stem}.lora_B.weight"] = pad(f.left, (0, missing)).contiguous()
+    check_modules(model, tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     return [AdaptedModule(n.removesuffix(".weight"), int(f.left.shape[1]), _miss(updates[n], f)) for n, f in factors.items()]
+
+
+def check_modules(model: EditableModel, tensors: Mapping[str, Tensor]) -> None:
+    """Hold an adapter against the base's own class as transformers builds it, not as it is changed here to be edited.
+
+    Servers skip tensors of modules that they do not know, or refuse the adapter.
+
+    Raises:
+        UnsupportedModel: a module that the class does not have, or one of another shape.
+    """
+    with torch.device("meta"):
+        plain = type(model.hf)(deepcopy(model.hf.config))
+    shapes = {name: tuple(parameter.shape) for name, parameter in plain.named_parameters()}
+    turned = model.anatomy.orientation == "in_out"
+    for key, a in tensors.items():
+        stem, _, side = key.removesuffix(".weight").rpartition(".lora_")
+        if side != "A":
+            continue
+        name = stem.removeprefix(PREFIX) + ".weight"
+        wanted = (tensors[f"{stem}.lora_B.weight"].shape[0], a.shape[1])
+        found = shapes.get(name)
+        if found is None or wanted != (found[::-1] if turned else found):
+            what = f"is {found} there" if found else "it does not have"
+            raise UnsupportedModel(
+                f"the adapter changes {name} of shape {wanted}, which {what}: a server that runs {type(model.hf).__name__} "
+                "would lose the edits; export the whole model with --format hf"
+            )
+
+
+def served_rank(ranks: Mapping[str, int]) -> int:
+    """The smallest rank of a server's that holds all modules."""
+    name, most = max(ranks.items(), key=lambda item: item[1])
+    if most > RANKS[-1]:
+        raise UnsupportedModel(
+            f"{name} has an update of rank {most}, and servers take adapters up to rank {RANKS[-1]}; give --max-rank N for the "
+            "nearest one of rank N, or export the whole model with --format hf"
+        )
+    return next(rank for rank in RANKS if rank >= most)
 
 
 def _only_weights(model: EditableModel) -> None:
@@ -86,7 +135,7 @@ def _only_weights(model: EditableModel) -> None:
         return
     kinds = sorted({"/".join(filter(None, (p.kind, str(p.meta.get("form", ""))))) for p in others})
     fits = (
-        "export it without --peft: `errata export` writes a plain model whose wider feed-forward holds added neurons and slots"
+        "export it with --format hf, a plain model whose wider feed-forward holds added neurons and slots"
         if all(isinstance(p, (NeuronPatch, SlotPatch)) for p in others)
         else "serve it with its patches (`errata ask`), which hooks and memories need"
     )
@@ -105,7 +154,7 @@ def _updates(model: EditableModel) -> Mapping[str, list[Update]]:
             if not name.endswith(".weight") or isinstance(module, nn.Embedding) or model.parameter(name).dim() != 2:
                 raise UnsupportedModel(
                     f"patch {patch.digest[:12]} changes {name}, which is no projection's weight, and a LoRA adapter holds "
-                    "nothing else; export the whole model without --peft"
+                    "nothing else; export the whole model with --format hf"
                 )
             found.setdefault(name, []).append(update)
     return found
@@ -120,7 +169,7 @@ def _factors(model: EditableModel, name: str, updates: Sequence[Update], max_ran
         if max_rank is None:
             raise UnsupportedModel(
                 f"{name} has a dense update, which no adapter of low rank equals; give --max-rank N for the nearest one of "
-                "rank N, or export the whole model without --peft"
+                "rank N, or export the whole model with --format hf"
             )
         return _nearest(_total(updates), max_rank)
     pairs = [pair for pair in exact if pair is not None]

@@ -1,15 +1,19 @@
-"""Write any checkpoint where other programs read it: a Hugging Face directory, or a LoRA adapter for the base."""
+"""Write any checkpoint where other programs read it: a Hugging Face directory, a GGUF file, or a LoRA adapter for the base."""
 
 from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from editors.export.adapter import write_adapter
+from editors.export.formats import ExportFormat, GgufType
+from editors.export.gguf.write import write_gguf
 from editors.export.plain import NOTE, check_whole, materialise
+from editors.gguf_files import SUFFIX
 from editors.model import EditableModel
 from editors.writing import writing
 from tasks.serving.checkpoints import find_checkpoint
@@ -36,47 +40,65 @@ class Exported(Record):
     """What `errata export` wrote.
 
     `whole`: the files show every edit of the checkpoint, as all do but what was taken anyway; `room`: how wide its layers are,
-    where edits stand in columns; `modules`: of an adapter.
+    where edits stand in columns; `modules`: of an adapter; `type`: of a GGUF's matrices, and `wider`: how many of them stayed
+    float16, because no whole blocks make up their rows.
     """
 
     out: str
     checkpoint_id: str
-    form: Literal["model", "adapter"]
+    form: Literal["model", "gguf", "adapter"]
     patches: int
     whole: bool = True
     room: str = ""
+    type: GgufType | None = None
+    wider: int = 0
     modules: tuple[ExportedModule, ...] = ()
 
 
 def export(
-    settings: Settings, name: str, out: Path, *, peft: bool = False, max_rank: int | None = None, anyway: bool = False
+    settings: Settings,
+    name: str,
+    out: Path,
+    *,
+    form: ExportFormat = "hf",
+    kind: GgufType | None = None,
+    max_rank: int | None = None,
+    anyway: bool = False,
 ) -> Exported:
-    """Write a checkpoint into a new or empty folder; the folder is there whole or not at all.
+    """Write a checkpoint into a new or empty folder, or a new file; it is there whole or not at all.
 
     Args:
         name: as in `find_checkpoint`; also a rejected candidate or `base`.
-        peft: a LoRA adapter for the base model instead of a whole model.
+        form: a whole model as a folder or as one `.gguf`, or a LoRA adapter for the base.
+        kind: numbers of a GGUF's matrices; None is F32.
         max_rank: see `write_adapter`.
         anyway: write a whole model that does not show every edit too.
 
     Raises:
         NotFound: no such checkpoint.
-        Conflict: the folder holds something.
-        UnsupportedModel: neither an adapter nor plain weights, whichever was asked for, can hold the checkpoint's edits.
-        UsageError: `max_rank` without `peft`.
+        Conflict: the folder holds something, or the file is there.
+        UnsupportedModel: the form that was asked for cannot hold the checkpoint's edits, or the model.
+        UsageError: `max_rank` or `kind` with another form, or a GGUF that is not called so.
     """
-    if max_rank is not None and not peft:
-        raise UsageError("--max-rank is about the adapter of --peft; a whole model is exact")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Conflict(f"{out} holds something already; give a new or empty folder")
+    if max_rank is not None and form != "peft":
+        raise UsageError("--max-rank is about the adapter of --format peft; a whole model is exact")
+    if kind is not None and form != "gguf":
+        raise UsageError("--type is about the numbers of --format gguf; a folder keeps those of the model")
+    if form == "gguf" and out.suffix != SUFFIX:
+        raise UsageError(f"--format gguf writes one file, and {out} does not end in {SUFFIX}; give --out NAME{SUFFIX}")
+    if out.exists() and (form == "gguf" or not out.is_dir() or any(out.iterdir())):
+        raise Conflict(f"{out} {'is there' if form == 'gguf' else 'holds something'} already; give a new name or empty folder")
     found = find_checkpoint(settings, name)
     model = at_checkpoint(settings, store_of(settings), found)
     checkpoint = found or _base(settings, model)
-    with writing(out), whole_folder(out) as fresh:
-        if peft:
-            exported = _adapter(settings, model, checkpoint, fresh, max_rank)
-        else:
-            exported = _model(settings, model, checkpoint, fresh, anyway)
+    if form == "gguf":
+        exported = _gguf(settings, model, checkpoint, out, kind or "F32", anyway)
+    else:
+        with writing(out), whole_folder(out) as fresh:
+            if form == "peft":
+                exported = _adapter(settings, model, checkpoint, fresh, max_rank)
+            else:
+                exported = _model(settings, model, checkpoint, fresh, anyway)
     log.info("%s: %s of checkpoint %s", out, exported.form, checkpoint.checkpoint_id[:12])
     return exported.model_copy(update={"out": str(out)})
 
@@ -106,6 +128,18 @@ def _model(settings: Settings, model: EditableModel, checkpoint: Checkpoint, fol
         whole=written.whole,
         room=written.room.sentence if written.room else "",
     )
+
+
+def _gguf(
+    settings: Settings, model: EditableModel, checkpoint: Checkpoint, path: Path, kind: GgufType, anyway: bool
+) -> Exported:
+    """One file by way of the plain folder, which holds what other forms hold and is refused where it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the file: there is room for a model where one is to be written.
+    with writing(path.parent), tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.", suffix=".new") as beside:
+        exported = _model(settings, model, checkpoint, Path(beside, "model"), anyway)
+        written = write_gguf(Path(beside, "model"), path, kind, source=f"Errata checkpoint {checkpoint.checkpoint_id}")
+    return exported.model_copy(update={"form": "gguf", "type": kind, "wider": len(written.wider)})
 
 
 def _adapter(settings: Settings, model: EditableModel, checkpoint: Checkpoint, folder: Path, rank: int | None) -> Exported:

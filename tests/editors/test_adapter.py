@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from editors.errors import UnsupportedModel
-from editors.export.adapter import AdaptedModule, write_adapter
+from editors.export.adapter import AdaptedModule, check_modules, served_rank, write_adapter
 from editors.model import EditableModel
 from editors.patches.memory import MemoryPatch
 from editors.patches.weight import Dense, LowRank, Sparse, Update, WeightPatch
+from tests.architectures import SHAPES, model_of
 from tests.support import tiny_model
 
 TEXT = "The capital of France is Paris, and Ada Lovelace was born in"
@@ -71,9 +73,49 @@ def test_factors_of_several_patches_on_one_module_stand_side_by_side(tiny: Edita
     found = {m.module: m for m in write_adapter(edited(tiny), tmp_path / "adapter", base="tiny")}
     # Three and one; two of attention; the sparse update touches rows 0 and 7.
     assert sorted(m.rank for m in found.values()) == [2, 2, 4]
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert config["rank_pattern"] == config["alpha_pattern"] == {name: m.rank for name, m in found.items()}
     assert max(m.relative_error for m in found.values()) < 1e-6
+
+
+def test_all_modules_have_one_rank_that_servers_take_filled_with_zeros(tiny: EditableModel, tmp_path: Path) -> None:
+    found = write_adapter(edited(tiny), tmp_path, base="tiny")
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["r"], config["lora_alpha"]) == (8, 8)
+    assert not config["rank_pattern"] and not config["alpha_pattern"]
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    for m in found:
+        a, b = (tensors[f"base_model.model.{m.module}.lora_{side}.weight"] for side in "AB")
+        assert a.shape[0] == b.shape[1] == 8
+        assert a[m.rank :].count_nonzero() == b[:, m.rank :].count_nonzero() == 0
+        assert a[: m.rank].count_nonzero() and b[:, : m.rank].count_nonzero()
+
+
+def test_a_rank_beyond_those_of_servers_is_refused_unless_it_is_cut() -> None:
+    assert [served_rank({"m": n}) for n in (1, 8, 9, 257, 512)] == [8, 8, 16, 320, 512]
+    with pytest.raises(UnsupportedModel, match=r"^m has an update of rank 513, .*up to rank 512; give --max-rank N"):
+        served_rank({"a": 3, "m": 513})
+
+
+def test_a_module_that_the_base_does_not_have_is_refused_by_name(tiny: EditableModel) -> None:
+    """Servers skip it without a word."""
+    name = out_name(tiny, 1).removesuffix(".weight")
+    good = {f"base_model.model.{name}.lora_{side}.weight": t for side, t in (("A", randn(8, 96)), ("B", randn(32, 8)))}
+    check_modules(tiny, good)
+    other = {key.replace(".mlp.", ".ffn."): tensor for key, tensor in good.items()}
+    with pytest.raises(UnsupportedModel, match=r"changes \S+\.1\.ffn\.\S+ of shape \(32, 96\), which it does not have"):
+        check_modules(tiny, other)
+    turned = {key: tensor.t() for key, tensor in zip(good, reversed(good.values()), strict=True)}
+    with pytest.raises(UnsupportedModel, match=r"of shape \(96, 32\), which is"):
+        check_modules(tiny, turned)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_adapter_of_any_architecture_names_modules_of_its_own_class(name: str, tmp_path: Path) -> None:
+    model = model_of(name)
+    shape = model.parameter(out_name(model, 1)).shape
+    wide, deep = shape if model.anatomy.orientation == "out_in" else shape[::-1]
+    push(model, {out_name(model, 1): LowRank(randn(wide, 2), randn(deep, 2))})
+    (found,) = write_adapter(model, tmp_path, base=name)
+    assert found.rank == 2
 
 
 def test_a_dense_update_is_refused_unless_a_rank_is_given(tiny: EditableModel, tmp_path: Path) -> None:

@@ -113,8 +113,8 @@ def test_an_export_of_an_earlier_checkpoint_has_its_slots_alone(two: Home, tmp_p
 
 
 def test_an_adapter_of_slots_is_refused_with_the_form_that_fits(two: Home, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=r"module/slots.*without --peft.*wider feed-forward"):
-        export(configure(two.config), "production", tmp_path / "out", peft=True)
+    with pytest.raises(UnsupportedModel, match=r"module/slots.*--format hf.*wider feed-forward"):
+        export(configure(two.config), "production", tmp_path / "out", form="peft")
     assert not (tmp_path / "out").exists()
 
 

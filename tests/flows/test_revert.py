@@ -290,7 +290,7 @@ def test_a_revert_needs_a_reason(two: Home) -> None:
 
 def test_the_adapter_of_a_promoted_checkpoint_has_its_logits(two: Home, tmp_path: Path) -> None:
     settings = configure(two.config)
-    found = export(settings, "production", tmp_path / "adapter", peft=True)
+    found = export(settings, "production", tmp_path / "adapter", form="peft")
     export(settings, "production", tmp_path / "model")
     base = AutoModelForCausalLM.from_pretrained(two.config["model"]["name"])
     whole = AutoModelForCausalLM.from_pretrained(str(tmp_path / "model"))

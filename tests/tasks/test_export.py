@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from editors.errors import UnsupportedModel
 from editors.export.plain import check_whole, materialise
+from editors.gguf_files import read_header
 from editors.presets import load_editor
 from editors.session import batch_of
 from tasks.serving.export import export
 from tasks.settings import ModelSettings, Settings
+from tests.architectures import model_of
 from tests.support import CORPUS, SIX_REQUESTS, tiny_model
 from warehouse.errors import Conflict
 from warehouse.records import Checkpoint
@@ -53,13 +55,43 @@ def test_an_empty_folder_is_filled_and_a_full_one_is_not_touched(settings: Setti
 
 def test_an_adapter_that_cannot_be_leaves_nothing(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="no weight update"):
-        export(settings, "base", tmp_path / "out", peft=True)
+        export(settings, "base", tmp_path / "out", form="peft")
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
 
 def test_a_rank_without_an_adapter_is_an_error(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--peft"):
+    with pytest.raises(ValueError, match="--format peft"):
         export(settings, "base", tmp_path / "out", max_rank=4)
+
+
+def test_a_gguf_is_one_file_beside_nothing(settings: Settings, base: Path, tmp_path: Path) -> None:
+    found = export(settings, "base", tmp_path / "new" / "base.gguf", form="gguf", kind="F16")
+    assert (found.form, found.type, found.wider, found.patches) == ("gguf", "F16", 0, 0)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["base.gguf"]
+    header = read_header(tmp_path / "new" / "base.gguf")
+    assert header.architecture == "gpt2" and found.checkpoint_id in header.values["general.description"]
+
+
+def test_a_gguf_has_a_name_of_its_own_that_nothing_has(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not end in \.gguf"):
+        export(settings, "base", tmp_path / "base", form="gguf")
+    (tmp_path / "base.gguf").write_bytes(b"mine")
+    with pytest.raises(Conflict, match="is there already"):
+        export(settings, "base", tmp_path / "base.gguf", form="gguf")
+    assert (tmp_path / "base.gguf").read_bytes() == b"mine"
+
+
+def test_a_gguf_of_a_model_that_it_cannot_hold_leaves_nothing(tmp_path: Path) -> None:
+    model_of("olmo2").save_pretrained(tmp_path / "olmo")
+    settings = Settings(home=tmp_path / "home", model=ModelSettings(name=str(tmp_path / "olmo")), threads=1)
+    with pytest.raises(UnsupportedModel, match="Olmo2ForCausalLM"):
+        export(settings, "base", tmp_path / "out" / "base.gguf", form="gguf")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_type_without_a_gguf_is_an_error(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--format gguf"):
+        export(settings, "base", tmp_path / "out", kind="F16")
 
 
 def test_a_memory_is_refused_with_the_reason_and_a_note_of_before_with_the_kind(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""What engines answer for the same folder: `python -m tests.engines.measure` asks, and writes `docs/ENGINES.md`'s table.
+
+A base and an edited folder of each model go through each engine in each dtype. Rows of a model, engine and dtype that are
+measured again replace the old ones in `docs/benchmark/engines.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from editors.export.formats import GgufType
+from editors.export.gguf.write import write_gguf
+from tests.engines import plain, vllm
+from tests.engines.llama_cpp import LlamaCpp
+from tests.engines.models import NUM_TOKENS, RECIPES, Asked, make, num_held
+
+ROOT = Path(__file__).parent.parent.parent
+ROWS = ROOT / "docs" / "benchmark" / "engines.json"
+PAGE = ROOT / "docs" / "ENGINES.md"
+BEGIN, END = "<!-- engines: begin -->", "<!-- engines: end -->"
+HALVES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "Q8_0": "float32"}
+DTYPES = ("float32", "bfloat16", "float16")
+HOME = ROOT / ".serving" / "models"
+
+
+def measured(model: str, engine: str, dtype: str, home: Path) -> dict[str, Any]:
+    """One row: how many edits hold, and how many answers are those of transformers in the same dtype."""
+    base, edited, asked = make(model, home)
+    same = HALVES.get(dtype, dtype)
+    told = [_told(folder, asked, same) for folder in (base, edited)]
+    said = [_ask(engine, folder, dtype, asked, home) for folder in (base, edited)]
+    first = len(asked.edits)
+    return {
+        "model": model,
+        "engine": engine,
+        "dtype": dtype,
+        "edits": first,
+        "held": num_held(asked, said[1]),
+        "others": len(asked.others),
+        "base_as_transformers": _equal(said[0][first:], told[0][first:]),
+        "edited_as_transformers": _equal(said[1][first:], told[1][first:]),
+        "edited_as_base": _equal(said[1][first:], said[0][first:]),
+        "edited_as_base_in_transformers": _equal(told[1][first:], told[0][first:]),
+    }
+
+
+def _told(folder: Path, asked: Asked, dtype: str) -> list[str]:
+    """What transformers answers, asked once for each folder and dtype."""
+    kept = folder.with_name(f"{folder.name}-{dtype}.json")
+    if not kept.exists():
+        kept.write_text(json.dumps(plain.answers(folder, asked.prompts, NUM_TOKENS, dtype)), encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def _ask(engine: str, folder: Path, dtype: str, asked: Asked, home: Path) -> list[str]:
+    if engine == "llama.cpp":
+        file = folder.with_name(f"{folder.name}-{dtype}.gguf")
+        kind: GgufType = dtype  # type: ignore[assignment]
+        write_gguf(folder, file, kind)
+        try:
+            return LlamaCpp(file).answers(asked.prompts, NUM_TOKENS)
+        finally:
+            file.unlink()
+    with vllm.serving(folder, dtype, home / "vllm.log") as address:
+        return vllm.answers(address, asked.prompts, NUM_TOKENS)
+
+
+def _equal(left: list[str], right: list[str]) -> int:
+    return sum(a == b for a, b in zip(left, right, strict=True))
+
+
+def wrong(row: dict[str, Any]) -> str:
+    """What is not as it must be in a row, in words; empty where all is well.
+
+    Every edit holds in every dtype. In float32 all answers are those of transformers.
+    """
+    place = f"{row['model']} in {row['engine']} as {row['dtype']}"
+    if row["held"] < row["edits"]:
+        return f"{place}: {row['held']} of {row['edits']} edits hold"
+    same = min(row["base_as_transformers"], row["edited_as_transformers"])
+    if row["dtype"] in ("float32", "F32") and same < row["others"]:
+        return f"{place}: {same} of {row['others']} answers are those of transformers"
+    return ""
+
+
+def rows() -> list[dict[str, Any]]:
+    return json.loads(ROWS.read_text(encoding="utf-8")) if ROWS.exists() else []
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Put a row in the place of an older one."""
+    place = tuple(row[key] for key in ("model", "engine", "dtype"))
+    others = [r for r in rows() if tuple(r[key] for key in ("model", "engine", "dtype")) != place]
+    ordered = sorted([*others, row], key=lambda r: (list(RECIPES).index(r["model"]), r["engine"], _order(r["dtype"])))
+    ROWS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+
+
+def _order(dtype: str) -> int:
+    return [*DTYPES, *HALVES].index(dtype)
+
+
+def table(found: Iterable[dict[str, Any]]) -> str:
+    """The rows as a table of the page."""
+    lines = [
+        "| model | engine | dtype | edits held | base's answers as transformers' | edited model's as transformers' | "
+        "unedited answers as the base's | (in transformers) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in found:
+        counts = ("base_as_transformers", "edited_as_transformers", "edited_as_base", "edited_as_base_in_transformers")
+        cells = [f"{r[key]} of {r['others']}" for key in counts]
+        lines.append(f"| {r['model']} | {r['engine']} | {r['dtype']} | {r['held']} of {r['edits']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def page_with(text: str) -> str:
+    """A page's text with the table of the rows that are kept."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table(rows())}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", choices=["llama.cpp", "vllm"], action="append")
+    parser.add_argument("--model", choices=list(RECIPES), action="append")
+    parser.add_argument(
+        "--dtype", action="append", help="float32, bfloat16, float16 of vLLM; F32, BF16, F16, Q8_0 of llama.cpp"
+    )
+    parser.add_argument("--home", type=Path, default=HOME, help="where the folders to serve are kept")
+    given = parser.parse_args()
+    given.home.mkdir(parents=True, exist_ok=True)
+    problems: list[str] = []
+    for engine in given.engine or ["llama.cpp", "vllm"]:
+        dtypes = get_args(GgufType) if engine == "llama.cpp" else DTYPES
+        for model in given.model or RECIPES:
+            for dtype in dtypes:
+                if given.dtype is None or dtype in given.dtype:
+                    row = measured(model, engine, dtype, given.home)
+                    keep(row)
+                    print(json.dumps(row), flush=True)
+                    problems += [why] if (why := wrong(row)) else []
+    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()
