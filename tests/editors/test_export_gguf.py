@@ -85,7 +85,7 @@ def test_all_tokens_that_end_an_answer_are_told(tmp_path: Path) -> None:
 def test_more_end_tokens_than_a_header_names_are_refused(tmp_path: Path) -> None:
     folder = saved(tiny_model("llama").hf, tmp_path)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 0, 7, 9]}), encoding="utf-8")
-    with pytest.raises(UnsupportedModel, match="ends at any of 4 tokens .*names 3"):
+    with pytest.raises(UnsupportedModel, match=r"ends at any of 4 tokens .*names 3"):
         write_gguf(folder, tmp_path / "a.gguf")
 
 
