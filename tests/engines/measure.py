@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent.parent
 ROWS = ROOT / "docs" / "benchmark" / "engines.json"
 PAGE = ROOT / "docs" / "ENGINES.md"
 BEGIN, END = "<!-- engines: begin -->", "<!-- engines: end -->"
-HALVES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "Q8_0": "float32"}
+#: Of a GGUF type, the dtype in which transformers is asked.
+SAME_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "Q8_0": "float32"}
 DTYPES = ("float32", "bfloat16", "float16")
 HOME = ROOT / ".serving" / "models"
 
@@ -30,7 +31,7 @@ HOME = ROOT / ".serving" / "models"
 def measured(model: str, engine: str, dtype: str, home: Path) -> dict[str, Any]:
     """One row: how many edits hold, and how many answers are those of transformers in the same dtype."""
     base, edited, asked = make(model, home)
-    same = HALVES.get(dtype, dtype)
+    same = SAME_DTYPE.get(dtype, dtype)
     told = [_told(folder, asked, same) for folder in (base, edited)]
     said = [_ask(engine, folder, dtype, asked, home) for folder in (base, edited)]
     first = len(asked.edits)
@@ -100,7 +101,7 @@ def keep(row: dict[str, Any]) -> None:
 
 
 def _order(dtype: str) -> int:
-    return [*DTYPES, *HALVES].index(dtype)
+    return [*DTYPES, *SAME_DTYPE].index(dtype)
 
 
 def table(found: Iterable[dict[str, Any]]) -> str:

@@ -170,7 +170,7 @@ class TestSmolLM2:
     def test_its_chat_ends_where_the_model_ends_it(self, folders: tuple[Path, Path, Asked]) -> None:
         """The end token and the chat template are in the file: an answer is a sentence, not as much as is allowed."""
         base, _, _ = folders
-        write_gguf(base, base / "model.gguf", "F16")
+        write_gguf(base, base / "model.gguf")
         model = EditableModel.from_pretrained(str(base))
         asked = [{"role": "user", "content": "Say hello."}]
         text = model.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
