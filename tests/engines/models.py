@@ -1,22 +1,29 @@
-"""Folders to serve: four models, each as its base and with edits that changed its weights, and the prompts to ask."""
+"""Folders to serve: models as their base and with edits, in their weights or in slots, and the prompts to ask."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from editors.base import Corpus, Editor
+from editors.export.constant import read_constants
+from editors.export.form import PlainForm
+from editors.export.plain import export_plain, sites_beside
 from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
+from tasks.serving.corpus import calibration
 from tests.architectures import model_of
 from tests.real import REAL
 from tests.support import CORPUS, ONE_KEY_REQUESTS, TEXTS, request, tiny_model
+from warehouse.database.connection import Warehouse
 from warehouse.records import EditRequest
 from warehouse.reference import HERE
 from warehouse.reference.world import facts, templates
+from warehouse.world.facts import seed_world
+from warehouse.world.templates import put_templates
 
 NUM_TOKENS = 8
 PROMPTS = "prompts.json"
@@ -50,7 +57,7 @@ class Recipe:
     editor: Callable[[EditableModel], Editor]
     requests: tuple[EditRequest, ...]
     others: tuple[str, ...]
-    corpus: Corpus = CORPUS
+    corpus: Callable[[], Corpus] = lambda: CORPUS
 
 
 def _capitals(*changes: tuple[str, str]) -> tuple[EditRequest, ...]:
@@ -60,6 +67,14 @@ def _capitals(*changes: tuple[str, str]) -> tuple[EditRequest, ...]:
 def _reference_others() -> tuple[str, ...]:
     """Every fortieth fact of the reference world but those of the edits, in its first wording."""
     return tuple(templates()[f.relation].prompt(0, f.subject) for f in facts()[::40] if f.relation != "P36")[:20]
+
+
+def _world() -> Corpus:
+    """What editors learn from before the first night."""
+    with Warehouse.open(":memory:") as world:
+        seed_world(world)
+        put_templates(world, None)
+        return calibration(world).corpus
 
 
 def _tiny(name: str) -> Recipe:
@@ -74,22 +89,26 @@ def _tiny(name: str) -> Recipe:
     )
 
 
+_REFERENCE = Recipe(
+    base=lambda: EditableModel.from_pretrained(str(HERE / "model")),
+    editor=lambda model: load_editor("ft_m", model),
+    requests=_capitals(("Libya", "Nairobi"), ("Kenya", "Dresden"), ("Michigan", "Bangalore")),
+    others=_reference_others(),
+)
+_SMOLLM2 = Recipe(
+    base=lambda: EditableModel.from_pretrained(str(REAL)),
+    editor=lambda model: load_editor("ft_m", model, {"layer": 8, "learning_rate": 1e-3, "num_steps": 25}),
+    requests=_capitals(("France", "Madrid"), ("Japan", "Cairo"), ("Poland", "Oslo")),
+    others=GENERAL,
+)
 RECIPES = {
-    "reference": Recipe(
-        base=lambda: EditableModel.from_pretrained(str(HERE / "model")),
-        editor=lambda model: load_editor("ft_m", model),
-        requests=_capitals(("Libya", "Nairobi"), ("Kenya", "Dresden"), ("Michigan", "Bangalore")),
-        others=_reference_others(),
-    ),
-    "smollm2": Recipe(
-        base=lambda: EditableModel.from_pretrained(str(REAL)),
-        editor=lambda model: load_editor("ft_m", model, {"layer": 8, "learning_rate": 1e-3, "num_steps": 25}),
-        requests=_capitals(("France", "Madrid"), ("Japan", "Cairo"), ("Poland", "Oslo")),
-        others=GENERAL,
-    ),
+    "reference": _REFERENCE,
+    "reference, slots": replace(_REFERENCE, editor=lambda model: load_editor("ledger", model), corpus=_world),
+    "smollm2": _SMOLLM2,
+    "smollm2, slots": replace(_SMOLLM2, editor=lambda model: load_editor("ledger", model), corpus=_world),
     "tiny-qwen3": _tiny("qwen3"),
     "tiny-gemma3": _tiny("gemma3_text"),
-}  # fmt: skip
+}
 
 
 def make(name: str, home: Path) -> tuple[Path, Path, Asked]:
@@ -101,8 +120,13 @@ def make(name: str, home: Path) -> tuple[Path, Path, Asked]:
         model = recipe.base()
         editor = recipe.editor(model)
         model.save_pretrained(base)
-        model.push(editor.edit(model, batch_of(recipe.requests), editor.prepare(model, recipe.corpus)))
-        model.save_pretrained(edited)
+        corpus = recipe.corpus()
+        model.push(editor.edit(model, batch_of(recipe.requests), editor.prepare(model, corpus)))
+        if sites := sites_beside(model):
+            constants = read_constants(model, corpus, sites) if model.anatomy.gated else {}
+            export_plain(model, edited, PlainForm(constants=constants))
+        else:
+            model.save_pretrained(edited)
         said = model.generate([r.prompt for r in recipe.requests], NUM_TOKENS)
         edits = {r.prompt: r.target_new for r, text in zip(recipe.requests, said, strict=True) if holds(text, r.target_new)}
         (place / PROMPTS).write_text(json.dumps(asdict(Asked(edits, recipe.others))), encoding="utf-8")
