@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 #: Steps of the flow, for saying where a random kill fell.
-FLOW = ("begin", "reconcile", "ingest", "validate", "edit", "evaluate", "gate", "promote", "publish_report", "finish")
+FLOW = ("begin", "reconcile", "ingest", "validate", "edit", "evaluate", "gate", "promote", "publish_report", "prove",
+        "finish")  # fmt: skip
 
 
 @dataclass(frozen=True)
