@@ -23,6 +23,7 @@ _BRINGS: dict[str, tuple[str, str]] = {
     "perplexity_ratio": ("held texts", "raise `probes.held_texts`"),
     "KL": ("held prompts", "raise `probes.drawdown`"),
     "fluency": ("continuations", _EDITS),
+    "served_agreement": ("answers that the measured model gives rightly", _EDITS),
 }
 _LOWER = "lower min_n in a policy of your own"
 

@@ -36,7 +36,7 @@ def found(num_edits: int, rules: tuple[GateRule, ...], *scores: Score) -> tuple[
         (DD, score("DD", 0.0, 0.0, 0.01, 120, "known"), "DD (known) counts 120"),
         (DD, None, "DD (known) is not in the report"),
         (DD, score("DD", 0.0, None, None, 400, "known"), "without an interval"),
-        (COST, score("efficiency", 9.0, None, None, 30, "seconds_per_edit"), "cost of the whole night"),
+        (COST, score("efficiency", 9.0, None, None, 30, "seconds_per_edit"), "measured of the whole night alone"),
         (PERPLEXITY, score("perplexity_ratio", None, n=0), "counts 0"),
     ],
 )

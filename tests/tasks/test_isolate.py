@@ -42,7 +42,8 @@ def test_a_search_begins_once_there_are_probes_enough(tmp_path: Path, monkeypatc
     monkeypatch.setattr("tasks.isolation.isolate._Trial", begun)
     few = {("DD", "known"): score("DD", 0.0, 0.0, 0.01, 400, "known"),
            ("locality", "neighbourhood"): score("locality", 1.0, 0.9, 1.0, 30, "neighbourhood")}  # fmt: skip
-    known = report(*(few.get((s.metric, s.slice), s) for s in SMOLLM2.scores))
+    served = score("served_agreement", 1.0, None, None, 12, "edits")
+    known = report(*(few.get((s.metric, s.slice), s) for s in SMOLLM2.scores), served)
     decision = decide(load_policy("nightly"), known, NOW)
     assert [r.rule.metric for r in decision.failed_rules if r.rule.on_fail == "reject"] == ["GR"]
     with pytest.raises(AssertionError, match="a search was begun"):
