@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from editors.errors import UnsupportedModel
 from editors.gguf_files import SUFFIX, check_all_used, gguf_of, read_header
+from editors.stored_tensors import INDEX
 from warehouse.limits import PICKLES
 
 POINTER = b"version https://git-lfs"
@@ -126,7 +127,7 @@ def check_folder(folder: Path) -> None:
         raise UnsupportedModel(f"{folder} has no config.json; it is no Hugging Face model folder, or only part of one")
     config = _read_json(folder / "config.json")
     _check_quantised(str(folder), config.get("quantization_config"))
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     wanted = sorted(set(_read_json(index).get("weight_map", {}).values())) if index.exists() else []
     missing = [shard for shard in wanted if not (folder / shard).exists()]
     if missing:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

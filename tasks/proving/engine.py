@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from editors.architectures.anatomy import Anatomy
 from editors.asking.tokens import TOKENIZER_CONFIG
-from warehouse.digests import digest_of, sha256_file
+from editors.model import tensor_bytes
+from editors.stored_tensors import StoredTensors
+from warehouse.digests import digest_of, sha256_bytes, sha256_file
 from warehouse.records import EngineFacts, Manifest
 
-#: The names that transformers gives to the dtypes of safetensors headers.
-DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 TOKENIZER = "tokenizer.json"
 #: Of tokenizers that have no `tokenizer.json`.
 TOKENIZER_FILES = (TOKENIZER_CONFIG, "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
 CARD = "README.md"
-_CHUNK_BYTES = 1 << 22
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as its file has it. `dtype` as in the header of a safetensors file; `digest`: sha256 of its bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    digest: str
 
 
 def engine_facts(folder: Path, anatomy: Anatomy, forms: Sequence[str] = ()) -> EngineFacts:
@@ -40,44 +28,27 @@ def engine_facts(folder: Path, anatomy: Anatomy, forms: Sequence[str] = ()) -> E
         forms: in which the model is asked; empty: plainly.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tensors = stored_tensors(folder)
-    kinds = Counter(t.dtype for t in tensors.values() if t.dtype in DTYPES)
+    stored = StoredTensors(folder)
+    kinds: Counter[str] = Counter()
+    digests: dict[str, str] = {}
+    for name, tensor in stored.items():
+        kinds.update([str(tensor.dtype).removeprefix("torch.")] if tensor.is_floating_point() else [])
+        digests[name] = sha256_bytes(tensor_bytes(tensor))
     return EngineFacts(
         model_class=", ".join(config.get("architectures") or ["unknown"]),
-        dtype=", ".join(DTYPES[kind] for kind, _ in kinds.most_common()),
-        widths=_widths(tensors, anatomy),
+        dtype=", ".join(kind for kind, _ in kinds.most_common()),
+        widths=_widths(stored, anatomy),
         tokenizer=_tokenizer(folder),
         forms=tuple(forms),
-        tensors={name: tensor.digest for name, tensor in sorted(tensors.items())},
+        tensors=digests,
     )
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder's safetensors files, by name; bytes are read in pieces."""
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in _tensors_of(path)}
-
-
-def _tensors_of(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = entry["data_offsets"]
-            file.seek(8 + length + start)
-            total, left = hashlib.sha256(), end - start
-            while left > 0 and (piece := file.read(min(left, _CHUNK_BYTES))):
-                total.update(piece)
-                left -= len(piece)
-            yield name, StoredTensor(entry["dtype"], tuple(entry["shape"]), total.hexdigest())
-
-
-def _widths(tensors: dict[str, StoredTensor], anatomy: Anatomy) -> tuple[int, ...]:
+def _widths(stored: StoredTensors, anatomy: Anatomy) -> tuple[int, ...]:
     """Of the projections back, whose input is as wide as the feed-forward: one for each layer, one where all are equal."""
     axis, found, layer = (1 if anatomy.orientation == "out_in" else 0), [], 0
-    while (tensor := tensors.get(anatomy.mlp_out.format(layer=layer) + ".weight")) is not None:
-        found.append(tensor.shape[axis])
+    while (name := anatomy.mlp_out.format(layer=layer) + ".weight") in stored:
+        found.append(stored.shape(name)[axis])
         layer += 1
     return tuple(found[:1]) if len(set(found)) == 1 else tuple(found)
 

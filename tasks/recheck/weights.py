@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from editors.export.companions import is_licence
 from editors.export.form import PlainForm
 from editors.export.plain import NOTE, form_of_note, materialise, plain_model, second_rows
 from editors.model import EditableModel
+from editors.stored_tensors import StoredTensors
 from tasks.proving.engine import CARD
 from tasks.serving.form import constants_of
 from tasks.serving.models import at_checkpoint
@@ -107,10 +108,11 @@ def _form(
     for name in (n for n in files if n.endswith(".safetensors")):
         (stored / name).parent.mkdir(parents=True, exist_ok=True)
         store.read_to(prefix + name, stored / name)
+    kept = StoredTensors(stored)
     own = plain_model(model, replace(form, constants=constants_of(settings, model, list(columns))))
     given, notes = {}, []
     for site, count in columns.items():
-        given[site] = second_rows(_Stored(stored), model, site, count)
+        given[site] = second_rows(kept, model, site, count)
         ours = second_rows(own.hf.state_dict(), model, site, count)
         if len(given[site]) != len(ours) or not len(ours):
             raise ValueError(f"{site} has {len(given[site])} columns, the patches give {len(ours)}")
@@ -122,26 +124,6 @@ def _form(
                 f"{site}: its constant direction was read from another preparation than this home's, {float(off):.2f} off"
             )
     return replace(form, given=given), tuple(notes)
-
-
-class _Stored(Mapping[str, Tensor]):
-    """The tensors of a folder's safetensors files, read when they are asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._files: dict[str, Path] = {}
-        for path in sorted(folder.rglob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                self._files |= dict.fromkeys(file.keys(), path)
-
-    def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._files[name], "pt") as file:
-            return file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
 
 
 def _compared(store: ObjectStore, model: EditableModel, folder: Path, prefix: str, files: dict[str, str]) -> Rederived:

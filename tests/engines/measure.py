@@ -10,7 +10,7 @@ import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from editors.export.formats import GgufType
 from editors.export.gguf.write import write_gguf
@@ -60,8 +60,7 @@ def _told(folder: Path, asked: Asked, dtype: str) -> list[str]:
 def _ask(engine: str, folder: Path, dtype: str, asked: Asked, home: Path) -> list[str]:
     if engine == "llama.cpp":
         file = folder.with_name(f"{folder.name}-{dtype}.gguf")
-        kind: GgufType = dtype  # type: ignore[assignment]
-        write_gguf(folder, file, kind)
+        write_gguf(folder, file, cast("GgufType", dtype))
         try:
             return LlamaCpp(file).answers(asked.prompts, NUM_TOKENS)
         finally:

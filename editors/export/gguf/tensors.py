@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, TensorNameMap
 from gguf.quants import quantize
-from safetensors import safe_open
 from torch import Tensor
 
 from editors.errors import UnsupportedModel
 from editors.export.gguf.families import Family
 from editors.loading import OLD_BUFFERS
+from editors.stored_tensors import StoredTensors
 
 HEAD = "lm_head.weight"
 #: Modules of GPT-2 whose weights stand (in, out).
@@ -41,29 +38,9 @@ class Placed:
         return int(np.prod(self.shape)) // block * size
 
 
-class Weights:
-    """The safetensors of a folder, read one tensor at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
-        if index.exists():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            files = sorted(p.name for p in folder.glob("*.safetensors"))
-        self._files = [safe_open(folder / name, framework="pt") for name in files]
-        self._place = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._place))
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._place[name].get_tensor(name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._place[name].get_slice(name).get_shape())
-
-
-def place(weights: Weights, family: Family, config: Any, names: TensorNameMap, kind: GGMLQuantizationType) -> list[Placed]:
+def place(
+    weights: StoredTensors, family: Family, config: Any, names: TensorNameMap, kind: GGMLQuantizationType
+) -> list[Placed]:
     """Where each tensor of a folder goes; matrices become `kind`, vectors and positions stay float32.
 
     Rows that no whole number of blocks makes up stay float16.

@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from editors.export.formats import GgufType
 from editors.export.gguf.families import Family, describe, family_of, rope_factors
-from editors.export.gguf.tensors import ROPE_FACTORS, Placed, Weights, converted, place
+from editors.export.gguf.tensors import ROPE_FACTORS, Placed, converted, place
 from editors.export.gguf.vocabulary import describe_tokenizer
 from editors.loading import check_folder
+from editors.stored_tensors import StoredTensors
 from warehouse.whole_files import whole_file
 
 FILE_TYPES = {
@@ -51,7 +52,7 @@ def write_gguf(folder: Path, path: Path, kind: GgufType = "F32", *, source: str 
     config: Any = AutoConfig.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     family = family_of(config)
-    weights = Weights(folder)
+    weights = StoredTensors(folder)
     names = get_tensor_name_map(family.arch, config.num_hidden_layers)
     placed = place(weights, family, config, names, GGMLQuantizationType[kind])
     factors = rope_factors(config)
@@ -79,7 +80,7 @@ def write_gguf(folder: Path, path: Path, kind: GgufType = "F32", *, source: str 
 
 
 def _write(
-    writer: GGUFWriter, placed: list[Placed], weights: Weights, family: Family, config: Any, factors: list[float] | None
+    writer: GGUFWriter, placed: list[Placed], weights: StoredTensors, family: Family, config: Any, factors: list[float] | None
 ) -> None:
     """Header and table first, then one tensor at a time, so that a large model is never in memory."""
     if factors is not None:
