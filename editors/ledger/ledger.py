@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from editors.ledger.subject_values import SubjectValueConfig, facts_of, group_by
 from editors.mechanics.answers import check_request
 from editors.model import EditableModel
 from editors.patches.slots import Slot, SlotBook, SlotPatch, slots_name
+from editors.targets.beginnings import Beginnings
 from editors.views import at_base
 from warehouse.digests import digest_of
 from warehouse.records import EditBatch, EditRequest
@@ -121,8 +123,11 @@ class Ledger(RetractingEditor[LedgerConfig]):
         space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
         wanted = sorted((subject, requests) for subject, requests in groups.items() if requests)
         new = [group for group in wanted if self._key(model, group[1], prepared) not in self._solved]
+        # By relation: the prompts of one begin alike.
+        new.sort(key=lambda group: [r.relation for r in group[1]])
+        begun: defaultdict[int, Beginnings] = defaultdict(Beginnings)
         with self._bare(model):
-            made = side_by_side(model, new, lambda on, group: self._slot(on, *group, space, prepared))
+            made = side_by_side(model, new, lambda on, group: self._slot(on, *group, space, prepared, begun[id(on)]))
         self._solved |= {self._key(model, slot.requests, prepared): slot for slot in made}
         # The same facts may come again under other names.
         changes: dict[str, Slot | None] = dict.fromkeys(groups)
@@ -146,7 +151,13 @@ class Ledger(RetractingEditor[LedgerConfig]):
     # ------------------------------------------------------------ one subject
 
     def _slot(
-        self, model: EditableModel, subject: str, requests: tuple[EditRequest, ...], space: SubjectSpace, prepared: Prepared
+        self,
+        model: EditableModel,
+        subject: str,
+        requests: tuple[EditRequest, ...],
+        space: SubjectSpace,
+        prepared: Prepared,
+        begun: Beginnings,
     ) -> Slot:
         templates = prepared.meta["templates"]
         every = sorted({t for known in templates.values() for t in known})
@@ -159,5 +170,5 @@ class Ledger(RetractingEditor[LedgerConfig]):
         own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))
         foreign = float(space.scores(vector, space.bank).max())
         layer, stated = self.config.layer, prepared.meta.get("stated")
-        value, _ = solve_subject(model, requests, templates, layer, model.anatomy.mlp_out, self.config, stated)
+        value, _ = solve_subject(model, requests, templates, layer, model.anatomy.mlp_out, self.config, stated, begun)
         return Slot(subject, requests, states, vector, own, foreign, value, space.mean)

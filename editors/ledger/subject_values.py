@@ -14,6 +14,7 @@ from editors.asking.tokens import continuation_of
 from editors.mechanics.contexts import encode_namings
 from editors.mechanics.paraphrases import SLOT, paraphrases_of
 from editors.model import EditableModel
+from editors.targets.beginnings import Beginnings
 from editors.targets.leads import LeadConfig, solve_leads
 from editors.targets.objective import EncodedEdit, Kind, build_objective
 from editors.targets.values import descend_values
@@ -68,6 +69,7 @@ def solve_subject(
     site_path: str,
     config: SubjectValueConfig,
     stated: Mapping[str, Sequence[str]] | None = None,
+    beginnings: Beginnings | None = None,
 ) -> tuple[Float[Tensor, " d_model"], bool]:
     """The change at the subject's last token, wherever it is named, that makes all of its edits hold together; fp32 on the CPU.
 
@@ -78,6 +80,7 @@ def solve_subject(
         requests: edits of one subject, at most one of each relation, in the order of their relations.
         templates: relation -> wordings with `{}` for the subject.
         stated: relation -> those that edits are stated in, one for each form.
+        beginnings: what the rows of other subjects began with.
 
     Returns:
         The change, and whether every target token leads in every wording.
@@ -87,14 +90,17 @@ def solve_subject(
     """
     name = ", ".join(r.request_id for r in requests)
     texts = _texts(model, requests, templates, config, stated)
+    beginnings = beginnings or Beginnings()
     if config.value_solver == "leads":
-        objective, _ = build_objective(model, [_encode(model, requests, texts, templates)], layer, site_path, config)
+        encoded = [_encode(model, requests, texts, templates)]
+        objective, _ = build_objective(model, encoded, layer, site_path, config, beginnings)
         found = solve_leads(objective.in_parts(), config, name)
         if found.margin > 0:
             return found.change.cpu(), True
     if config.kl_weight:
         texts.append((requests[0].subject, "", Kind.ESSENCE))
-    objective, base = build_objective(model, [_encode(model, requests, texts, templates)], layer, site_path, config)
+    encoded = [_encode(model, requests, texts, templates)]
+    objective, base = build_objective(model, encoded, layer, site_path, config, beginnings)
     deltas, _, _, margins = descend_values(objective.in_parts(), base, config, [name])
     return deltas[0].detach().float().cpu(), margins[0] > 0
 

@@ -63,6 +63,7 @@ def trace(
     calls: Sequence[str] = (),
     stop_after: str | None = None,
     use_cache: bool = False,
+    past: DynamicCache | None = None,
     kept: Callable[[Tensor], Tensor] = lambda states: states,
 ) -> Trace:
     """One pass over right-padded rows (rows, tokens) with the model as it stands, its patches included.
@@ -70,6 +71,7 @@ def trace(
     Args:
         stop_after: do not run what follows this module.
         use_cache: keep the attention's keys and values.
+        past: keys and values of what stands before every row; the rows' own are put behind them.
         kept: what of each input is kept: all of it, or the states that are wanted where many modules would hold too much.
 
     Raises:
@@ -108,9 +110,11 @@ def trace(
         device = model.hf.device
         try:
             # Without the configuration, which would have layers with a sliding window forget what lies behind it.
-            filled = DynamicCache() if use_cache else None
+            filled = past if past is not None else DynamicCache() if use_cache else None
+            before = past.get_seq_length() if past is not None else 0
+            sees = nn.functional.pad(mask, (before, 0), value=1).to(device)
             out = model.hf.base_model(
-                input_ids=ids.to(device), attention_mask=mask.to(device), past_key_values=filled, use_cache=use_cache
+                input_ids=ids.to(device), attention_mask=sees, past_key_values=filled, use_cache=use_cache
             )
             final, cache = out.last_hidden_state, filled
         except _Reached:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from editors.architectures.anatomy import Head
 from editors.asking.subjects import place_of
-from editors.asking.tokens import continuation_of, pad_right
+from editors.asking.tokens import continuation_of
 from editors.errors import InvalidRequest
 from editors.mechanics.contexts import Contexts, LookupRow, encode_lookups
 from editors.mechanics.settings import LocateEditConfig
 from editors.mechanics.suffix import Suffix, SuffixParts, in_parts, suffix_of
-from editors.mechanics.trace import trace
 from editors.model import EditableModel
+from editors.targets.beginnings import Beginnings, trace_rows
 from warehouse.records import EditRequest
 
 
@@ -185,11 +185,17 @@ class Objective:
 
 @torch.no_grad()
 def build_objective(
-    model: EditableModel, encoded: Sequence[EncodedEdit], layer: int, site_path: str, config: LocateEditConfig
+    model: EditableModel,
+    encoded: Sequence[EncodedEdit],
+    layer: int,
+    site_path: str,
+    config: LocateEditConfig,
+    beginnings: Beginnings | None = None,
 ) -> tuple[Objective, Tensor]:
     """Run all rows once through the whole model and cut them to what the optimisation needs.
 
     Args:
+        beginnings: what rows of earlier calls began with; None: nothing is kept from call to call.
         site_path: the module whose output at the bare prompt's lookup token is the base value, and is changed.
 
     Returns:
@@ -199,10 +205,9 @@ def build_objective(
     rows = [row for e in encoded for row in e.rows]
     kinds = [kind for e in encoded for kind in e.kinds]
     owner = [i for i, e in enumerate(encoded) for _ in e.rows]
-    ids, mask = pad_right([r.ids for r in rows], model.pad_id)
     site, block = site_path.format(layer=layer), anatomy.block.format(layer=layer)
     above = [anatomy.block.format(layer=i) for i in range(layer + 1, depth)]
-    seen = trace(model, ids, mask, outputs=(site, block), calls=above, use_cache=True)
+    seen = trace_rows(model, rows, beginnings or Beginnings(), outputs=(site, block), calls=above)
     device = seen.outputs[block].device
     lookup = torch.tensor([r.lookup for r in rows], device=device)
     ends = torch.tensor([len(r.ids) for r in rows], device=device)
@@ -228,7 +233,7 @@ def build_objective(
     soft = kind_of >= Kind.ESSENCE
     assert seen.final is not None
     base = head(seen.final[read_row[soft], read_at[soft]]).float().log_softmax(-1)
-    marked = _where_named(rows, ids.shape[1])
+    marked = _where_named(rows, seen.outputs[block].shape[1])
     written = None if site_path == anatomy.block else seen.outputs[site]
     if written is not None and marked is None:
         written = written[torch.arange(len(rows), device=device), lookup]
