@@ -79,7 +79,7 @@ def wide_model(model: EditableModel, columns: Mapping[int, Columns], form: Plain
         layers=num_layers,
         of_before=form.of_before,
     )
-    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.hf.state_dict().items()}
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state().items()}
     empty = torch.zeros(0, d_model)
     # With biases in one layer there are biases in all: a configuration has one entry for them.
     none = Columns(empty, empty, torch.zeros(0) if form.of_before else None)
@@ -108,7 +108,7 @@ def _wide_layer(model: EditableModel, layer: int, own: Columns, extra: int, dtyp
     anatomy, missing = model.anatomy, extra - len(own)
 
     def rows(part: Tensor) -> Tensor:
-        found = pad(part, (0, 0, 0, missing) if part.dim() == 2 else (0, missing)).to(model.hf.device, dtype)
+        found = pad(part, (0, 0, 0, missing) if part.dim() == 2 else (0, missing)).to(model.device, dtype)
         if not bool(found.isfinite().all()):
             kind = str(dtype).removeprefix("torch.")
             raise UnsupportedModel(

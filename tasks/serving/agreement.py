@@ -68,7 +68,7 @@ def served_as_measured(settings: Settings, model: EditableModel, done: Candidate
             return Served(scores, {"served": f"by Errata, with hooks: {written.why_not}"})
         found = {"served": _name(form, model) + (f"; {written.room.sentence}" if written.room else "")}
         try:
-            loaded = EditableModel.from_pretrained(str(folder), dtype=form.dtype, device=model.hf.device)
+            loaded = EditableModel.from_pretrained(str(folder), dtype=form.dtype, device=model.device)
         except UnsupportedModel as error:
             log.warning("what would be served cannot be loaded: %s", error)
             lost = [unmeasured("served_agreement", name) for name in SLICES]
@@ -88,7 +88,7 @@ def served_as_measured(settings: Settings, model: EditableModel, done: Candidate
         settings.model.name,
         revision=settings.model.revision,
         dtype=form.dtype,
-        device=model.hf.device,
+        device=model.device,
         trust_remote_code=settings.model.trust_remote_code,
     )
     return Served(scores, found, (base, loaded))
