@@ -27,7 +27,7 @@ from editors.asking.scoring import score_call, stop_tokens
 from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of, save_tokenizer
 from editors.errors import EditRefused, UnsupportedModel
 from editors.exact import aligned
-from editors.loading import load_checkpoint
+from editors.loading import DeviceMap, load_checkpoint
 from editors.precision import WIDER
 from warehouse.digests import canonical_json, digest_of_parts
 from warehouse.questions import Answer, Question
@@ -161,6 +161,7 @@ class EditableModel:
         revision: str | None = None,
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
+        device_map: DeviceMap | None = None,
         trust_remote_code: bool = False,
         base_digest: str | None = None,
     ) -> EditableModel:
@@ -168,6 +169,8 @@ class EditableModel:
 
         Args:
             dtype: None: the one that the checkpoint is stored in.
+            device_map: where modules lie, for a model that does not fit on one device (`editors.loading`); None: all on
+                `device`, which has no part in it otherwise.
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
             base_digest: as in `EditableModel`; the weights are then not read for it.
 
@@ -175,9 +178,12 @@ class EditableModel:
             UnsupportedModel: nothing whole and loadable at that name (see `editors.loading`), or an architecture without
                 anatomy.
         """
-        model, tokenizer = load_checkpoint(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
-        on_device: Any = model
-        return cls(on_device.to(device), tokenizer, name=name, revision=revision or "local", base_digest=base_digest)
+        model, tokenizer = load_checkpoint(
+            name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map
+        )
+        placed: Any = model
+        placed = placed.to(device) if device_map is None else placed
+        return cls(placed, tokenizer, name=name, revision=revision or "local", base_digest=base_digest)
 
     @property
     def device(self) -> torch.device:
@@ -302,11 +308,20 @@ class EditableModel:
         if value.shape != held.shape:
             raise ValueError(f"{name} has shape {tuple(held.shape)}, not {tuple(value.shape)}")
         self._keep_for_scratch(name)
-        self._parameters[name] = self._placement.resident(name, held)
-        current = self._parameters[name].data
+        current = self._resident(name).data
         if name not in self._originals:
             self._originals[name] = current.clone()
         current.copy_(value)
+
+    def take_into_memory(self, path: str) -> None:
+        """Of a module's weights, those that were left on the disk come into the CPU's memory, to stay: for what has to find
+        them in the module itself."""
+        for name, _ in self.hf.get_submodule(path).named_parameters(prefix=path):
+            self._resident(name)
+
+    def _resident(self, name: str) -> nn.Parameter:
+        self._parameters[name] = self._placement.resident(name, self._held(name))
+        return self._parameters[name]
 
     def _keep_for_scratch(self, name: str) -> None:
         """Before a parameter changes: each open scratch that has not seen it change keeps how it stands now."""

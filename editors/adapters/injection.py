@@ -57,6 +57,8 @@ def injected(model: EditableModel, paths: Sequence[str], tuner: Any, config: Any
         tuner: `LoraModel` or `AdaLoraModel`.
         config: its configuration; `target_modules` and `fan_in_fan_out` are set here.
     """
+    for path in paths:
+        model.take_into_memory(path)
     originals = {path: model.hf.get_submodule(path) for path in paths}
     # peft puts a factor where the projection's weight lies, which may not be where the projection is computed.
     where = {path: model.runs_on(path) for path in paths}

@@ -88,7 +88,9 @@ def causal_trace(
     row = encode_lookups(model, [prompt], [subject], [continuation_of(answer)])[0]
     embedding = model.hf.get_submodule(model.anatomy.embedding)
     # Gemma's embedding scales what it gives out.
-    spread = float(model.parameter(f"{model.anatomy.embedding}.weight").float().std()) * float(getattr(embedding, "embed_scale", 1.0))
+    spread = float(model.parameter(f"{model.anatomy.embedding}.weight").float().std()) * float(
+        getattr(embedding, "embed_scale", 1.0)
+    )
     place = range(row.first, row.lookup + 1)
     generator = torch.Generator().manual_seed(seed)
     width = model.anatomy.d_model(model.hf)

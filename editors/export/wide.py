@@ -98,9 +98,8 @@ def wide_model(model: EditableModel, columns: Mapping[int, Columns], form: Plain
 
 def _biases(model: EditableModel, layer: int) -> dict[str, Tensor]:
     """Biases of the projections into the hidden space, by path; none where the base has none."""
-    modules = {path: model.hf.get_submodule(path.format(layer=layer)) for path in model.anatomy.mlp_in}
-    found = {path: dict(module.named_parameters()).get("bias") for path, module in modules.items()}
-    return {path: bias.detach() for path, bias in found.items() if bias is not None}
+    names = {path: f"{path.format(layer=layer)}.bias" for path in model.anatomy.mlp_in}
+    return {path: model.parameter(name) for path, name in names.items() if name in model.parameter_names()}
 
 
 def _wide_layer(model: EditableModel, layer: int, own: Columns, extra: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
