@@ -6,12 +6,13 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate.utils import get_max_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -25,22 +26,40 @@ AGAIN = "copy or download it again"
 #: Buffers that older releases saved beside the weights; no model reads them.
 OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 NAMES_SHOWN = 3
+#: Of a device's free memory, weights get so much: an edit may need a quarter of the model's size beside it.
+FILLED = 0.8
+#: `auto`, or as accelerate writes it: module -> device, `cpu` or `disk`, every module with weights in exactly one entry.
+DeviceMap = Literal["auto"] | Mapping[str, str]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_checkpoint(
-    name: str, *, revision: str | None, dtype: torch.dtype | None, trust_remote_code: bool
+    name: str,
+    *,
+    revision: str | None,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and tokenizer from a local folder, a `.gguf` file or a hub id; every tensor accounted for.
 
     Weights come from safetensors, or from a GGUF, whose quantised blocks become plain numbers of `dtype`. None is the dtype
     that the checkpoint is stored in: what its config says, else that of its weights; of a GGUF float32.
 
+    Args:
+        device_map: where modules are loaded to; None: all to the CPU. `auto` fills the accelerators in their order to
+            `FILLED` of what is free, then the CPU, then leaves weights in their files.
+
     Raises:
         UnsupportedModel: there is nothing loadable at that name, or not all of it.
     """
     place = Path(name).expanduser()
     gguf = gguf_of(place)
+    if gguf is not None and device_map is not None:
+        raise UnsupportedModel(
+            f"{gguf} cannot be spread over devices: a .gguf file is taken apart as a whole; load it without model.device_map "
+            "where there is room, save it as a folder (`save_pretrained`), and set model.name to that"
+        )
     if gguf is not None:
         return _load_gguf(gguf, dtype or torch.float32)
     if place.is_dir():
@@ -54,7 +73,15 @@ def load_checkpoint(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if revision is not None and not place.exists():
         options["revision"] = revision
-    return _load(name, name, f"{name!r} (revision {revision})", dtype, options)
+    plain: dict[str, Any] = {}
+    if device_map is not None:
+        plain = {"device_map": device_map} | ({"max_memory": _room()} if device_map == "auto" else {})
+    return _load(name, name, f"{name!r} (revision {revision})", dtype, options, plain)
+
+
+def _room() -> dict[int | str, int]:
+    """Bytes of weights that each device may get, in accelerate's names."""
+    return {device: int(free * FILLED) for device, free in get_max_memory().items()}
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -20,13 +20,14 @@ from transformers.activations import NewGELUActivation
 from editors.architectures.anatomies import anatomy_of
 from editors.architectures.anatomy import Head
 from editors.architectures.blocks import fit_blocks
+from editors.architectures.placement import Placement, shown_on, without_hooks
 from editors.asking.calls import Call, Generation, PromptPositions, Runner
 from editors.asking.runner import PlainRunner
 from editors.asking.scoring import score_call, stop_tokens
 from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of, save_tokenizer
 from editors.errors import EditRefused, UnsupportedModel
 from editors.exact import aligned
-from editors.loading import load_checkpoint
+from editors.loading import DeviceMap, load_checkpoint
 from editors.precision import WIDER
 from warehouse.digests import canonical_json, digest_of_parts
 from warehouse.questions import Answer, Question
@@ -118,6 +119,7 @@ class EditableModel:
         Raises:
             UnsupportedModel: an architecture without anatomy, a slow tokenizer, or a float16 that gives no finite number.
         """
+        on_disk = without_hooks(model)
         self.hf = fit_blocks(fuse_activations(model.eval().requires_grad_(False)))
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModel(f"{name} needs a fast tokenizer: subject positions come from its offsets")
@@ -138,7 +140,9 @@ class EditableModel:
         self._parameters = dict(model.named_parameters())
         for parameter in self._parameters.values():
             # A copy of the model answers like the model itself, to the last bit, only if its weights lie alike.
-            parameter.data = aligned(parameter.data)
+            if not parameter.is_meta:
+                parameter.data = aligned(parameter.data)
+        self._placement = Placement(model, self.anatomy, on_disk)
         self._plain = PlainRunner(self)
         self._runner: Runner = self._plain
         self._stops: Tensor | None = None
@@ -157,6 +161,7 @@ class EditableModel:
         revision: str | None = None,
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
+        device_map: DeviceMap | None = None,
         trust_remote_code: bool = False,
         base_digest: str | None = None,
     ) -> EditableModel:
@@ -164,6 +169,8 @@ class EditableModel:
 
         Args:
             dtype: None: the one that the checkpoint is stored in.
+            device_map: where modules lie, for a model that does not fit on one device (`editors.loading`); None: all on
+                `device`, which has no part in it otherwise.
             trust_remote_code: run the model's own code. Off, a model that brings code is refused or loaded without it.
             base_digest: as in `EditableModel`; the weights are then not read for it.
 
@@ -171,9 +178,27 @@ class EditableModel:
             UnsupportedModel: nothing whole and loadable at that name (see `editors.loading`), or an architecture without
                 anatomy.
         """
-        model, tokenizer = load_checkpoint(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
-        on_device: Any = model
-        return cls(on_device.to(device), tokenizer, name=name, revision=revision or "local", base_digest=base_digest)
+        model, tokenizer = load_checkpoint(
+            name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map
+        )
+        placed: Any = model
+        placed = placed.to(device) if device_map is None else placed
+        return cls(placed, tokenizer, name=name, revision=revision or "local", base_digest=base_digest)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in, and where everything is that the model shows: states, weights, logits. What an editor learns
+        and solves is there too, unless that device has no float64 (`precision.py`)."""
+        return self._placement.device
+
+    @property
+    def is_spread(self) -> bool:
+        """Some of its weights lie on another device, or on the disk."""
+        return self._placement.spread
+
+    def runs_on(self, path: str) -> torch.device:
+        """Where a module is computed; the model's device unless it is spread."""
+        return self._placement.runs_on(self.hf.get_submodule(path))
 
     @property
     def num_bytes(self) -> int:
@@ -193,11 +218,14 @@ class EditableModel:
 
     def read_base_digest(self) -> str:
         """The digest of the base weights, read now from memory; `base_digest` may have been given on loading."""
-        return self._content_digest(self.base_parameter)
+        return self._content_digest(self._originals)
 
-    def _content_digest(self, weight: Callable[[str], Tensor] | None = None) -> str:
-        """Of the weights by name that `weight` gives; None: as they are now."""
-        read = weight or self.parameter
+    def _content_digest(self, instead: Mapping[str, Tensor] | None = None) -> str:
+        """Of the weights as they are now, with `instead` in place of those of the same name."""
+
+        def read(name: str) -> Tensor:
+            return instead[name] if instead and name in instead else self._stored(name)
+
         config = {k: v for k, v in self.hf.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
         # One by one: on an accelerator the bytes of a tensor are a copy of it.
         parts = [(name, lambda name=name: tensor_bytes(read(name))) for name in self._parameters]
@@ -237,18 +265,32 @@ class EditableModel:
     # ------------------------------------------------------------ seam 1: weights
 
     def parameter(self, name: str) -> Tensor:
-        """The live tensor of a parameter, as stored.
+        """A parameter as it stands, in its dtype and storage order, on the model's device.
+
+        The live tensor where it lies there, as all do unless the model is spread; else a copy. `overwrite` writes to both.
 
         Raises:
             UnsupportedModel: there is no such parameter.
         """
-        if name not in self._parameters:
-            raise UnsupportedModel(f"{self.name} has no parameter {name!r}")
-        return self._parameters[name].data
+        return self._placement.shown(name, self._held(name))
 
     def base_parameter(self, name: str) -> Tensor:
-        """The parameter as it was in the base model."""
-        return self._originals.get(name, self.parameter(name))
+        """The parameter as it was in the base model, on the model's device."""
+        return self._originals[name].to(self.device) if name in self._originals else self.parameter(name)
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers as they stand, by the names of a saved model, each where it lies; none stays on the disk."""
+        held = self.hf.state_dict()
+        return {name: self._placement.stored(name, tensor) for name, tensor in held.items()}
+
+    def _held(self, name: str) -> nn.Parameter:
+        if name not in self._parameters:
+            raise UnsupportedModel(f"{self.name} has no parameter {name!r}")
+        return self._parameters[name]
+
+    def _stored(self, name: str) -> Tensor:
+        """The numbers of a parameter where they lie."""
+        return self._placement.stored(name, self._held(name))
 
     def parameter_names(self) -> tuple[str, ...]:
         """Names of all parameters, in the model's order."""
@@ -262,13 +304,24 @@ class EditableModel:
 
     def overwrite(self, name: str, value: Tensor) -> None:
         """Set a parameter, keeping its original the first time."""
-        current = self.parameter(name)
-        if value.shape != current.shape:
-            raise ValueError(f"{name} has shape {tuple(current.shape)}, not {tuple(value.shape)}")
+        held = self._held(name)
+        if value.shape != held.shape:
+            raise ValueError(f"{name} has shape {tuple(held.shape)}, not {tuple(value.shape)}")
         self._keep_for_scratch(name)
+        current = self._resident(name).data
         if name not in self._originals:
             self._originals[name] = current.clone()
         current.copy_(value)
+
+    def take_into_memory(self, path: str) -> None:
+        """Of a module's weights, those that were left on the disk come into the CPU's memory, to stay: for what has to find
+        them in the module itself."""
+        for name, _ in self.hf.get_submodule(path).named_parameters(prefix=path):
+            self._resident(name)
+
+    def _resident(self, name: str) -> nn.Parameter:
+        self._parameters[name] = self._placement.resident(name, self._held(name))
+        return self._parameters[name]
 
     def _keep_for_scratch(self, name: str) -> None:
         """Before a parameter changes: each open scratch that has not seen it change keeps how it stands now."""
@@ -278,7 +331,7 @@ class EditableModel:
             kept[name] = now
 
     def weight(self, path: str, layer: int) -> Tensor:
-        """A projection's weight as (d_out, d_in), a view of the live tensor whatever the storage order."""
+        """A projection's weight as (d_out, d_in), a view of what `parameter` gives whatever the storage order."""
         stored = self.parameter(path.format(layer=layer) + ".weight")
         return stored.t() if self._is_in_out(path, layer) else stored
 
@@ -288,7 +341,7 @@ class EditableModel:
         Raises:
             EditRefused: the sum goes beyond float16, which is the weight's dtype.
         """
-        stored = self.parameter(name)
+        stored = self._stored(name)
         module = self.hf.get_submodule(name.rsplit(".", 1)[0])
         oriented = delta if isinstance(module, (nn.Linear, nn.Embedding)) else delta.t()
         changed = torch.empty_like(stored)
@@ -324,11 +377,13 @@ class EditableModel:
     def hook(self, path: str, function: Callable[[nn.Module, tuple[Any, ...], Any], Any], *, by_token: bool = False) -> Undo:
         """Call `function(module, inputs, output)` after a module; what it returns (if not None) becomes the output.
 
+        Both are on the model's device, wherever the module lies.
+
         Args:
             by_token: what it does at a token depends on that token's states and on `positions` alone, so that a prompt may
                 pass in parts, its beginning once for many prompts. Not so where it decides for a row from all its tokens.
         """
-        handle = self.hf.get_submodule(path).register_forward_hook(function)
+        handle = self.hf.get_submodule(path).register_forward_hook(shown_on(self.device, function))
         if by_token:
             return handle.remove
         self._row_hooks.add(handle.id)
@@ -370,6 +425,13 @@ class EditableModel:
     def head(self) -> Head:
         """The language-model head: hidden states to logits."""
         return self.anatomy.head(self.hf)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(vocab, d_model) of the head, on the model's device."""
+        held = self.head.weight
+        # Where it is tied, it goes by the embedding's name.
+        return self.parameter(next(name for name, parameter in self._parameters.items() if parameter is held))
 
     @property
     def vocab_size(self) -> int:
@@ -433,7 +495,7 @@ class EditableModel:
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the weights as they are now and the tokenizer as a plain Hugging Face directory."""
-        state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in self.hf.state_dict().items()}
+        state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in self.state().items()}
         self.hf.save_pretrained(folder, state_dict=state, safe_serialization=True)
         if dtype is not None:
             # transformers writes the live model's dtype, and `dtype="auto"` would load the file at that size.

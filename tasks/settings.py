@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -30,6 +31,18 @@ EMBEDDED = str(REFERENCE / "model")
 PathText = Annotated[str, AfterValidator(expanded)]
 
 
+def _device_map(text: str) -> str:
+    if text in ("", "auto"):
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(where, str) for where in found.values()) or not found:
+        raise ValueError('is `auto`, or a JSON object such as {"model.embed_tokens": "cuda:0", "model.layers.0": "cpu", ...}')
+    return text
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +51,8 @@ class ModelSettings(_Section):
     """The base model: a local folder, a `.gguf` file, or a hub id with a pinned revision, and how it is asked.
 
     `dtype` auto: the one that the checkpoint is stored in. `device` auto: a GPU where there is one, else the CPU.
+    `device_map`, for a model that does not fit on one device: `auto`, or a JSON object of modules and devices as accelerate
+    writes it. `device` has no part in it then.
     `form` auto: in every form that the model is competent in, as measured on calibration facts; else in that one alone.
     """
 
@@ -45,6 +60,7 @@ class ModelSettings(_Section):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "cpu"
+    device_map: Annotated[str, AfterValidator(_device_map)] = ""
     trust_remote_code: bool = False
     form: Literal["auto", "plain", "few_shot", "few_shot_questions", "chat"] = "auto"
 

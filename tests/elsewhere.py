@@ -4,6 +4,7 @@ Its tensors are real ones of torch's free device type (PrivateUse1): autograd, v
 kernel is the CPU's, called on the same memory once it is sure that an accelerator would have taken the operands too:
 
 - a tensor of one dimension or more that lies on the CPU is refused beside one that lies here, where it is no index;
+- tensors of two such devices are refused beside each other, as those of two GPUs; `elsewhere(1)` is the second;
 - nothing is drawn at random here: what is drawn has to be equal on every device, so it comes from the CPU;
 - with `narrow_floats`, no float64 comes to be here, as on Apple's.
 
@@ -41,9 +42,14 @@ class OtherDevice(RuntimeError):
     """An accelerator would have refused this."""
 
 
+def elsewhere(index: int = 0) -> torch.device:
+    """A pretend device; they are set up once a process, and cannot be taken away again."""
+    _set_up()
+    return torch.device(NAME, index)
+
+
 @cache
-def elsewhere() -> torch.device:
-    """The pretend device, set up once a process; it cannot be taken away again."""
+def _set_up() -> None:
     set_up: Any = backend_registration._setup_privateuseone_for_python_backend
     set_up(NAME)
     library = torch.library.Library("_", "IMPL")
@@ -55,7 +61,6 @@ def elsewhere() -> torch.device:
     own.impl("_thnn_fused_lstm_cell", _lstm_cell, "PrivateUse1")
     own.impl("_thnn_fused_lstm_cell_backward_impl", _lstm_cell_backward, "PrivateUse1")
     _KEPT.extend([library, own])
-    return torch.device(NAME, 0)
 
 
 #: What has been registered goes when its library does.
@@ -90,11 +95,13 @@ _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
-def _same_bytes(tensor: Tensor, device_type: int) -> Tensor:
+def _same_bytes(tensor: Tensor, device_type: int, index: int) -> Tensor:
     """The memory of a tensor as another device's; it is kept alive."""
     capsule = torch._C._to_dlpack(tensor)
     # struct DLTensor { void* data; struct { int32 device_type; int32 device_id; } device; ... }
-    ctypes.c_int32.from_address(_pointer(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)).value = device_type
+    device = _pointer(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)
+    ctypes.c_int32.from_address(device).value = device_type
+    ctypes.c_int32.from_address(device + ctypes.sizeof(ctypes.c_int32)).value = index
     return torch._C._from_dlpack(capsule)
 
 
@@ -103,17 +110,17 @@ def _here(tensor: Tensor) -> Tensor:
     if not tensor.numel():
         # A kernel may yet give it a size, which memory that is shared cannot get.
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-    return _same_bytes(tensor, CPU_DEVICE)
+    return _same_bytes(tensor, CPU_DEVICE, 0)
 
 
-def _there(tensor: Tensor) -> Tensor:
-    """The memory of a CPU tensor as a tensor of the device."""
+def _there(tensor: Tensor, index: int) -> Tensor:
+    """The memory of a CPU tensor as a tensor of the device with this index."""
     if _narrow and tensor.dtype == torch.float64:
         raise TypeError(f"{NAME} has no float64")
     if tensor._is_zerotensor():
         # Zeros of forward-mode differentiation have no memory.
         tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    return _same_bytes(tensor, EXTENSION_DEVICE)
+    return _same_bytes(tensor, EXTENSION_DEVICE, index)
 
 
 def _is_there(value: Any) -> bool:
@@ -139,10 +146,11 @@ def _check(op: Any, args: Sequence[Any]) -> None:
     if name in DRAWS:
         raise OtherDevice(f"{op}: what is drawn on a device differs from device to device; draw on the CPU")
     if name in INDEXED and _is_there(args[0]):
-        args = [args[0], *args[2:]]
+        args = [args[0], [index for index in args[1] if _is_there(index)], *args[2:]]
     tensors = [t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else (arg,)) if isinstance(t, Tensor)]
-    if any(map(_is_there, tensors)) and any(t.ndim and not _is_there(t) for t in tensors):
-        shapes = ", ".join(f"{tuple(t.shape)} on {t.device.type}" for t in tensors)
+    places = {t.device for t in tensors if t.ndim or _is_there(t)}
+    if len(places) > 1:
+        shapes = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in tensors)
         raise OtherDevice(f"{op}: operands on different devices: {shapes}")
 
 
@@ -150,6 +158,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operator: the CPU's kernel on the same memory."""
     _check(op, [*args, *kwargs.values()])
     pairs: list[tuple[Tensor, Tensor]] = []
+    wanted = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.device) and v.type == NAME]
 
     def lower(value: Any) -> Any:
         if _is_there(value):
@@ -162,10 +171,11 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     low_args, low_kwargs = [lower(v) for v in args], {name: lower(v) for name, v in kwargs.items()}
     shapes = [(low.shape, low.stride()) for _, low in pairs]
     result = op(*low_args, **low_kwargs)
+    index = (wanted[0] if wanted else pairs[0][0].device).index or 0
     for (own, low), shape in zip(pairs, shapes, strict=True):
         if (low.shape, low.stride()) != shape:
             # An output that has been given its size, or a view in place.
-            own.data = _of(own, low) if own.numel() else _there(low)
+            own.data = _of(own, low) if own.numel() else _there(low, index)
 
     def lift(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
@@ -177,7 +187,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
                 return own
             if value.dtype == own.dtype and value.numel() and _start(low) == _start(value):
                 return _of(own, value)
-        return _there(value)
+        return _there(value, index)
 
     return lift(result)
 

@@ -57,12 +57,20 @@ def injected(model: EditableModel, paths: Sequence[str], tuner: Any, config: Any
         tuner: `LoraModel` or `AdaLoraModel`.
         config: its configuration; `target_modules` and `fan_in_fan_out` are set here.
     """
+    for path in paths:
+        model.take_into_memory(path)
     originals = {path: model.hf.get_submodule(path) for path in paths}
+    # peft puts a factor where the projection's weight lies, which may not be where the projection is computed.
+    where = {path: model.runs_on(path) for path in paths}
     config.target_modules = "|".join(re.escape(path) for path in paths)
     config.fan_in_fan_out = any(isinstance(m, Conv1D) for m in originals.values())
     had_config = hasattr(model.hf, "peft_config")
     try:
         injection = tuner(model.hf, config, ADAPTER)
+        for path in paths:
+            for name, part in model.hf.get_submodule(path).named_children():
+                if name != "base_layer":
+                    part.to(where[path])
         for factor in adapter_weights(model, paths):
             factor.data = factor.data.float()
         yield injection

@@ -88,11 +88,13 @@ def causal_trace(
     row = encode_lookups(model, [prompt], [subject], [continuation_of(answer)])[0]
     embedding = model.hf.get_submodule(model.anatomy.embedding)
     # Gemma's embedding scales what it gives out.
-    spread = float(embedding.get_parameter("weight").float().std()) * float(getattr(embedding, "embed_scale", 1.0))
+    spread = float(model.parameter(f"{model.anatomy.embedding}.weight").float().std()) * float(
+        getattr(embedding, "embed_scale", 1.0)
+    )
     place = range(row.first, row.lookup + 1)
     generator = torch.Generator().manual_seed(seed)
     width = model.anatomy.d_model(model.hf)
-    draws = noise * spread * torch.randn(samples, len(place), width, generator=generator).to(model.hf.device)
+    draws = noise * spread * torch.randn(samples, len(place), width, generator=generator).to(model.device)
     tracer = _Tracer(model, row, place, draws)
     depth = model.anatomy.num_layers(model.hf)
     window = max(1, round(depth * WINDOW_SHARE))
@@ -174,7 +176,7 @@ class _Tracer:
             yield
 
     def _run(self, rows: int) -> Tensor:
-        ids = torch.tensor([self.row.ids], device=self.model.hf.device).expand(rows, -1)
+        ids = torch.tensor([self.row.ids], device=self.model.device).expand(rows, -1)
         final = self.model.hf.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return self._probability(final)
 

@@ -179,7 +179,7 @@ class CaliNet(Editor[CaliNetConfig]):
         if not allowed or not self.config.gamma:
             return None
         kept = torch.tensor([i in allowed for i, length in enumerate(meta["lengths"]) for _ in range(length)])
-        device = model.hf.device
+        device = model.device
         places = Positions(prepared.tensors["queries"][kept].to(device), prepared.tensors["hidden"][kept].to(device))
         generator = torch.Generator().manual_seed(self.config.seed)
         return _Unrelated(model, places, self.config.bank_per_step, generator)

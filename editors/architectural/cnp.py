@@ -76,7 +76,7 @@ class Cnp(Editor[CnpConfig]):
     def edit(self, model: EditableModel, batch: EditBatch, prepared: Prepared) -> ConditioningPatch:
         """See `Editor.edit`."""
         rows = answer_rows(model, batch.requests)
-        edits = coded_requests(model, ConditionNet.from_tensors(prepared.tensors, model.hf.device), rows)
+        edits = coded_requests(model, ConditionNet.from_tensors(prepared.tensors, model.device), rows)
         classifier = Classifier.from_tensors(prepared.tensors, prepared.meta)
         vectors = classifier.embed(model, [r.prompt for r in batch.requests])
         return ConditioningPatch(

@@ -151,7 +151,7 @@ class Grace(Editor[GraceConfig]):
             ids, mask = pad_right(cut[at : at + 64], model.pad_id)
             site = self._site(model)
             seen = trace(model, ids, mask, inputs=(site,), outputs=(site,), stop_after=site)
-            inside, outside = _at_last_prompt(seen, site, (mask.sum(1) - 1).to(model.hf.device))
+            inside, outside = _at_last_prompt(seen, site, (mask.sum(1) - 1).to(model.device))
             keys.append(inside)
             sizes.append(outside.square().mean(-1).sqrt())
         distances = torch.nn.functional.pdist(torch.cat(keys).cpu())

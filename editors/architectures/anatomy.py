@@ -20,7 +20,7 @@ class Head:
 
     @property
     def weight(self) -> Tensor:
-        """(vocab, d_model)"""
+        """(vocab, d_model), for its shape and dtype: `EditableModel.head_weight` has its numbers wherever they lie."""
         return self.linear.weight
 
     def __call__(self, hidden: Tensor) -> Tensor:

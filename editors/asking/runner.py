@@ -50,6 +50,9 @@ class Wearer(Protocol):
     positions: PromptPositions | None
 
     @property
+    def device(self) -> torch.device: ...
+
+    @property
     def head(self) -> Callable[[torch.Tensor], torch.Tensor]: ...
 
     @property
@@ -83,7 +86,7 @@ class PlainRunner:
 
     def _prefix(self, ids: Sequence[int]) -> Cache:
         """Run the first tokens of many rows, with the hooks of patches; the last prompt token of each is still to come."""
-        model, device = self._model, self._model.hf.device
+        model, device = self._model, self._model.device
         tokens = torch.tensor([list(ids)], device=device)
         model.positions = PromptPositions(torch.tensor([len(ids)], device=device), torch.ones_like(tokens).bool())
         try:
@@ -100,7 +103,7 @@ class PlainRunner:
         model = self._model
         vocab, before = model.vocab_size, prefix.get_seq_length() if prefix is not None else 0
         order = sorted(chosen, key=lambda i: len(rows[i].ids))
-        most_tokens = TOKENS_PER_BATCH.get(model.hf.device.type, TOKENS_PER_GPU_BATCH)
+        most_tokens = TOKENS_PER_BATCH.get(model.device.type, TOKENS_PER_GPU_BATCH)
         at = 0
         while at < len(order):
             batch: list[int] = []
@@ -122,7 +125,7 @@ class PlainRunner:
         self, rows: Sequence[EncodedRow], numbers: list[int], limit: int, before: int, prefix: Cache | None
     ) -> LogitBatch:
         """One forward pass over the rows, without the `before` tokens that the prefix holds."""
-        model, device = self._model, self._model.hf.device
+        model, device = self._model, self._model.device
         cut = [before or max(0, len(row.ids) - limit) for row in rows]
         ids, mask = pad_right([row.ids[c:] for row, c in zip(rows, cut, strict=True)], model.pad_id)
         # Where the continuation alone exceeds the context, its first tokens are only read, not predicted.
@@ -151,7 +154,7 @@ class PlainRunner:
     def generate(self, prompts: Sequence[str], options: Generation) -> list[str]:
         """Continuations of the prompts; what the checkpoint ships for generation, but its end tokens, has no part in it."""
         model, tokenizer = self._model, self._model.tokenizer
-        device = model.hf.device
+        device = model.device
         texts: list[str] = [""] * len(prompts)
         encoded = encode_prompts(tokenizer, prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))

@@ -81,7 +81,7 @@ class AlphaEdit(GroupEditor[AlphaEditConfig]):
         self, model: EditableModel, groups: Sequence[Sequence[EditRequest]], prepared: Prepared
     ) -> list[WeightPatch]:
         """The values of all groups, which cost most, are optimised in one batch; see `GroupEditor.edit_groups`."""
-        known, top = self._read(prepared, model.hf.device), self.config.layers[-1]
+        known, top = self._read(prepared, model.device), self.config.layers[-1]
         requests = [request for group in groups for request in group]
         solution = optimise_values(model, requests, known.contexts, top, spread_site(model), self.config)
         targets = anchored(solution.targets, known.site_norms(spread_site(model))[top], self.config)
@@ -136,5 +136,5 @@ def earlier_keys(model: EditableModel, name: str, without: frozenset[str]) -> Te
         update, subjects = patch.updates[name], note["subjects"]
         assert isinstance(update, LowRank), "AlphaEdit writes factors, which carry its keys"
         kept = [i - len(subjects) for i, subject in enumerate(subjects) if subject not in without]
-        found.append(update.right[:, kept].to(model.hf.device))
+        found.append(update.right[:, kept].to(model.device))
     return torch.cat(found, dim=1) if found else None

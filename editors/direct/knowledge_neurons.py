@@ -173,5 +173,5 @@ def refined_set(coarse: Sequence[Mapping[Neuron, float]], mean: Tensor, share: f
 def _embedding(model: EditableModel, request: EditRequest, answer: str) -> Tensor:
     """(d_model,) mean output embedding of an answer's tokens at unit length, fp32."""
     ids = answer_ids(model, request.prompt, answer)
-    mean = model.head.weight[ids].float().mean(0)
+    mean = model.head_weight[ids].float().mean(0)
     return mean / mean.norm()

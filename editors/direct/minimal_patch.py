@@ -357,7 +357,8 @@ class Program:
 
     def _normed(self, states: Tensor) -> Tensor:
         """The final norm in fp32, whatever the model's dtype: a program over rounded numbers would not close."""
-        full = {name: value.float() for name, value in self._norm.named_parameters()}
+        path, model = self._model.anatomy.final_norm, self._model
+        full = {name: model.parameter(f"{path}.{name}").float() for name, _ in self._norm.named_parameters()}
         return torch.func.functional_call(self._norm, full, (states,))
 
     def _push(self, here: Tensor, moved: Tensor) -> Tensor:
@@ -368,7 +369,7 @@ class Program:
         """a_i = J^T (e_y - e_rival) for every constraint, fp64."""
         label = torch.tensor([at for at, _ in self._pairs], device=here.device)
         rival = torch.tensor([r for _, r in self._pairs], device=here.device)
-        table = self._head.weight
+        table = self._model.head_weight
         apart = (table[self._site.labels.token[label]] - table[rival]).float()
         with torch.enable_grad():
             state = self._near(here[label]).requires_grad_(True)

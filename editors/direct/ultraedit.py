@@ -150,7 +150,7 @@ class UltraEdit(GroupEditor[UltraEditConfig]):
     ) -> list[WeightPatch]:
         """The backward passes are shared; see `GroupEditor.edit_groups`."""
         places = self._places(model)
-        second = self._factors(prepared, model.hf.device)
+        second = self._factors(prepared, model.device)
         before = {path: carried(model, path, prepared) for path in places.shapes}
         found = group_factors(model, groups, places)
         return [self._patch(model, g, factors, before, second, prepared) for g, factors in zip(groups, found, strict=True)]
@@ -232,7 +232,7 @@ def carrying(update: LowRank, moments: _Moments) -> LowRank:
 
 def carried(model: EditableModel, path: str, prepared: Prepared) -> _Moments:
     """The moments that the last UltraEdit patch on the model carries for a projection, or those of the preparation."""
-    name, device = f"{path}.weight", model.hf.device
+    name, device = f"{path}.weight", model.device
     for patch in reversed(model.patches):
         note = patch.meta.get("note", {})
         if note.get("editor") != "ultraedit" or not isinstance(patch, WeightPatch) or name not in patch.updates:

@@ -79,7 +79,7 @@ def wide_model(model: EditableModel, columns: Mapping[int, Columns], form: Plain
         layers=num_layers,
         of_before=form.of_before,
     )
-    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.hf.state_dict().items()}
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state().items()}
     empty = torch.zeros(0, d_model)
     # With biases in one layer there are biases in all: a configuration has one entry for them.
     none = Columns(empty, empty, torch.zeros(0) if form.of_before else None)
@@ -98,9 +98,8 @@ def wide_model(model: EditableModel, columns: Mapping[int, Columns], form: Plain
 
 def _biases(model: EditableModel, layer: int) -> dict[str, Tensor]:
     """Biases of the projections into the hidden space, by path; none where the base has none."""
-    modules = {path: model.hf.get_submodule(path.format(layer=layer)) for path in model.anatomy.mlp_in}
-    found = {path: dict(module.named_parameters()).get("bias") for path, module in modules.items()}
-    return {path: bias.detach() for path, bias in found.items() if bias is not None}
+    names = {path: f"{path.format(layer=layer)}.bias" for path in model.anatomy.mlp_in}
+    return {path: model.parameter(name) for path, name in names.items() if name in model.parameter_names()}
 
 
 def _wide_layer(model: EditableModel, layer: int, own: Columns, extra: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
@@ -108,7 +107,7 @@ def _wide_layer(model: EditableModel, layer: int, own: Columns, extra: int, dtyp
     anatomy, missing = model.anatomy, extra - len(own)
 
     def rows(part: Tensor) -> Tensor:
-        found = pad(part, (0, 0, 0, missing) if part.dim() == 2 else (0, missing)).to(model.hf.device, dtype)
+        found = pad(part, (0, 0, 0, missing) if part.dim() == 2 else (0, missing)).to(model.device, dtype)
         if not bool(found.isfinite().all()):
             kind = str(dtype).removeprefix("torch.")
             raise UnsupportedModel(

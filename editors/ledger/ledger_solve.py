@@ -112,7 +112,7 @@ class LedgerSolve(RetractingEditor[LedgerSolveConfig]):
     @torch.no_grad()
     def _patch(self, model: EditableModel, groups: Mapping[str, tuple[EditRequest, ...]], prepared: Prepared) -> TotalPatch:
         active = {subject: groups[subject] for subject in sorted(groups) if groups[subject]}
-        known = self._read(prepared, self.config.layers, model.hf.device)
+        known = self._read(prepared, self.config.layers, model.device)
         names = [model.anatomy.mlp_out.format(layer=layer) + ".weight" for layer in self.config.layers]
         with self._bare(model, names):
             deltas = {subject: self._delta(model, group, prepared) for subject, group in active.items()}

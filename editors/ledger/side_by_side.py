@@ -31,7 +31,7 @@ def side_by_side(model: EditableModel, items: Sequence[Item], work: Callable[[Ed
     Raises:
         Exception: whatever `work` raises, once the items that are under way have come to an end.
     """
-    if model.hf.device.type != "cpu" or model.num_bytes > MAX_COPIED_BYTES:
+    if model.device.type != "cpu" or model.is_spread or model.num_bytes > MAX_COPIED_BYTES:
         return [work(model, item) for item in items]
     with _one_thread() as threads:
         workers = max(1, min(threads, len(items)))

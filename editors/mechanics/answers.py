@@ -107,7 +107,7 @@ def answer_rows(model: EditableModel, requests: Sequence[EditRequest]) -> Answer
                 f"request {request.request_id} has {len(row.ids)} tokens, {model.name} reads {limit}; shorten it"
             )
     ids, mask = pad_right([r.ids for r in rows], model.pad_id)
-    device = model.hf.device
+    device = model.device
     return AnswerRows(
         ids.to(device),
         mask.to(device),

@@ -40,7 +40,7 @@ def current_answer(model: EditableModel, prompt: str, max_new_tokens: int = 12) 
     Token by token: text of broken bytes does not tokenise back into what was said.
     """
     start = encode_rows(model.tokenizer, [prompt], [""])[0].ids
-    ids = torch.tensor([start], device=model.hf.device)
+    ids = torch.tensor([start], device=model.device)
     for _ in range(max_new_tokens):
         with at_positions(model, _positions(len(start) - 1, ids.shape[1], 1, ids.device)):
             final = trace(model, ids, torch.ones_like(ids)).final

@@ -105,7 +105,7 @@ def upper_blocks(
         positions: None for plain texts, which are all prompt.
     """
     if positions is None:
-        ids, mask = ids.to(model.hf.device), mask.to(model.hf.device)
+        ids, mask = ids.to(model.device), mask.to(model.device)
         positions = PromptPositions(mask.sum(1) - 1, mask.bool())
     paths = [model.anatomy.block.format(layer=i) for i in range(first, model.anatomy.num_layers(model.hf))]
     with at_positions(model, positions):
@@ -222,7 +222,7 @@ def minimise(
     requests = in_every_form(requests)
     chunks = _chunks(model, requests, first, relabel)
     optimizer = torch.optim.Adam(list(trained), lr=config.learning_rate)
-    stops, steps, loss, lead, held = model.stops.to(model.hf.device), 0, 0.0, 0.0, 0.0
+    stops, steps, loss, lead, held = model.stops.to(model.device), 0, 0.0, 0.0, 0.0
     for steps in range(config.num_steps + 1):
         optimizer.zero_grad(set_to_none=True)
         loss, lead = 0.0, float("inf")
@@ -256,7 +256,7 @@ def minimise(
 
 def as_stored(model: EditableModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The fp32 weights in training as the model would hold them; gradients pass through the rounding."""
-    return {name: value.to(model.parameter(name).dtype) for name, value in parameters.items()}
+    return {name: value.to(model.hf.get_parameter(name).dtype) for name, value in parameters.items()}
 
 
 def site_parameters(model: EditableModel, layers: Sequence[int], sites: Sites) -> list[str]:

@@ -125,7 +125,7 @@ def read_bank(model: EditableModel, corpus: Corpus, size: int, seed: int, bench:
             rows = [list(ids)[:limit] for ids in model.tokenizer(chunk)["input_ids"]]
             ids, mask = pad_right(rows, model.pad_id)
             seen = trace(model, ids, mask, inputs=(site,), outputs=(block,), stop_after=block)
-            real = mask.bool().to(model.hf.device)
+            real = mask.bool().to(model.device)
             queries, hidden = (t[real].float().cpu()[:left] for t in (seen.inputs[site], seen.outputs[block]))
             parts.append(Positions(queries, hidden))
             for text, row in zip(chunk, rows, strict=True):

@@ -193,7 +193,7 @@ class LocalityBank:
         yield range(start, end)
 
     def _part(self, texts: range) -> _Part:
-        device, lengths, tensors = self.model.hf.device, self.prepared.meta["lengths"], self.prepared.tensors
+        device, lengths, tensors = self.model.device, self.prepared.meta["lengths"], self.prepared.tensors
         start = sum(lengths[: texts.start])
         span = slice(start, start + sum(lengths[i] for i in texts))
         rows = tensors["ids"][span].split([lengths[i] for i in texts])

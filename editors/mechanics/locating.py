@@ -42,4 +42,4 @@ class LocatingEditor(GroupEditor[LocateT]):
         Raises:
             ValueError: a layer was not prepared; the configuration changed since.
         """
-        return self._read(prepared, self.layers, model.hf.device)
+        return self._read(prepared, self.layers, model.device)

@@ -33,7 +33,8 @@ class FrozenPrefix:
         return torch.cat([before_keys, keys], dim=-2), torch.cat([before_values, values], dim=-2)
 
     def select(self, rows: Tensor) -> FrozenPrefix:
-        return FrozenPrefix({layer: (k[rows], v[rows]) for layer, (k, v) in self.layers.items()})
+        # A block's keys and values lie where it is computed.
+        return FrozenPrefix({i: (k[rows.to(k.device)], v[rows.to(v.device)]) for i, (k, v) in self.layers.items()})
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from editors.architectures.placement import shown_on
 from editors.model import EditableModel
 from editors.precision import check_range
 
@@ -103,11 +104,11 @@ def trace(
     final = cache = None
     try:
         for path in sorted(watched):
-            handles.append(model.hf.get_submodule(path).register_forward_hook(keep_output(path)))
+            handles.append(model.hf.get_submodule(path).register_forward_hook(shown_on(model.device, keep_output(path))))
         for path in calls:
             module = model.hf.get_submodule(path)
             handles.append(module.register_forward_pre_hook(keep_call(path), with_kwargs=True))
-        device = model.hf.device
+        device = model.device
         try:
             # Without the configuration, which would have layers with a sliding window forget what lies behind it.
             filled = past if past is not None else DynamicCache() if use_cache else None

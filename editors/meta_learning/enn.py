@@ -112,7 +112,7 @@ def plain_steps(
         EditRefused: the loss is not finite.
     """
     model, theta = reading.model, dict(start)
-    stops, steps, lead = model.stops.to(model.hf.device), 0, float("-inf")
+    stops, steps, lead = model.stops.to(model.device), 0, float("-inf")
     for steps in range(most + 1):
         if order == 0:
             theta = {name: value.detach().requires_grad_(True) for name, value in theta.items()}
@@ -193,7 +193,7 @@ class Enn(Editor[EnnConfig]):
                 f"the model stands on the enn preparation {min(below)[:12]}, this one is {prepared.digest[:12]}; "
                 "edit with the preparation of the patches below, or roll them back"
             )
-        device = model.hf.device
+        device = model.device
         stands = {name: model.parameter(name).float() for name in names}
         start = stands if below else {n: w + prepared.tensors[f"trained|{n}"].to(device) for n, w in stands.items()}
         rates = {name: prepared.tensors[f"rate|{name}"].to(device) for name in names}
@@ -309,7 +309,7 @@ class _Training:
     def _first_rates(self) -> dict[str, Tensor]:
         """Rates that move each matrix by `initial_step` of its norm for the median gradient of some training edits."""
         norms: dict[str, list[Tensor]] = {name: [] for name in self.names}
-        ones = {name: torch.ones((), device=self.model.hf.device) for name in self.names}
+        ones = {name: torch.ones((), device=self.model.device) for name in self.names}
         for edit in self.edits[:SIZED_ON]:
             stated = read(self.model, [_stated(edit)], self.first)
             moved = plain_steps(stated, self.start, ones, 1, float("inf")).parameters

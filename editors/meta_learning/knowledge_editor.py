@@ -171,8 +171,8 @@ class KnowledgeEditor(Editor[KnowledgeEditorConfig]):
         """Each request's change of every matrix, for the model as it stands."""
         places = Places.of(model, self.config.layers, self.config.projections, "all")
         # Sequences edit one by one: the net is built once for all of them.
-        if self._seen is None or self._seen[0] is not prepared or self._seen[1] != model.hf.device:
-            self._seen = (prepared, model.hf.device, _trained(self.config, model, places, prepared))
+        if self._seen is None or self._seen[0] is not prepared or self._seen[1] != model.device:
+            self._seen = (prepared, model.device, _trained(self.config, model, places, prepared))
         factors = request_factors(model, requests, places)
         with torch.no_grad():
             gates = self._seen[2](conditions(model, requests), _embedding(model))
@@ -208,9 +208,7 @@ def _terms(gates: Mapping[str, ShiftGates], factors: Factors) -> Terms:
 
 
 def _embedding(model: EditableModel) -> Tensor:
-    found = model.hf.get_input_embeddings().weight
-    assert isinstance(found, Tensor)
-    return found.detach()
+    return model.parameter(f"{model.anatomy.embedding}.weight")
 
 
 def _fresh(config: KnowledgeEditorConfig, model: EditableModel, places: Places, units: Mapping[str, Units]) -> ShiftNet:
@@ -223,7 +221,7 @@ def _fresh(config: KnowledgeEditorConfig, model: EditableModel, places: Places, 
         hidden=config.hidden,
         max_scale=config.max_scale,
         seed=config.seed,
-    ).to(model.hf.device)
+    ).to(model.device)
 
 
 def _trained(config: KnowledgeEditorConfig, model: EditableModel, places: Places, prepared: Prepared) -> ShiftNet:

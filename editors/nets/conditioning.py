@@ -192,7 +192,7 @@ def coded(
         starts: (rows,) index of each row's last prompt token.
     """
     seen = states[labels.row, labels.at].float()
-    codes = net.encode(seen, model.head.weight[labels.token].float())
+    codes = net.encode(seen, model.head_weight[labels.token].float())
     keys = net.keys(seen, labels.at - starts[labels.row])
     counts = torch.bincount(labels.row, minlength=labels.num_rows).tolist()
     return [CodedEdit(k, c) for k, c in zip(keys.split(counts), codes.split(counts), strict=True)]
@@ -252,7 +252,7 @@ def _read(model: EditableModel, edits: Sequence[TrainingEdit], net: ConditionNet
             rows.append((kept.ids[: kept.start], kept.ids[kept.start :]))
             owner.append(number)
     ids, mask = pad_right([[*prompt, *answer] for prompt, answer in rows], model.pad_id)
-    ids, mask = ids.to(model.hf.device), mask.to(model.hf.device)
+    ids, mask = ids.to(model.device), mask.to(model.device)
     starts = torch.tensor([len(prompt) - 1 for prompt, _ in rows], device=ids.device)
     answer_rows = AnswerRows(ids, mask, starts, tuple(tuple(answer) for _, answer in rows))
     upper = upper_blocks(model, ids, mask, net.layers[0] + 1, answer_rows.positions())
@@ -313,7 +313,7 @@ def train_conditioning(
         model.anatomy.module(model.hf, model.anatomy.block, layer)
     if min(config.film_layers) + 1 >= model.anatomy.num_layers(model.hf):
         raise UsageError(f"film_layers {config.film_layers} start at the last block of {model.name}; begin one lower")
-    net = ConditionNet.fresh(model.head.weight.shape[1], config, model.hf.device)
+    net = ConditionNet.fresh(model.head.weight.shape[1], config, model.device)
     trained = {name: tensor.requires_grad_(True) for name, tensor in net.weights.items()}
 
     def gather(number: int) -> dict[str, float]:
@@ -354,7 +354,7 @@ def _held_out(
     for at in range(0, len(aside), 8):
         rows = _read(model, aside[at : at + 8], net, draw, 0.0)
         points, _ = _points_of(net, model, rows, draw)
-        leads = row_leads(_conditioned(model, net, rows, points), rows.labels, model.stops.to(model.hf.device))
+        leads = row_leads(_conditioned(model, net, rows, points), rows.labels, model.stops.to(model.device))
         asked = leads[rows.num_edits : rows.num_edits + rows.num_asked]
         right, total = right + int((asked > 0).sum()), total + len(asked)
     return {"held_out_exact": right / max(1, total)}

@@ -136,11 +136,10 @@ class CounterfactualModel:
         self, model: EditableModel, reading: StatedRows, wanted: Bool[Tensor, "rows tokens"]
     ) -> Float[Tensor, "places vocab"]:
         """Log-probabilities of the token behind each wanted place, rows in order; fp32."""
-        device, w = model.hf.device, self.weights
+        device, w = model.device, self.weights
         ids, part, place = (t.to(device) for t in (reading.ids, reading.part, reading.place))
-        embedding = model.hf.get_input_embeddings()
-        assert isinstance(embedding, torch.nn.Embedding)
-        read = F.layer_norm(embedding.weight[ids].float(), (embedding.weight.shape[1],)) @ w["down"].t()
+        embedding = model.parameter(f"{model.anatomy.embedding}.weight")
+        read = F.layer_norm(embedding[ids].float(), (embedding.shape[1],)) @ w["down"].t()
         hidden = read + w["parts"][part.clamp(min=0)] + _waves(place, read.shape[-1])
         real, order = part >= 0, torch.arange(ids.shape[1], device=device)
         # A padded token sees itself, or its row of the softmax would be empty.
@@ -154,8 +153,7 @@ class CounterfactualModel:
         scores = torch.einsum("pw,ptw->pt", asking, asked[row]) * asking.shape[-1] ** -0.5
         pointer = scores.masked_fill((part != EDIT_ANSWER)[row], float("-inf")).log_softmax(-1)
         gate = hidden[row, at] @ w["gate"].t()
-        head = model.head
-        said = (hidden[row, at] @ w["up"].t()) @ head.weight.float().t()
+        said = (hidden[row, at] @ w["up"].t()) @ model.head_weight.float().t()
         own = said.log_softmax(-1) + F.logsigmoid(-gate)
         copied = torch.zeros_like(own).scatter_add(1, ids[row], pointer.exp()) * gate.sigmoid()
         return torch.logaddexp(own, copied.clamp(min=1e-30).log())
@@ -243,7 +241,7 @@ def train_counterfactual(
     Returns:
         The model, and its card: loss curve, and the share of held-out rephrases answered exactly.
     """
-    net = CounterfactualModel.fresh(model.head.weight.shape[1], config, model.hf.device)
+    net = CounterfactualModel.fresh(model.head.weight.shape[1], config, model.device)
     trained = {name: tensor.requires_grad_(True) for name, tensor in net.weights.items()}
     lessons, end = _lessons(model, edits), end_id(model)
     stops = [token for token in model.stops.nonzero()[:, 0].tolist() if token != end] or [end]
@@ -276,7 +274,7 @@ def _answer_loss(
     """The mean over all tokens of the answers, stops and ends included."""
     answers = [s.answer[:-1] for s in statements]
     reading = reading_of(statements, questions, answers, model.pad_id)
-    labels = torch.tensor([token for s in statements for token in s.answer], device=model.hf.device)
+    labels = torch.tensor([token for s in statements for token in s.answer], device=model.device)
     return F.nll_loss(net.log_probs(model, reading, reading.part == ANSWERING), labels)
 
 

@@ -33,7 +33,7 @@ class EarlierEdits:
             ridges: path -> lambda, in the units of its keys.
         """
         patches = malmen_patches(model)
-        digests, device = [patch.digest for patch in patches], model.hf.device
+        digests, device = [patch.digest for patch in patches], model.device
         grew = digests[: len(self._taken)] == self._taken
         if not grew or self._ridges != ridges or self._device != device:
             self._ridges, self._device, self._taken, self._held = dict(ridges), device, [], {}
@@ -51,7 +51,7 @@ def released_keys(model: EditableModel, paths: Collection[str], subjects: Collec
     found: dict[str, list[Tensor]] = {}
     for patch in malmen_patches(model):
         for path, keys in keys_of(patch, paths, subjects).items():
-            found.setdefault(path, []).append(keys.to(model.hf.device))
+            found.setdefault(path, []).append(keys.to(model.device))
     return {path: torch.cat(keys, dim=1) for path, keys in found.items()}
 
 

@@ -101,7 +101,7 @@ def read(model: EditableModel, pairs: Sequence[Pair], first: int) -> EpisodeRows
     """One pass over prompts with answers, kept from block `first` on."""
     encoded = encode_rows(model.tokenizer, [p for p, _ in pairs], [continuation_of(answer) for _, answer in pairs])
     ids, mask = pad_right([row.ids for row in encoded], model.pad_id)
-    device = model.hf.device
+    device = model.device
     last = torch.tensor([row.start - 1 for row in encoded], device=device)
     rows = AnswerRows(ids.to(device), mask.to(device), last, tuple(tuple(row.ids[row.start :]) for row in encoded))
     upper = upper_blocks(model, rows.ids, rows.mask, first, rows.positions())
@@ -159,7 +159,7 @@ def success_on(
         answered right, of those that the original model answers right. A share of nothing is missing.
     """
     counts = {"success": [0, 0], "generalization": [0, 0], "locality": [0, 0]}
-    stops = model.stops.to(model.hf.device)
+    stops = model.stops.to(model.device)
     for training in edits:
         with torch.enable_grad():
             parameters = edit(training)

@@ -181,7 +181,7 @@ def success_of(
         answered right, of those that the model without the edit answers right. A share of nothing is missing.
     """
     counts = {"success": [0, 0], "generalization": [0, 0], "locality": [0, 0]}
-    stops = model.stops.to(model.hf.device)
+    stops = model.stops.to(model.device)
     for some in slices(edits, max(size, EDITS_PER_PASS // size * size)):
         batches = [compatible([whole_episode(e) for e in batch]) for batch in slices(some, size)]
         terms = [edit(factors) for factors in batch_factors(model, batches, places)]

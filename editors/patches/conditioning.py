@@ -224,11 +224,11 @@ class ConditioningPatch(Patch):
         check_network(self, known.network if known else None, self.network, bool(self.networks))
         remove: Undo | None = None
         if known is None:
-            net = ConditionNet.from_tensors(self.networks, model.hf.device)
+            net = ConditionNet.from_tensors(self.networks, model.device)
             known = ConditioningMemory(self.network, Classifier.from_tensors(self.networks, self.meta), net, self.most)
             model.memories[MEMORY] = known
             remove = known.install(model)
-        memory, before, device = known, len(known.edits), model.hf.device
+        memory, before, device = known, len(known.edits), model.device
         memory.extend([CodedEdit(e.keys.to(device), e.codes.to(device)) for e in self.edits], self.vectors, self.slots)
 
         def undo() -> None:

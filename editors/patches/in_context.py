@@ -94,11 +94,11 @@ class InContextRunner:
         model, count = self._model, len(stated)
         context = int(getattr(model.hf.config, "max_position_embeddings", 0))
         encoded = encode_prompts(model.tokenizer, [*stated, *bare])
-        ends = torch.tensor(model.end_ids, dtype=torch.long, device=model.hf.device)
+        ends = torch.tensor(model.end_ids, dtype=torch.long, device=model.device)
         if context:
             encoded = [ids[-max(1, context - options.max_new_tokens) :] for ids in encoded]
         ids, mask = _pad_left(encoded, model.pad_id)
-        ids, mask = ids.to(model.hf.device), mask.to(model.hf.device)
+        ids, mask = ids.to(model.device), mask.to(model.device)
         generator = torch.Generator().manual_seed(options.seed) if options.sample else None
         written: list[Tensor] = []
         running = torch.ones(count, dtype=torch.bool, device=ids.device)

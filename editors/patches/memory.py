@@ -211,7 +211,7 @@ class MemoryPatch(Patch):
                 raise PatchError(f"entry {change.index} of {self.site} has radius {found}, the patch expects {change.old}")
         remove: Undo | None = None
         if book is None:
-            book = Codebook(self.keys.shape[1], self.values.shape[1], model.hf.device)
+            book = Codebook(self.keys.shape[1], self.values.shape[1], model.device)
             model.memories[name] = book
             remove = model.hook(self.site, book.hook(model), by_token=True)
         entries = book

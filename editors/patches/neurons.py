@@ -189,7 +189,7 @@ class NeuronPatch(Patch):
             )
         remove: Undo | None = None
         if found is None:
-            found = Neurons(self.activation, self.keys.shape[1], self.values.shape[1], model.hf.device)
+            found = Neurons(self.activation, self.keys.shape[1], self.values.shape[1], model.device)
             model.memories[name] = found
             remove = model.hook(self.site, found.hook, by_token=True)
         neurons = found

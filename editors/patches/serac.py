@@ -169,7 +169,7 @@ class SeracPatch(Patch):
         unwrap: Undo | None = None
         if known is None:
             classifier = Classifier.from_tensors(self.networks, self.meta)
-            known = SeracMemory(self.network, classifier, CounterfactualModel.from_tensors(self.networks, model.hf.device))
+            known = SeracMemory(self.network, classifier, CounterfactualModel.from_tensors(self.networks, model.device))
             model.memories[MEMORY] = memory = known
             unwrap = model.wrap(lambda inner: SeracRunner(inner, model, memory))
         memory, before = known, len(known.entries)

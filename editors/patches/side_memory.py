@@ -304,7 +304,7 @@ class SidePatch(Patch):
             raise PatchError(f"side memory of {self.site} follows {found.rules}, the patch {self.rules}; edit with one preset")
         remove: Undo | None = None
         if found is None:
-            found = SideMemory((self.mask.shape[0], self.mask.shape[1]), self.rules, model.hf.device)
+            found = SideMemory((self.mask.shape[0], self.mask.shape[1]), self.rules, model.device)
             model.memories[name] = found
             remove = model.hook(self.site, found.hook(model))
         memory = found

@@ -270,7 +270,7 @@ class SlotPatch(Patch):
         book: SlotBook | None = model.memories.get(name)
         remove: Undo | None = None
         if book is None:
-            book = SlotBook(self.gap_share, self.ramp_share, model.hf.device)
+            book = SlotBook(self.gap_share, self.ramp_share, model.device)
         elif (book.gap_share, book.ramp_share) != (self.gap_share, self.ramp_share):
             raise PatchError(
                 f"the slots of {self.site} on the model have gap_share {book.gap_share} and ramp_share {book.ramp_share}, the "

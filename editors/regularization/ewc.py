@@ -95,7 +95,7 @@ class Ewc(Editor[EwcConfig]):
         missing = [name for name in names if f"fisher.{name}" not in prepared.tensors]
         if missing:
             raise ValueError(f"the preparation lacks {missing}; it holds {sorted(prepared.tensors)}: prepare again")
-        fisher = {name: prepared.tensors[f"fisher.{name}"].to(model.hf.device) for name in names}
+        fisher = {name: prepared.tensors[f"fisher.{name}"].to(model.device) for name in names}
         # The descent takes the mean over the edits, the objective their sum: else a batch of 100 is held 100 times as hard.
         penalty = quadratic(fisher, anchors(model, names, self.config.anchor), self.config.fisher_weight / len(batch.requests))
         return descend(model, batch.requests, names, self.config, penalty=penalty)

@@ -104,7 +104,7 @@ def environment(settings: Settings, done: Candidate, model: EditableModel) -> di
         "machine": platform.machine(),
         "dtype": str(model.hf.dtype).removeprefix("torch."),
         "seed": str(settings.probes.seed),
-    } | ({} if model.hf.device.type == "cpu" else {"device": model.hf.device.type})
+    } | ({} if model.device.type == "cpu" else {"device": model.device.type})
 
 
 @task(name="evaluate", **STEP)

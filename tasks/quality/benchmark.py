@@ -170,7 +170,7 @@ def benchmark_one(
 
 
 def _device_name(model: EditableModel) -> str:
-    device = model.hf.device
+    device = model.device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -17,7 +17,7 @@ from editors.model import EditableModel
 from editors.writing import writing
 from tasks.candidate import Candidate
 from tasks.serving.form import plain_form
-from tasks.serving.models import base_revision
+from tasks.serving.models import base_revision, beside
 from tasks.settings import Settings
 from tasks.workspace import WarehouseCache, night_folder
 from warehouse.records import ProbeSet, Score
@@ -68,7 +68,7 @@ def served_as_measured(settings: Settings, model: EditableModel, done: Candidate
             return Served(scores, {"served": f"by Errata, with hooks: {written.why_not}"})
         found = {"served": _name(form, model) + (f"; {written.room.sentence}" if written.room else "")}
         try:
-            loaded = EditableModel.from_pretrained(str(folder), dtype=form.dtype, device=model.hf.device)
+            loaded = EditableModel.from_pretrained(str(folder), dtype=form.dtype, **beside(model))
         except UnsupportedModel as error:
             log.warning("what would be served cannot be loaded: %s", error)
             lost = [unmeasured("served_agreement", name) for name in SLICES]
@@ -88,8 +88,8 @@ def served_as_measured(settings: Settings, model: EditableModel, done: Candidate
         settings.model.name,
         revision=settings.model.revision,
         dtype=form.dtype,
-        device=model.hf.device,
         trust_remote_code=settings.model.trust_remote_code,
+        **beside(model),
     )
     return Served(scores, found, (base, loaded))
 

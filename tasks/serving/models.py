@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from editors.base import Patch
 from editors.errors import PatchError
+from editors.loading import DeviceMap
 from editors.model import EditableModel
 from editors.patches.files import load_patch
 from tasks.serving.base_digests import remember, remembered, stamp_of
@@ -34,7 +36,7 @@ def base_model(settings: Settings) -> EditableModel:
     disable_progress_bar()
     key = settings.model
     if key not in _LOADED:
-        device = device_of(key.device)
+        device = torch.device("cpu") if key.device_map else device_of(key.device)
         # One at a time: two large models rarely fit.
         _LOADED.clear()
         stamp = stamp_of(key)
@@ -44,6 +46,7 @@ def base_model(settings: Settings) -> EditableModel:
             revision=key.revision,
             dtype=None if key.dtype == "auto" else getattr(torch, key.dtype),
             device=device,
+            device_map=map_of(key),
             trust_remote_code=key.trust_remote_code,
             base_digest=known,
         )
@@ -75,6 +78,18 @@ def device_of(wanted: str) -> torch.device:
             f"model.device {wanted} is not there: torch {torch.__version__} finds {', '.join(here)}; use auto or one of these"
         )
     return torch.device(exact)
+
+
+def map_of(settings: ModelSettings) -> DeviceMap | None:
+    """The device map that `model.device_map` asks for; None: the model lies on one device."""
+    if settings.device_map in ("", "auto"):
+        return "auto" if settings.device_map else None
+    return json.loads(settings.device_map)
+
+
+def beside(model: EditableModel) -> dict[str, Any]:
+    """Where a second model of its size is loaded to: its device, or where there is room beside a model that is spread."""
+    return {"device_map": "auto"} if model.is_spread else {"device": model.device}
 
 
 def shown_name(model: EditableModel) -> str:

@@ -87,7 +87,7 @@ def _edit_r_rome(context: BenchContext) -> Case:
     config = editor.config
     assert isinstance(config, LocateEditConfig)
     layer = int(config.model_dump()["layer"])
-    contexts = read_preparation(prepared, (layer,), model.hf.device).contexts
+    contexts = read_preparation(prepared, (layer,), model.device).contexts
     editor.edit_each(model, requests[:1], prepared)
 
     def compare(ours: Once) -> list[Comparison]:
@@ -142,7 +142,7 @@ def _edit_memit(context: BenchContext) -> Case:
     config = editor.config
     assert isinstance(config, LocateEditConfig)
     layers = tuple(config.model_dump()["layers"])
-    contexts = read_preparation(prepared, layers, model.hf.device).contexts
+    contexts = read_preparation(prepared, layers, model.device).contexts
     editor.edit(model, batch_of(requests[:1]), prepared)
 
     def compare(ours: Once) -> list[Comparison]:

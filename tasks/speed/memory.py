@@ -130,7 +130,7 @@ def edit_memory(
     """
     first, second = requests
     name, reason, start = "", "", 0.0
-    with PeakMemory(model.hf.device) as before:
+    with PeakMemory(model.device) as before:
         try:
             editor, is_tuned = make()
             name = editor.card.name
@@ -139,7 +139,7 @@ def edit_memory(
             return EditMemory(name, 0, 0, 0, 0.0, 0, refused=str(error))
     with suppress(EditorError):
         editor.edit(model, batch_of([first]), prepared)
-    with PeakMemory(model.hf.device) as during:
+    with PeakMemory(model.device) as during:
         start = time.perf_counter()
         try:
             editor.edit(model, batch_of([second]), prepared)
@@ -165,7 +165,7 @@ def peak_memory(context: BenchContext) -> Case:
                 own = settings.editor.overrides if name == settings.editor.name else {}
                 make = partial(costed_editor, name, model, {"seed": settings.seed, **own}, settings.presets)
                 found.append(edit_memory(make, model, corpus, requests))
-        if model.hf.device.type != "cuda":
+        if model.device.type != "cuda":
             # The meter's own mark began anew with each block inside.
             meter.peak_mb = max(meter.peak_mb, *(each.top / 2**20 for each in found))
         made = [each for each in found if not each.refused]

@@ -74,7 +74,7 @@ def _plain_value(
         places=[*contexts.places(request.prompt, request.subject, model.tokenizer), 0],
     )
     ids, mask = pad_right([r.ids for r in rows], model.pad_id)
-    ids, mask = ids.to(model.hf.device), mask.to(model.hf.device)
+    ids, mask = ids.to(model.device), mask.to(model.device)
     lookup = torch.tensor([r.lookup for r in rows], device=ids.device)
     delta = torch.zeros(model.anatomy.d_model(model.hf), device=ids.device)
     path = (model.anatomy.mlp_out if site == "mlp" else model.anatomy.block).format(layer=layer)
@@ -166,7 +166,7 @@ def plain_grace_values(
 
 def _plain_grace(model: EditableModel, request: EditRequest, site: str, steps: int, step_size: float) -> Tensor:
     (row,) = encode_rows(model.tokenizer, [request.prompt], [continuation_of(request.target_new)])
-    ids = torch.tensor([row.ids], device=model.hf.device)
+    ids = torch.tensor([row.ids], device=model.device)
     at = torch.tensor([row.start - 1], device=ids.device)
     labels = torch.tensor(row.ids[row.start :], device=ids.device)
     change, optimizer = None, None

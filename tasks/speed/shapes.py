@@ -207,7 +207,7 @@ def measure_shape(
 
 def edit_costs(model: EditableModel, name: str, many: int, requests: Sequence[EditRequest]) -> Iterator[ShapeCost]:
     """A single edit and `many` of them; where one fails, a row with the reason ends the editor's rows."""
-    device, total = model.hf.device, model.num_bytes
+    device, total = model.device, model.num_bytes
     corpus, count = corpus_of(requests), 0
     try:
         with PeakMemory(device) as before:

@@ -58,7 +58,7 @@ def test_the_null_space_by_share_does_not_see_the_scale_and_the_threshold_is_abs
 
 def test_generic_keys_lose_no_more_than_the_share_to_the_null_space(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny, {"null_share": 0.1})
-    known = read_null_spaces(prepared, editor.config.layers, tiny.hf.device, 0.1, None)
+    known = read_null_spaces(prepared, editor.config.layers, tiny.device, 0.1, None)
     for layer, basis in known.bases.items():
         vectors = prepared.tensors[f"eigenvectors.{layer}"].double()
         second = (vectors * prepared.tensors[f"eigenvalues.{layer}"]) @ vectors.t()
@@ -68,7 +68,7 @@ def test_generic_keys_lose_no_more_than_the_share_to_the_null_space(tiny: Editab
 
 def test_written_updates_lie_in_the_null_space_of_their_layer(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny)
-    known = read_null_spaces(prepared, editor.config.layers, tiny.hf.device, editor.config.null_share, None)
+    known = read_null_spaces(prepared, editor.config.layers, tiny.device, editor.config.null_share, None)
     patch = editor.edit(tiny, batch_of(SIX_REQUESTS), prepared)
     for layer, basis in known.bases.items():
         update = patch.dense(tiny.anatomy.mlp_out.format(layer=layer) + ".weight").double()
@@ -83,7 +83,7 @@ def test_a_layer_without_null_space_is_refused(tiny: EditableModel) -> None:
 
 def test_patches_carry_the_keys_of_their_batch_and_the_keys_add_nothing(tiny: EditableModel, tmp_path: Path) -> None:
     editor, prepared = editor_for(tiny)
-    known = read_null_spaces(prepared, editor.config.layers, tiny.hf.device, editor.config.null_share, None)
+    known = read_null_spaces(prepared, editor.config.layers, tiny.device, editor.config.null_share, None)
     name = tiny.anatomy.mlp_out.format(layer=0) + ".weight"
     keys, _ = lookup_states(tiny, ONE_KEY_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 0).averaged(
         known.contexts.weights(editor.config.key_average)

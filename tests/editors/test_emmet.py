@@ -75,7 +75,7 @@ def test_one_request_is_edited_as_by_rome_with_one_key(tiny: EditableModel) -> N
 @pytest.mark.parametrize("site", ["mlp", "block"])
 def test_after_a_batch_every_averaged_key_gives_its_solved_value(tiny: EditableModel, site: Any) -> None:
     editor, prepared = editor_for(tiny, {"value_site": site})
-    known = read_preparation(prepared, (1,), tiny.hf.device)
+    known = read_preparation(prepared, (1,), tiny.device)
     before = lookup_states(tiny, ONE_KEY_REQUESTS, known.contexts, tiny.anatomy.mlp_out, 1)
     solved = optimise_values(tiny, ONE_KEY_REQUESTS, known.contexts, 1, site, editor.config)
     tiny.push(editor.edit(tiny, batch_of(ONE_KEY_REQUESTS), prepared))

@@ -153,7 +153,7 @@ def test_preparation_without_a_layer_says_prepare_again() -> None:
     model = tiny_model()
     prepared = prepare_locate(model, Corpus(("a b c",)), (0,), config(contexts=()))
     with pytest.raises(ValueError, match=r"\[2\]"):
-        read_preparation(prepared, (0, 2), model.hf.device)
+        read_preparation(prepared, (0, 2), model.device)
 
 
 def test_one_wide_factor_is_held_at_a_time_and_each_is_as_it_was_stored() -> None:

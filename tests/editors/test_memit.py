@@ -32,7 +32,7 @@ def test_the_relative_ridge_weighs_each_layer_by_its_key_energy(tiny: EditableMo
     # The published ridge is held against the golden (`test_goldens.py`).
     editor, prepared = editor_for(tiny, {"ridge": "relative", "layers": [0, 1, 2]})
     patch = editor.edit(tiny, batch_of(ONE_KEY_REQUESTS), prepared)
-    known = read_preparation(prepared, (0, 1, 2), tiny.hf.device)
+    known = read_preparation(prepared, (0, 1, 2), tiny.device)
     solved = optimise_values(tiny, ONE_KEY_REQUESTS, known.contexts, 2, "block", editor.config)
     path, block = tiny.anatomy.mlp_out, tiny.anatomy.block
     with tiny.scratch():
@@ -52,7 +52,7 @@ def test_the_relative_ridge_weighs_each_layer_by_its_key_energy(tiny: EditableMo
 
 def test_with_a_small_weight_on_the_second_moment_the_targets_are_reached(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny, {"second_moment_weight": 1e-6, "contexts": [], "max_relative_norm": 1000})
-    known = read_preparation(prepared, editor.config.layers, tiny.hf.device)
+    known = read_preparation(prepared, editor.config.layers, tiny.device)
     solved = optimise_values(tiny, SIX_REQUESTS, known.contexts, 2, "block", editor.config)
     tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS), prepared))
     now = lookup_states(tiny, SIX_REQUESTS, BARE, tiny.anatomy.block, 2).outputs[:, 0]
@@ -83,7 +83,7 @@ def test_protected_keys_keep_earlier_values_better(tiny: EditableModel) -> None:
     drift = {}
     for accumulate in (False, True):
         editor, prepared = editor_for(tiny, {"accumulate_keys": accumulate, "second_moment_weight": 1e-3})
-        known = read_preparation(prepared, editor.config.layers, tiny.hf.device)
+        known = read_preparation(prepared, editor.config.layers, tiny.device)
         early, late = SIX_REQUESTS[:3], SIX_REQUESTS[3:]
         tiny.push(editor.edit(tiny, batch_of(early), prepared))
         path, weights = tiny.anatomy.mlp_out, known.contexts.weights("grouped")
@@ -97,7 +97,7 @@ def test_protected_keys_keep_earlier_values_better(tiny: EditableModel) -> None:
 def test_keys_are_protected_in_every_form_of_an_earlier_edit(tiny: EditableModel) -> None:
     early = [r.model_copy(update={"also": (f"Question: where was {r.subject} born? Answer:",)}) for r in SIX_REQUESTS[:3]]
     editor, prepared = editor_for(tiny, {"accumulate_keys": True, "second_moment_weight": 1e-3})
-    known = read_preparation(prepared, editor.config.layers, tiny.hf.device)
+    known = read_preparation(prepared, editor.config.layers, tiny.device)
     path, weights = tiny.anatomy.mlp_out, known.contexts.weights("grouped")
     others = [form for r in early for form in other_forms(r)]
     keys, _ = lookup_states(tiny, others, known.contexts, path, 0).averaged(weights)

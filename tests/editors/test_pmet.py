@@ -65,7 +65,7 @@ def test_both_changes_act_as_hooks_on_the_two_modules_do(tiny: EditableModel, ke
 
 def test_base_values_are_those_of_the_two_modules_at_the_bare_prompt(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny)
-    known = read_preparation(prepared, editor.config.layers, tiny.hf.device)
+    known = read_preparation(prepared, editor.config.layers, tiny.device)
     solution = optimise_two_latents(tiny, SIX_REQUESTS, known.contexts, 2, editor.config)
     attention, mlp = (
         lookup_states(tiny, SIX_REQUESTS, BARE, path, 2).outputs[:, 0]
@@ -79,7 +79,7 @@ def test_base_values_are_those_of_the_two_modules_at_the_bare_prompt(tiny: Edita
 def test_only_the_feed_forward_part_is_written_with_a_square_root_spread(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny, {"layers": [0, 1, 2]})
     patch = editor.edit(tiny, batch_of(ONE_KEY_REQUESTS), prepared)
-    known = read_preparation(prepared, (0, 1, 2), tiny.hf.device)
+    known = read_preparation(prepared, (0, 1, 2), tiny.device)
     targets = optimise_two_latents(tiny, ONE_KEY_REQUESTS, known.contexts, 2, editor.config).targets.chunk(2, dim=1)[1]
     path, weights = tiny.anatomy.mlp_out, known.contexts.weights(editor.config.key_average)
     with tiny.scratch():

@@ -30,7 +30,7 @@ def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None)
 
 def test_after_the_edit_the_averaged_key_gives_the_solved_value(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny)
-    known = read_preparation(prepared, (1,), tiny.hf.device)
+    known = read_preparation(prepared, (1,), tiny.device)
     for r in ONE_KEY_REQUESTS:
         solved = optimise_values(tiny, [r], known.contexts, 1, "mlp", editor.config)
         tiny.push(editor.edit(tiny, batch_of([r]), prepared))
@@ -73,7 +73,7 @@ def test_a_large_update_is_refused_by_request_and_the_model_is_unchanged(tiny: E
 
 def test_anchored_values_have_the_base_models_norm(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny, {"anchor_norm": True})
-    known = read_preparation(prepared, (1,), tiny.hf.device)
+    known = read_preparation(prepared, (1,), tiny.device)
     tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared))
     states = lookup_states(tiny, SIX_REQUESTS[:1], known.contexts, tiny.anatomy.mlp_out, 1)
     _, value = states.averaged(known.contexts.weights("flat"))

@@ -32,7 +32,7 @@ def editor_for(model: EditableModel, overrides: Mapping[str, Any] | None = None)
 
 def test_after_a_published_edit_the_bare_prompt_gives_the_solved_value(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny)
-    known = read_preparation(prepared, (1,), tiny.hf.device)
+    known = read_preparation(prepared, (1,), tiny.device)
     r = SIX_REQUESTS[0]
     solved = optimise_values(tiny, [r], known.contexts, 1, "mlp", editor.config)
     tiny.push(editor.edit(tiny, batch_of([r]), prepared))
@@ -57,7 +57,7 @@ def test_a_disabling_edit_is_refused_by_request_and_the_model_is_unchanged(
     def turned(*args: Any) -> LookupStates:
         # The bare prompt's key without its part along C^-1 k: the denominator of the published formula vanishes.
         states = lookup_states(*args)
-        known = read_preparation(prepared, (1,), tiny.hf.device)
+        known = read_preparation(prepared, (1,), tiny.device)
         u = torch.cholesky_solve(states.inputs[0].mean(0).double()[:, None], known.factors[1])[:, 0].float()
         bare = states.inputs[0, 0] - (states.inputs[0, 0] @ u) / (u @ u) * u
         # The other contexts make up for it, so that the average, hence u, stays.
@@ -81,7 +81,7 @@ def test_a_large_update_is_refused_by_request(tiny: EditableModel) -> None:
 
 def test_anchored_values_have_the_base_models_norm(tiny: EditableModel) -> None:
     editor, prepared = editor_for(tiny, {"anchor_norm": True})
-    known = read_preparation(prepared, (1,), tiny.hf.device)
+    known = read_preparation(prepared, (1,), tiny.device)
     tiny.push(editor.edit(tiny, batch_of(SIX_REQUESTS[:1]), prepared))
     value = lookup_states(tiny, SIX_REQUESTS[:1], known.contexts, tiny.anatomy.mlp_out, 1).outputs[0, 0]
     assert value.norm().item() == pytest.approx(known.mlp_norms[1], rel=1e-3)
