@@ -196,7 +196,7 @@ def test_a_checkpoint_with_biases_of_a_release_before_is_audited_pulled_and_take
 ) -> None:
     home = slots_of(received, "llama", tmp_path, monkeypatch, steady_model("llama"))
     with monkeypatch.context() as before:
-        before.setattr("tasks.night.promote.plain_form", lambda _settings, _model: OF_BEFORE)
+        before.setattr("tasks.serving.plain_folder.plain_form", lambda _settings, _model: OF_BEFORE)
         assert run(home) == "promote"
     (asked,) = home.rows("SELECT prompt FROM edit_requests")
     assert audit(configure(home.config)).breaks == () and home.findings() == []
