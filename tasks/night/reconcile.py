@@ -15,7 +15,7 @@ from prefect import task
 
 from checks.gates.decide import load_policy
 from tasks.candidate import Candidate, TakenOut, edited_before
-from tasks.isolation.isolate import Isolated
+from tasks.isolation.culprits import Isolated
 from tasks.night.settle import settle
 from tasks.serving.models import patch_folder, stored_patch
 from tasks.serving.plain_folder import drop_plain_folder

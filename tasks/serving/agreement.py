@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from checks.evaluation import predict
 from checks.metrics.outcome import unmeasured
-from checks.metrics.served import SLICES, served_agreement
+from checks.metrics.served import SLICES, lost_in_serving, served_agreement
 from editors.errors import UnsupportedModel
 from editors.model import EditableModel
 from tasks.candidate import Candidate
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 #: Probes that an edit should not touch, of the night's own.
 BYSTANDERS = frozenset({"neighbourhood", "relation_specificity", "unrelated", "drawdown"})
 NUM_BYSTANDERS = 120
+#: Where a report's environment names the requests whose edits are lost on the way to a server, one space between two.
+LOST = "served_lost"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def served_as_measured(settings: Settings, model: EditableModel, done: Candidate
             log.warning("served in %s, %d of %d %s are answered otherwise", dtype, len(changed), len(asked), name)
         found[f"served_otherwise_{name}"] = f"{len(changed)} of {len(asked)}"
     scores = served_agreement(edits, others, measured, served)
+    if lost := lost_in_serving(edits, measured, served):
+        found[LOST] = " ".join(lost)
     if plain.dtype == model.hf.dtype:
         return Served(scores, found)
     return Served(scores, found, (base_as_served(settings, model, plain.dtype), loaded))
