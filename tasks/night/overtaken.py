@@ -15,8 +15,8 @@ from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import mirror_audit, note
 from tasks.workspace import night_folder, store_of, warehouse
+from warehouse.checkpoints.manifests import pointer_of
 from warehouse.checkpoints.object_store import manifest_key
-from warehouse.checkpoints.promotion import pointer_of
 from warehouse.errors import LineageMoved
 from warehouse.lineages.chain import add_checkpoint, checkpoints
 from warehouse.lineages.edits import edits_of, settle_edits

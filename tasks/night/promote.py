@@ -24,15 +24,10 @@ from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import mirror_audit, pointer_payload
 from tasks.workspace import store_of
-from warehouse.checkpoints.promotion import (
-    canaries_digest,
-    checkpoint_files,
-    file_digests,
-    patch_files,
-    publish,
-    read_manifest,
-    reject,
-)
+from warehouse.checkpoints.canaries import canaries_digest
+from warehouse.checkpoints.manifests import checkpoint_files, file_digests, patch_files, read_manifest
+from warehouse.checkpoints.promotion import publish
+from warehouse.checkpoints.rejection import reject
 from warehouse.records import EvaluationReport, GateDecision, Manifest
 
 log = logging.getLogger(__name__)

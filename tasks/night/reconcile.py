@@ -23,8 +23,8 @@ from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import mirror_audit, note, pointer_payload, promotion_payload
 from tasks.workspace import night_folder, store_of, warehouse
+from warehouse.checkpoints.manifests import manifest_at, manifest_digest, pointer_of, read_manifest
 from warehouse.checkpoints.object_store import ObjectStore
-from warehouse.checkpoints.promotion import manifest_at, manifest_digest, pointer_of, read_manifest
 from warehouse.database.connection import Warehouse
 from warehouse.errors import IntegrityError, LineageMoved
 from warehouse.lineages.chain import add_checkpoint, checkpoints, head, move_head

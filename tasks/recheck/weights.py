@@ -25,8 +25,8 @@ from tasks.proving.engine import CARD
 from tasks.serving.form import constants_of
 from tasks.serving.models import at_checkpoint
 from tasks.settings import Settings
+from warehouse.checkpoints.manifests import read_manifest, read_pointer
 from warehouse.checkpoints.object_store import ObjectStore, checkpoint_key
-from warehouse.checkpoints.promotion import read_manifest, read_pointer
 from warehouse.digests import sha256_file
 from warehouse.errors import UsageError, WarehouseError
 from warehouse.lineages.audit import Break
