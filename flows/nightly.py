@@ -7,7 +7,8 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.isolation.isolate import isolate_culprits, quarantine_culprits
+from tasks.isolation.culprits import quarantine_culprits
+from tasks.isolation.isolate import isolate_culprits
 from tasks.night.course import NightClosed, begin, finish, finish_empty, next_night
 from tasks.night.edit import edit
 from tasks.night.evaluate import evaluate

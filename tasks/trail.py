@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
-from warehouse.checkpoints.promotion import manifest_digest
+from warehouse.checkpoints.manifests import manifest_digest
 from warehouse.database.connection import Warehouse
 from warehouse.digests import canonical_json, sha256_bytes
 from warehouse.lineages.audit import AuditEntry, AuditKind, append, mirror

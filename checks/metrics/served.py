@@ -29,3 +29,11 @@ def served_agreement(
         )
         for name, probes in zip(SLICES, (edits, bystanders), strict=True)
     )
+
+
+def lost_in_serving(
+    edits: Sequence[Probe], measured: Mapping[str, Prediction], served: Mapping[str, Prediction]
+) -> tuple[str, ...]:
+    """Ids of the requests of which the measured model answers something rightly that the served one does not."""
+    lost = {p.request_id for p in edits if measured[p.probe_id].exact and not served[p.probe_id].exact}
+    return tuple(sorted(request for request in lost if request is not None))

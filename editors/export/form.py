@@ -11,6 +11,8 @@ from torch import Tensor
 
 from editors.errors import PatchError, UnsupportedModel
 from editors.export.constant import Constant
+from editors.model import tensor_bytes
+from warehouse.digests import digest_of, digest_of_parts
 
 if TYPE_CHECKING:
     # A development dependency: shapes are for readers and for tests.
@@ -57,6 +59,16 @@ class PlainForm:
     sharpness: float | None = SHARPNESS
     reserve: int = RESERVE
     of_before: bool = False
+
+    def digest(self, dtype: torch.dtype) -> str:
+        """Equal where the same model is written to the same tensors.
+
+        Args:
+            dtype: the model's own.
+        """
+        rows = [(f"constant {site}", tensor_bytes(constant.vector)) for site, constant in self.constants.items()]
+        rows += [(f"given {site}", tensor_bytes(tensor)) for site, tensor in self.given.items()]
+        return digest_of(digest_of_parts(rows), str(self.dtype or dtype), self.sharpness, self.reserve, self.of_before)
 
     def rows_of(
         self, site: str, owners: Sequence[Owner], dtype: torch.dtype, start: int = 0

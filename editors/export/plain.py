@@ -75,18 +75,14 @@ def sites_beside(model: EditableModel) -> tuple[str, ...]:
     return tuple(site for site in sites if site in found)
 
 
-def plain_model(model: EditableModel, form: PlainForm | None = None) -> Plain:
-    """A new plain model with the weights as they are now, neurons and slots built in; `model` stays as it is.
+def columns_of(model: EditableModel, form: PlainForm) -> tuple[Mapping[int, Columns], tuple[SlotColumns, ...]]:
+    """By layer, the columns that hold the neurons and slots of the model, and where each subject's slot is among them.
 
     Columns of a site: neurons in the order of their patches, then slots by subject.
 
     Raises:
-        UnsupportedModel: a patch that no plain model can hold, or an architecture that has no room for its columns.
+        UnsupportedModel: an architecture that has no room for them, or a direction that they need is not constant.
     """
-    form = form or PlainForm()
-    other = [p.kind for p in model.patches if not (p.kind == "weight" or isinstance(p, (NeuronPatch, SlotPatch)))]
-    if other:
-        raise UnsupportedModel(f"{model.name} wears a patch of kind {other[0]!r}, which no plain model can hold")
     own = model.weight(model.anatomy.mlp_out, 0).shape[1]
     layers = {model.anatomy.mlp.format(layer=i): i for i in range(model.anatomy.num_layers(model.hf))}
     columns: dict[int, Columns] = {}
@@ -103,8 +99,23 @@ def plain_model(model: EditableModel, form: PlainForm | None = None) -> Plain:
             places += places_of(book, layers[site], own + start)
         if parts:
             columns[layers[site]] = joined(parts)
+    return columns, tuple(places)
+
+
+def plain_model(model: EditableModel, form: PlainForm | None = None) -> Plain:
+    """A new plain model with the weights as they are now, neurons and slots built in; `model` stays as it is.
+
+    Raises:
+        UnsupportedModel: a patch that no plain model can hold, or see `columns_of`.
+    """
+    form = form or PlainForm()
+    other = [p.kind for p in model.patches if not (p.kind == "weight" or isinstance(p, (NeuronPatch, SlotPatch)))]
+    if other:
+        raise UnsupportedModel(f"{model.name} wears a patch of kind {other[0]!r}, which no plain model can hold")
+    columns, places = columns_of(model, form)
     hf, room = wide_model(model, columns, form)
-    return Plain(hf, tuple(places), room, {site: len(columns[layers[site]]) for site in layers if layers[site] in columns})
+    sites = {model.anatomy.mlp.format(layer=layer): len(own) for layer, own in columns.items()}
+    return Plain(hf, places, room, sites)
 
 
 def export_plain(model: EditableModel, folder: Path, form: PlainForm | None = None) -> Plain:

@@ -69,7 +69,7 @@ def demo(
 
 def _taken_out(line: dict[str, Any]) -> list[dict[str, str]]:
     """The edits that culprit isolation held back from a night that was then promoted, each with its evidence."""
-    from tasks.isolation.isolate import HELD_BACK
+    from tasks.isolation.culprits import HELD_BACK
     from tasks.workspace import warehouse
     from warehouse.lineages.edits import edits_of
     from warehouse.nights.intake import requests_by_id

@@ -60,7 +60,7 @@ def show(checkpoint: Name = "production", lineage: Lineage = None, as_json: Json
     """One checkpoint: its facts in force, its scores, the rules that it met or failed, what a serving engine has to know."""
     from tasks.proving.engine import engine_lines
     from tasks.workspace import store_of, warehouse
-    from warehouse.checkpoints.promotion import read_manifest
+    from warehouse.checkpoints.manifests import read_manifest
     from warehouse.lineages.chain import checkpoints
     from warehouse.lineages.history import facts_in_force, scores_of
     from warehouse.lineages.reports import decision_of, reports_after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from prefect import task
@@ -17,24 +17,22 @@ from editors.model import EditableModel
 from editors.session import run_edits
 from editors.views import AtDepth
 from tasks.candidate import Candidate
+from tasks.isolation.culprits import Culprit, Isolated
 from tasks.isolation.group_testing import Isolation, isolate
 from tasks.night.edit import batch_size, make_edits, record_made
 from tasks.night.evaluate import in_force
+from tasks.serving.agreement import LOST
 from tasks.serving.forms import how_to_ask
 from tasks.serving.models import at_checkpoint, base_model, has_patch, stored_patch
 from tasks.serving.prepare import editor_of, preparation_of
 from tasks.settings import Settings
 from tasks.steps import STEP
-from tasks.trail import note
 from tasks.workspace import WarehouseCache, night_folder, store_of, warehouse
 from warehouse.digests import canonical_json
 from warehouse.lineages.chain import checkpoint
-from warehouse.lineages.edits import edits_of, settle_edits
-from warehouse.nights.held_edits import HeldEdit, hold
 from warehouse.nights.intake import requests_by_id
-from warehouse.records import EditRequest, EvaluationReport, GateDecision, GatePolicy, Probe, Record
+from warehouse.records import EditRequest, EvaluationReport, GateDecision, GatePolicy, Probe
 from warehouse.whole_files import write_whole
-from warehouse.world.forms import told
 from warehouse.world.probes import load_probe_set, make_probe_set, standing_probes
 
 log = logging.getLogger(__name__)
@@ -44,55 +42,26 @@ NUM_DRAWDOWN, NUM_RETAIN, NUM_SHOWN = 200, 200, 20
 OWN_KINDS = frozenset({"success", "also", "rephrase", "carry_over", "obsolete", "alias", "one_hop", "logical"})
 #: Metrics over standing probes alone, which tonight's edits can only make worse.
 STANDING = frozenset({"DD", "perplexity_ratio", "KL"})
-#: How the ledger's reason begins of an edit that was found to be a culprit, and of one that was not explored.
-HELD_BACK = ("culprit:", "held back:")
+#: Metrics that count edits, and are taken of what would be served.
+OF_EDITS = frozenset({"served_agreement", "SR", "GR", "ES", "SRR", "GRR", "ESR"})
 #: Of those, what the edit itself was to teach.
 LEARNT_KINDS = frozenset({"success", "also", "rephrase"})
-
-
-class Culprit(Record):
-    """An edit that was taken out, with the evidence, all of it seen beside the edits that were kept.
-
-    Attributes:
-        broken: how many probes are right without it and wrong with it; `probes`: some of them.
-        missed: its own prompts and rephrases that are answered wrongly although it was made.
-    """
-
-    request_id: str
-    broken: int
-    probes: tuple[tuple[str, str], ...]
-    missed: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def sentence(self) -> str:
-        parts = [f"it breaks {self.broken} probes{_shown(self.probes)}"] if self.broken else []
-        parts += [f"{len(self.missed)} of its own prompts are not learnt{_shown(self.missed)}"] if self.missed else []
-        return f"{HELD_BACK[0]} beside the edits that were kept " + (" and ".join(parts) or "the gate fails with it")
-
-
-def _shown(probes: Sequence[tuple[str, str]]) -> str:
-    return f" ({'; '.join(f'{kind}: {told(prompt)}' for kind, prompt in probes[:3])})" if probes else ""
-
-
-class Isolated(Record):
-    """What came of looking for culprits. `rest`: the night without them, to be evaluated and gated as any other."""
-
-    isolation: Isolation
-    culprits: tuple[Culprit, ...]
-    rest: Candidate
 
 
 @task(name="isolate culprits", **STEP)
 def isolate_culprits(settings: Settings, done: Candidate, report: EvaluationReport, decision: GateDecision) -> Isolated | None:
     """Look for culprits in a rejected night; None where it was not rejected, the policy asks for none, or none help.
 
-    Subsets are judged on fewer probes, by value, under the rules that stopped the night. The rest is no more than a
-    candidate: the ordinary gate decides on it. What an earlier run found is read, not looked for again.
+    Edits that are lost in serving are known by name and need no search: they are put aside, and what else stopped the night
+    is looked for among the others. Subsets are judged on fewer probes, by value, under the rules that stopped the night. The
+    rest is no more than a candidate: the ordinary gate decides on it. What an earlier run found is read, not looked for again.
     """
     policy = load_policy(settings.policy)
     if decision.verdict != "reject" or not policy.isolate_evaluations or len(done.edited) < 2:
         return None
-    if told := hopeless(decision, len(done.edited)):
+    lost = _lost(done, report, decision)
+    judged = _but_for_lost(decision) if lost else decision
+    if told := hopeless(judged, len(done.edited)):
         log.warning("%s: no culprit is looked for, because none can be found: %s", done.night, "; ".join(told))
         return None
     kept = night_folder(settings, done.night) / "isolated.json"
@@ -100,33 +69,70 @@ def isolate_culprits(settings: Settings, done: Candidate, report: EvaluationRepo
         found = Isolated.model_validate_json(kept.read_bytes())
         if found.rest.parent == done.parent and all(has_patch(settings, d) for d in found.rest.new_patches):
             return found
-    trial = _Trial(settings, done, report, decision, policy)
-    whole = frozenset(done.edited)
-    if trial.passes(whole):
-        log.warning("%s: the reduced probes do not show what stopped it; no culprit can be looked for", done.night)
+    trial = _Trial(settings, done, report, judged, policy)
+    isolation = _isolation(done, lost, trial, policy.isolate_evaluations)
+    if isolation is None or not isolation.kept:
         return None
-    if told := trial.fails_without():
-        log.warning(
-            "%s: no culprit is looked for: what is served now fails without any edit of the night: %s. Look for the "
-            "edits of earlier nights (`errata log`), or roll back",
-            done.night,
-            " ".join(told),
-        )
-        return None
-    isolation = isolate(done.edited, trial.passes, policy.isolate_evaluations)
-    log.warning(
-        "%s: %d culprits, %d unexplored, %d evaluations",
-        done.night,
-        len(isolation.culprits),
-        len(isolation.unexplored),
-        isolation.evaluations,
+    how = report.environment.get("served", "").split(";")[0]
+    culprits = tuple(
+        Culprit(request_id=name, broken=0, probes=(), lost=how)
+        if name in lost
+        else trial.evidence(name, frozenset(isolation.kept))
+        for name in isolation.culprits
     )
-    if not isolation.kept:
-        return None
-    culprits = tuple(trial.evidence(name, frozenset(isolation.kept)) for name in isolation.culprits)
     result = Isolated(isolation=isolation, culprits=culprits, rest=trial.rest(isolation))
     write_whole(kept, canonical_json(result))
     return result
+
+
+def _lost(done: Candidate, report: EvaluationReport, decision: GateDecision) -> frozenset[str]:
+    """Edits of the night that are lost on the way to a server, where a rule that counts edits stopped it."""
+    stopped = {r.rule.metric for r in decision.failed_rules if r.rule.on_fail == "reject"}
+    return frozenset(report.environment.get(LOST, "").split()) & set(done.edited) if stopped & OF_EDITS else frozenset()
+
+
+def _but_for_lost(decision: GateDecision) -> GateDecision:
+    """The decision without the rule that fails because of edits that are put aside."""
+    cured = ("served_agreement", "edits")
+    rest = tuple(r for r in decision.results if r.passed or (r.rule.metric, r.rule.slice) != cured)
+    return decision.model_copy(update={"results": rest})
+
+
+def _isolation(done: Candidate, lost: frozenset[str], trial: _Trial, budget: int) -> Isolation | None:
+    """The night without what is lost in serving and without the culprits among the rest; None where none can be found."""
+    rest, night = tuple(name for name in done.edited if name not in lost), done.night
+    if not rest:
+        log.warning("%s: all %d edits are lost in serving; there is no rest to go on with", night, len(lost))
+        return None
+    # Of the rest it is not known whether it passes; the whole night was rejected.
+    if not trial.rules or trial.passes(frozenset(rest)):
+        if not lost:
+            log.warning("%s: the reduced probes do not show what stopped it; no culprit can be looked for", night)
+            return None
+        found = Isolation(kept=rest, culprits=(), unexplored=(), evaluations=0, exact=True, smallest=True)
+    elif told := trial.fails_without():
+        log.warning(
+            "%s: no culprit is looked for: what is served now fails without any edit of the night: %s. Look for the "
+            "edits of earlier nights (`errata log`), or roll back",
+            night,
+            " ".join(told),
+        )
+        return None
+    else:
+        found = isolate(rest, trial.passes, budget)
+    log.warning(
+        "%s: %d lost in serving, %d culprits, %d unexplored, %d evaluations",
+        night,
+        len(lost),
+        len(found.culprits),
+        len(found.unexplored),
+        found.evaluations,
+    )
+    if not lost:
+        return found
+    culprits = tuple(name for name in done.edited if name in lost or name in found.culprits)
+    # What is lost was seen in the whole night alone, not beside what is kept.
+    return found.model_copy(update={"culprits": culprits, "exact": False, "smallest": False})
 
 
 class _Trial:
@@ -153,6 +159,7 @@ class _Trial:
         self._policy = policy.model_copy(
             update={"rules": tuple(rule.model_copy(update={"judge": "point", "min_n": 1}) for rule in stopped)}
         )
+        self.rules = tuple(stopped)
         metrics = {rule.metric for rule in stopped}
         self._probes, self._retain = _reduced(probes, metrics), retain if metrics & {"SRR", "GRR", "ESR"} else ()
         # Free text is slow; it is written only where a rule about it stopped the night.
@@ -257,48 +264,3 @@ def _reduced(probes: tuple[Probe, ...], metrics: Collection[str]) -> tuple[Probe
     drawdown = sorted((p for p in probes if p.kind == "drawdown"), key=lambda p: p.probe_id)[:NUM_DRAWDOWN]
     held = [p for p in probes if p.kind == "held_text"] if "perplexity_ratio" in metrics else []
     return (*(p for p in probes if p.kind not in ("drawdown", "held_text")), *drawdown, *held)
-
-
-@task(name="quarantine culprits", **STEP)
-def quarantine_culprits(settings: Settings, done: Candidate, found: Isolated) -> None:
-    """Write the evidence against each culprit into the ledger and the trail, and put it into the queue of what waits.
-
-    The same again changes nothing.
-
-    Args:
-        done: the whole night, whose candidate is rejected already.
-    """
-    rejected = done.checkpoint_id
-    why = {c.request_id: c.sentence for c in found.culprits}
-    why |= {name: f"{HELD_BACK[1]} the budget of evaluations ended before it" for name in found.isolation.unexplored}
-    with warehouse(settings) as wh, wh.transaction():
-        lines = [line for line in edits_of(wh, settings.lineage, done.night) if line.checkpoint_id == rejected]
-        against = {c.request_id: c for c in found.culprits}
-        for edit in (line.edit for line in lines if line.edit.request_id in why):
-            sentence, culprit = why[edit.request_id], against.get(edit.request_id)
-            settle_edits(
-                wh, settings.lineage, done.night, rejected, status="rejected", reason=sentence, edit_ids=[edit.edit_id]
-            )
-            hold(
-                wh,
-                [
-                    HeldEdit(
-                        lineage=settings.lineage,
-                        edit_id=edit.edit_id,
-                        request_id=edit.request_id,
-                        night=done.night,
-                        checkpoint_id=rejected,
-                        cause="culprit" if culprit else "unexplored",
-                        sentence=sentence,
-                        broken=culprit.broken if culprit else 0,
-                        probes=culprit.probes if culprit else (),
-                    )
-                ],
-            )
-        body = {
-            "checkpoint": rejected,
-            "culprits": {c.request_id: c.model_dump(mode="json") for c in found.culprits},
-            "isolation": found.isolation.model_dump(mode="json", exclude={"kept"}),
-            "kept": len(found.isolation.kept),
-        }
-        note(settings, wh, "culprits", done.night, body, reason="; ".join(c.sentence for c in found.culprits))

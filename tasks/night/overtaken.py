@@ -10,12 +10,13 @@ from checks.gates.decide import load_policy
 from tasks.candidate import Candidate
 from tasks.night.reconcile import proof_of, reconcile
 from tasks.serving.models import base_model, base_revision
+from tasks.serving.plain_folder import drop_plain_folder
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import mirror_audit, note
 from tasks.workspace import night_folder, store_of, warehouse
+from warehouse.checkpoints.manifests import pointer_of
 from warehouse.checkpoints.object_store import manifest_key
-from warehouse.checkpoints.promotion import pointer_of
 from warehouse.errors import LineageMoved
 from warehouse.lineages.chain import add_checkpoint, checkpoints
 from warehouse.lineages.edits import edits_of, settle_edits
@@ -68,6 +69,7 @@ def set_aside(settings: Settings, done: Candidate, decision: GateDecision, lost:
         path = night_folder(settings, done.night) / name
         if path.exists():
             path.replace(path.with_name(f"{candidate[:12]}-{name}"))
+    drop_plain_folder(settings, done.night)
     mirror_audit(settings)
     again = "run the night again: it is then edited, evaluated and gated on what is served now"
     if load_policy(settings.policy).on_lineage_moved == "stop":

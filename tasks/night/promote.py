@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prefect import task
 
-from editors.export.plain import materialise, why_not_plain
+from editors.export.plain import why_not_plain
 from editors.writing import writing
 from tasks.candidate import Candidate
 from tasks.night.gate import reasons
 from tasks.night.settle import settle
 from tasks.proving.canaries import make_canaries
 from tasks.proving.engine import engine_facts, write_card
-from tasks.serving.form import plain_form
 from tasks.serving.forms import how_to_ask
 from tasks.serving.models import at_checkpoint, base_revision, patch_folder
+from tasks.serving.plain_folder import drop_plain_folder, plain_folder
 from tasks.serving.signing import sign_checkpoint
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import mirror_audit, pointer_payload
-from tasks.workspace import night_folder, store_of
-from warehouse.checkpoints.promotion import (
-    canaries_digest,
-    checkpoint_files,
-    file_digests,
-    patch_files,
-    publish,
-    read_manifest,
-    reject,
-)
+from tasks.workspace import store_of
+from warehouse.checkpoints.canaries import canaries_digest
+from warehouse.checkpoints.manifests import checkpoint_files, file_digests, patch_files, read_manifest
+from warehouse.checkpoints.promotion import publish
+from warehouse.checkpoints.rejection import reject
 from warehouse.records import EvaluationReport, GateDecision, Manifest
 
 log = logging.getLogger(__name__)
@@ -49,12 +44,6 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
     store = store_of(settings)
     model = at_checkpoint(settings, store, done)
     checkpoint = done.checkpoint(settings, base_revision(settings, model), decision.decided_at)
-    folder = night_folder(settings, done.night) / "model"
-    with writing(folder):
-        written = materialise(model, checkpoint, folder, plain_form(settings, model))
-    if not written.whole:
-        # Served by Errata it holds its edits, so the night may promote it; who pulls it is refused.
-        log.warning("%s", why_not_plain(folder))
     manifest = Manifest(
         checkpoint=checkpoint,
         lineage=settings.lineage,
@@ -64,20 +53,23 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
         report=report,
         decision=decision,
     )
-    canaries = None
-    if decision.verdict == "promote":
-        facts = engine_facts(folder, model.anatomy, how_to_ask(settings).forms.names)
-        canaries = make_canaries(settings, done, report)
-        manifest = manifest.model_copy(update={"engine": facts, "canaries": canaries and canaries_digest(canaries)})
-        with writing(folder):
-            write_card(folder, manifest)
-    files = checkpoint_files(checkpoint.checkpoint_id, folder)
+    files: dict[str, Path] = {}
     for digest in done.patch_digests:
         files |= patch_files(digest, patch_folder(settings, digest))
-    manifest = manifest.model_copy(update={"files": file_digests(files)})
     proof: dict[str, Any] = {"signed_by": None}
     if decision.verdict == "promote":
-        proof = sign_checkpoint(settings, store, checkpoint.checkpoint_id, folder)
+        plain = plain_folder(settings, model, done)
+        if plain.why_not:
+            # Served by Errata it holds its edits, so the night may promote it; who pulls it is refused.
+            log.warning("%s", why_not_plain(plain.path))
+        facts = engine_facts(plain.path, model.anatomy, how_to_ask(settings).forms.names)
+        canaries = make_canaries(settings, done, report, plain)
+        manifest = manifest.model_copy(update={"engine": facts, "canaries": canaries and canaries_digest(canaries)})
+        with writing(plain.path):
+            write_card(plain.path, manifest)
+        files |= checkpoint_files(checkpoint.checkpoint_id, plain.path)
+        manifest = manifest.model_copy(update={"files": file_digests(files)})
+        proof = sign_checkpoint(settings, store, checkpoint.checkpoint_id, plain.path)
         pointer = publish(
             store,
             manifest,
@@ -92,11 +84,10 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
         proof |= pointer_payload(pointer)
     else:
         # Evidence of a refusal: patches and reasons. Its weights can be made again from them.
-        kept = {key: path for key, path in files.items() if key.startswith("patches/")}
-        manifest = manifest.model_copy(update={"files": file_digests(kept)})
-        manifest = reject(store, manifest, kept, list(reasons(decision)))
+        manifest = manifest.model_copy(update={"files": file_digests(files)})
+        manifest = reject(store, manifest, files, list(reasons(decision)))
     settle(settings, done, manifest, proof)
     mirror_audit(settings)
-    shutil.rmtree(folder)
+    drop_plain_folder(settings, done.night)
     log.info("checkpoint %s: %s", checkpoint.checkpoint_id[:12], decision.verdict)
     return manifest

@@ -15,15 +15,16 @@ from prefect import task
 
 from checks.gates.decide import load_policy
 from tasks.candidate import Candidate, TakenOut, edited_before
-from tasks.isolation.isolate import Isolated
+from tasks.isolation.culprits import Isolated
 from tasks.night.settle import settle
 from tasks.serving.models import patch_folder, stored_patch
+from tasks.serving.plain_folder import drop_plain_folder
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import mirror_audit, note, pointer_payload, promotion_payload
 from tasks.workspace import night_folder, store_of, warehouse
+from warehouse.checkpoints.manifests import manifest_at, manifest_digest, pointer_of, read_manifest
 from warehouse.checkpoints.object_store import ObjectStore
-from warehouse.checkpoints.promotion import manifest_at, manifest_digest, pointer_of, read_manifest
 from warehouse.database.connection import Warehouse
 from warehouse.errors import IntegrityError, LineageMoved
 from warehouse.lineages.chain import add_checkpoint, checkpoints, head, move_head
@@ -79,6 +80,7 @@ def published_before(settings: Settings, night: str) -> Committed | None:
     mirror_audit(settings)
     manifest = read_manifest(store, own[-1].checkpoint.checkpoint_id, expected_digest=own[-1].manifest_digest)
     log.warning("night %s of %s was published already; its line is written now", night, settings.lineage)
+    drop_plain_folder(settings, night)
     with warehouse(settings) as wh:
         return Committed(done=_what_was_done(settings, wh, manifest), manifest=manifest)
 
@@ -89,11 +91,12 @@ def sweep(settings: Settings, store: ObjectStore, night: str | None) -> int:
     # The lineage's lock is held: nobody else writes in the night's folder.
     mine = list(night_folder(settings, night).glob("*.new")) if night is not None else []
     shared = [*(settings.home / "patches").glob("*/*.new"), *settings.preparations.glob("*/*.unfinished/*.new")]
-    for path in (*mine, *filter(is_left_over, shared)):
-        path.unlink(missing_ok=True)
-        removed += 1
-    for folder in filter(is_left_over, settings.preparations.glob("*/*.new")):
-        shutil.rmtree(folder)
+    folders = settings.preparations.glob("*/*.new")
+    for path in (*mine, *filter(is_left_over, (*shared, *folders))):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
         removed += 1
     if removed:
         log.warning("%d half-written files of a killed run removed", removed)

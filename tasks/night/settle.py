@@ -11,7 +11,7 @@ from tasks.settings import Settings
 from tasks.takeback.plan import REVERTED
 from tasks.trail import note, promotion_payload
 from tasks.workspace import warehouse
-from warehouse.checkpoints.promotion import manifest_digest
+from warehouse.checkpoints.manifests import manifest_digest
 from warehouse.database.connection import Warehouse
 from warehouse.keys import Slots
 from warehouse.lineages.audit import edits_payload, last_of

@@ -6,25 +6,32 @@ Chosen by hash, so that nobody picks what looks good; answers come from the nigh
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, zip_longest
+from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from checks.canaries import answer_in, says
 from editors.asking.tokens import encode_prompts
+from editors.export.plain import why_not_plain
 from editors.model import EditableModel
 from tasks.candidate import Candidate
 from tasks.serving.forms import how_to_ask
 from tasks.serving.models import at_checkpoint
+from tasks.serving.plain_folder import PlainFolder, answering, base_as_served
 from tasks.settings import Settings
 from tasks.workspace import night_folder, store_of, warehouse
+from warehouse.checkpoints.pull import pull
 from warehouse.digests import canonical_json, digest_of
 from warehouse.lineages.chain import ancestor_ids, checkpoint, checkpoints
 from warehouse.lineages.edits import edits_of
 from warehouse.lineages.reports import cached_predictions
-from warehouse.records import Canary, CanarySet, EvaluationReport, Prediction, Probe, Record, checkpoint_id
-from warehouse.whole_files import write_whole
+from warehouse.records import Canary, CanarySet, Checkpoint, EvaluationReport, Prediction, Probe, Record
+from warehouse.whole_files import SUFFIX, write_whole
 from warehouse.world.forms import FORMS, Asker
 from warehouse.world.probes import load_probe_set
 
@@ -66,11 +73,12 @@ class _Known:
         return probe.probe_id not in self.exact, digest_of("canary", probe.probe_id)
 
 
-def make_canaries(settings: Settings, done: Candidate, report: EvaluationReport) -> CanarySet | None:
+def make_canaries(settings: Settings, done: Candidate, report: EvaluationReport, plain: PlainFolder) -> CanarySet | None:
     """The canaries of a candidate that is to be promoted; None where `serving.canaries` is 0. The same again is read.
 
     Half of them ask edits in force, tonight's and earlier ones in turn, each in another form; the rest bystanders. Where there
-    are fewer of one, there are more of the other.
+    are fewer of one, there are more of the other. What is expected is what the plain folder answers in the served dtype, as a
+    server of it does.
     """
     places, path = settings.serving.canaries, night_folder(settings, done.night) / "canaries.json"
     if not places:
@@ -79,8 +87,11 @@ def make_canaries(settings: Settings, done: Candidate, report: EvaluationReport)
         kept = _Kept.model_validate_json(path.read_bytes())
         if kept.places == places and kept.canaries.checkpoint_id == done.checkpoint_id:
             return kept.canaries
-    chosen, line = _choose(settings, done, report, places)
-    made = _answered(settings, done, chosen, line)
+    # Before the model is brought anywhere: asking how it is asked takes its patches off.
+    asker = how_to_ask(settings)
+    model = answering(at_checkpoint(settings, store_of(settings), done), plain)
+    chosen, line = _choose(settings, done, report, places, asker, model.digest)
+    made = _answered(settings, done, chosen, line, asker, model, plain.dtype)
     write_whole(path, canonical_json(_Kept(places=places, canaries=made)))
     log.info("%d canaries of checkpoint %s", len(made.canaries), done.checkpoint_id[:12])
     return made
@@ -90,13 +101,17 @@ def make_canaries(settings: Settings, done: Candidate, report: EvaluationReport)
 
 
 def _choose(
-    settings: Settings, done: Candidate, report: EvaluationReport, places: int
+    settings: Settings, done: Candidate, report: EvaluationReport, places: int, asker: Asker, digest: str
 ) -> tuple[list[_Chosen], tuple[str, ...]]:
-    """The chosen probes, and the line of checkpoints that the candidate stands on."""
+    """The chosen probes, and the line of checkpoints that the candidate stands on.
+
+    Args:
+        digest: of the model that answers for the candidate.
+    """
     with warehouse(settings) as wh:
         sets = [report.probe_set_digest, report.environment.get("retain_digest", "")]
-        probes = [p for digest in sets if digest for p in load_probe_set(wh, digest).probes]
-        held = cached_predictions(wh, done.checkpoint_id, [p.probe_id for p in probes])
+        probes = [p for name in sets if name for p in load_probe_set(wh, name).probes]
+        held = cached_predictions(wh, digest, [p.probe_id for p in probes])
         brought = {
             line.edit.request_id: line.checkpoint_id for line in edits_of(wh, settings.lineage) if line.status == "active"
         }
@@ -104,7 +119,7 @@ def _choose(
         line = tuple(reversed(ancestor_ids(wh, settings.lineage, done.before))) if done.before in known_line else (done.before,)
     exact = {p.probe_id: said for p in probes if (said := _exactly(p, held.get(p.probe_id))) is not None}
     known = _Known(list({p.prompt: p for p in probes}.values()), exact)
-    asker, own = how_to_ask(settings), set(done.edited)
+    own = set(done.edited)
     edits = _edit_probes(known, own, asker)
     others = sorted((p for p in known.probes if p.kind in OF_BYSTANDERS), key=known.rank)
     num_edits = min(len(edits), max((places + 1) // 2, places - len(others)))
@@ -158,9 +173,15 @@ def _in_turn(probes: Iterable[Probe], number: int, known: _Known, asker: Asker) 
 # ---------------------------------------------------------------- what is answered
 
 
-def _answered(settings: Settings, done: Candidate, chosen: Sequence[_Chosen], line: tuple[str, ...]) -> CanarySet:
-    store, asker = store_of(settings), how_to_ask(settings)
-    model = at_checkpoint(settings, store, done)
+def _answered(
+    settings: Settings,
+    done: Candidate,
+    chosen: Sequence[_Chosen],
+    line: tuple[str, ...],
+    asker: Asker,
+    model: EditableModel,
+    dtype: torch.dtype,
+) -> CanarySet:
     known = [c.known for c in chosen if c.known is not None]
     longest = max((len(ids) for ids in encode_prompts(model.tokenizer, known)), default=0) if known else 0
     tokens = max(TOKENS, longest + BEHIND)
@@ -168,13 +189,10 @@ def _answered(settings: Settings, done: Candidate, chosen: Sequence[_Chosen], li
     expected = [answer_in(said[c.probe.prompt]) if c.known is None else c.known for c in chosen]
     with warehouse(settings) as wh:
         parent = None if done.parent is None else checkpoint(wh, done.parent)
-    base_id = checkpoint_id(done.base_digest)
-    before = _elsewhere(settings, at_checkpoint(settings, store, parent), done.before, chosen, expected, tokens)
-    base = (
-        before
-        if parent is None
-        else _elsewhere(settings, at_checkpoint(settings, store, None), base_id, chosen, expected, tokens)
-    )
+    before = _elsewhere(settings, _as_served(settings, done.night, parent, dtype), chosen, expected, tokens)
+    base = before
+    if parent is not None:
+        base = _elsewhere(settings, _as_served(settings, done.night, None, dtype), chosen, expected, tokens)
     return CanarySet(
         checkpoint_id=done.checkpoint_id,
         line=line,
@@ -194,12 +212,27 @@ def _answered(settings: Settings, done: Candidate, chosen: Sequence[_Chosen], li
     )
 
 
+def _as_served(settings: Settings, night: str, at: Checkpoint | None, dtype: torch.dtype) -> EditableModel:
+    """What answers where an earlier checkpoint, or the base for None, is served in this dtype: what the store has of it."""
+    store = store_of(settings)
+    model = at_checkpoint(settings, store, at)
+    if dtype == model.hf.dtype:
+        return model
+    if at is None:
+        return base_as_served(settings, model, dtype)
+    # Swept with the night's folder where the process is killed.
+    with tempfile.TemporaryDirectory(dir=night_folder(settings, night), prefix="before.", suffix=SUFFIX) as scratch:
+        folder = Path(scratch, "model")
+        pull(store, at.checkpoint_id, folder, limits=settings.limits, allow_code=settings.model.trust_remote_code)
+        return answering(model, PlainFolder(folder, dtype, why_not_plain(folder)))
+
+
 def _elsewhere(
-    settings: Settings, model: EditableModel, digest: str, chosen: Sequence[_Chosen], expected: Sequence[str], tokens: int
+    settings: Settings, model: EditableModel, chosen: Sequence[_Chosen], expected: Sequence[str], tokens: int
 ) -> list[str | None]:
     """What another checkpoint answers where that is not what is expected; None where it is."""
     with warehouse(settings) as wh:
-        held = cached_predictions(wh, digest, [c.probe.probe_id for c in chosen])
+        held = cached_predictions(wh, model.digest, [c.probe.probe_id for c in chosen])
     same = [_exactly(c.probe, held.get(c.probe.probe_id)) == answer for c, answer in zip(chosen, expected, strict=True)]
     said = _texts(model, [c for c, is_same in zip(chosen, same, strict=True) if not is_same], tokens)
     return [

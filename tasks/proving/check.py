@@ -11,7 +11,7 @@ from tasks.serving.models import head_manifest
 from tasks.settings import Settings
 from tasks.trail import mirror_audit, note
 from tasks.workspace import store_of, warehouse
-from warehouse.checkpoints.promotion import read_canaries
+from warehouse.checkpoints.canaries import read_canaries
 from warehouse.errors import NotFound
 from warehouse.lineages.serving import ServingCheck, last_check, save_check
 from warehouse.records import CanarySet

@@ -10,16 +10,10 @@ from pathlib import Path
 from tasks.night.gate import reasons
 from tasks.serving.signing import check_signature
 from tasks.settings import Settings
+from warehouse.checkpoints.manifests import read_manifest, read_pointer
 from warehouse.checkpoints.object_store import ObjectStore, channel_key, checkpoint_key
-from warehouse.checkpoints.promotion import (
-    promoted_keys,
-    read_manifest,
-    read_pointer,
-    read_rejected,
-    rejected_records,
-    verify,
-    verify_rejected,
-)
+from warehouse.checkpoints.promotion import promoted_keys, verify
+from warehouse.checkpoints.rejection import read_rejected, rejected_records, verify_rejected
 from warehouse.checkpoints.signing import signature_key
 from warehouse.errors import WarehouseError
 from warehouse.lineages.audit import AuditEntry, Break, chain_id, check_chain, read_mirrored

@@ -18,15 +18,15 @@ from editors.asking.tokens import FROM_ENVIRONMENT, TOKENIZER_CONFIG
 from editors.errors import EditorError
 from editors.export.companions import is_licence
 from editors.export.form import PlainForm
-from editors.export.plain import NOTE, form_of_note, materialise, plain_model, second_rows
+from editors.export.plain import NOTE, columns_of, form_of_note, materialise, second_rows
 from editors.model import EditableModel
 from editors.stored_tensors import StoredTensors
 from tasks.proving.engine import CARD
 from tasks.serving.form import constants_of
 from tasks.serving.models import at_checkpoint
 from tasks.settings import Settings
+from warehouse.checkpoints.manifests import read_manifest, read_pointer
 from warehouse.checkpoints.object_store import ObjectStore, checkpoint_key
-from warehouse.checkpoints.promotion import read_manifest, read_pointer
 from warehouse.digests import sha256_file
 from warehouse.errors import UsageError, WarehouseError
 from warehouse.lineages.audit import Break
@@ -109,11 +109,14 @@ def _form(
         (stored / name).parent.mkdir(parents=True, exist_ok=True)
         store.read_to(prefix + name, stored / name)
     kept = StoredTensors(stored)
-    own = plain_model(model, replace(form, constants=constants_of(settings, model, list(columns))))
+    dtype = form.dtype or model.hf.dtype
+    held, _ = columns_of(model, replace(form, constants=constants_of(settings, model, list(columns))))
+    found = {model.anatomy.mlp.format(layer=layer): own.ups for layer, own in held.items()}
     given, notes = {}, []
     for site, count in columns.items():
         given[site] = second_rows(kept, model, site, count)
-        ours = second_rows(own.hf.state_dict(), model, site, count)
+        rows = found.get(site)
+        ours = torch.zeros(0) if rows is None else rows.to(dtype).float()
         if len(given[site]) != len(ours) or not len(ours):
             raise ValueError(f"{site} has {len(given[site])} columns, the patches give {len(ours)}")
         off = ((given[site].double() - ours.double()).norm(dim=1) / ours.double().norm(dim=1)).max()

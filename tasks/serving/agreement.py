@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from checks.evaluation import predict
 from checks.metrics.outcome import unmeasured
-from checks.metrics.served import SLICES, served_agreement
+from checks.metrics.served import SLICES, lost_in_serving, served_agreement
 from editors.errors import UnsupportedModel
-from editors.export.form import PlainForm
-from editors.export.plain import materialise
 from editors.model import EditableModel
-from editors.writing import writing
 from tasks.candidate import Candidate
-from tasks.serving.form import plain_form
-from tasks.serving.models import base_revision, beside
+from tasks.serving.plain_folder import base_as_served, plain_folder
 from tasks.settings import Settings
-from tasks.workspace import WarehouseCache, night_folder
+from tasks.workspace import WarehouseCache
 from warehouse.records import ProbeSet, Score
 
 log = logging.getLogger(__name__)
 #: Probes that an edit should not touch, of the night's own.
 BYSTANDERS = frozenset({"neighbourhood", "relation_specificity", "unrelated", "drawdown"})
 NUM_BYSTANDERS = 120
+#: Where a report's environment names the requests whose edits are lost on the way to a server, one space between two.
+LOST = "served_lost"
 
 
 @dataclass(frozen=True)
@@ -55,44 +51,29 @@ def served_as_measured(settings: Settings, model: EditableModel, done: Candidate
     edits = [p for p in retain.probes if p.kind == "retain"]
     others = sorted((p for p in probes.probes if p.kind in BYSTANDERS), key=lambda p: p.probe_id)[:NUM_BYSTANDERS]
     measured = predict(model, [*edits, *others], WarehouseCache(settings))
-    form = plain_form(settings, model)
-    folder = night_folder(settings, done.night) / "served"
+    plain = plain_folder(settings, model, done)
+    if plain.why_not:
+        # One model, asked once.
+        scores = served_agreement(edits, others, measured, measured)
+        return Served(scores, {"served": f"by Errata, with hooks: {plain.why_not}"})
+    dtype = str(plain.dtype).removeprefix("torch.")
+    found = {"served": dtype + (f"; {plain.room}" if plain.room else "")}
     try:
-        with writing(folder):
-            written = materialise(
-                model, done.checkpoint(settings, base_revision(settings, model), datetime.now(UTC)), folder, form
-            )
-        if not written.whole:
-            # One model, asked once.
-            scores = served_agreement(edits, others, measured, measured)
-            return Served(scores, {"served": f"by Errata, with hooks: {written.why_not}"})
-        found = {"served": _name(form, model) + (f"; {written.room.sentence}" if written.room else "")}
-        try:
-            loaded = EditableModel.from_pretrained(str(folder), dtype=form.dtype, **beside(model))
-        except UnsupportedModel as error:
-            log.warning("what would be served cannot be loaded: %s", error)
-            lost = [unmeasured("served_agreement", name) for name in SLICES]
-            return Served(tuple(lost), {"served": f"{found['served']}; cannot be loaded: {error}"})
-        served = predict(loaded, [*edits, *others])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        loaded = plain.load(model)
+    except UnsupportedModel as error:
+        log.warning("what would be served cannot be loaded: %s", error)
+        lost = [unmeasured("served_agreement", name) for name in SLICES]
+        return Served(tuple(lost), {"served": f"{found['served']}; cannot be loaded: {error}"})
+    # Kept, because canaries expect these answers.
+    served = predict(loaded, [*edits, *others], WarehouseCache(settings))
     for name, asked in zip(SLICES, (edits, others), strict=True):
         changed = [p for p in asked if measured[p.probe_id].exact != served[p.probe_id].exact]
         if changed:
-            log.warning("served in %s, %d of %d %s are answered otherwise", _name(form, model), len(changed), len(asked), name)
+            log.warning("served in %s, %d of %d %s are answered otherwise", dtype, len(changed), len(asked), name)
         found[f"served_otherwise_{name}"] = f"{len(changed)} of {len(asked)}"
     scores = served_agreement(edits, others, measured, served)
-    if form.dtype in (None, model.hf.dtype):
+    if lost := lost_in_serving(edits, measured, served):
+        found[LOST] = " ".join(lost)
+    if plain.dtype == model.hf.dtype:
         return Served(scores, found)
-    base = EditableModel.from_pretrained(
-        settings.model.name,
-        revision=settings.model.revision,
-        dtype=form.dtype,
-        trust_remote_code=settings.model.trust_remote_code,
-        **beside(model),
-    )
-    return Served(scores, found, (base, loaded))
-
-
-def _name(form: PlainForm, model: EditableModel) -> str:
-    return str(form.dtype or model.hf.dtype).removeprefix("torch.")
+    return Served(scores, found, (base_as_served(settings, model, plain.dtype), loaded))

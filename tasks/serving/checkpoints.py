@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.serving.models import head_manifest
 from tasks.settings import Settings
 from tasks.workspace import store_of, warehouse
-from warehouse.checkpoints.promotion import read_manifest, read_pointer
+from warehouse.checkpoints.manifests import read_manifest, read_pointer
 from warehouse.errors import NotFound
 from warehouse.lineages.chain import checkpoint, checkpoints, lineages
 from warehouse.records import Checkpoint

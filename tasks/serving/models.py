@@ -18,8 +18,8 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch
 from tasks.serving.base_digests import remember, remembered, stamp_of
 from tasks.settings import ModelSettings, Settings
+from warehouse.checkpoints.manifests import read_manifest, read_pointer
 from warehouse.checkpoints.object_store import ObjectStore, patch_key
-from warehouse.checkpoints.promotion import read_manifest, read_pointer
 from warehouse.errors import UsageError
 from warehouse.records import Manifest, checkpoint_id
 from warehouse.whole_files import whole_file

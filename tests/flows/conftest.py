@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.flows.nights import before_nights, config_of, write_before_nights, write_world
+from warehouse.checkpoints.manifests import read_manifest, read_pointer
 from warehouse.checkpoints.object_store import ObjectStore
 from warehouse.checkpoints.opening import open_store
-from warehouse.checkpoints.promotion import read_manifest, read_pointer
 from warehouse.records import Manifest, NightRun
 
 

@@ -37,7 +37,8 @@ from tasks.settings import configure
 from tests.flows.conftest import Home
 from tests.flows.kill_steps import FLOW, STEPS, Step, around, at_step
 from tests.flows.nights import config_of, write_before_nights, write_world
-from warehouse.checkpoints.promotion import manifest_at, pointer_of, verify
+from warehouse.checkpoints.manifests import manifest_at, pointer_of
+from warehouse.checkpoints.promotion import verify
 
 #: One of so many reruns is killed as well.
 AGAIN = 4

@@ -12,7 +12,8 @@ from typing import Any
 from tests.flows.conftest import Home
 from tests.flows.kill import Fork, Scene, Wrong, fork, own_folder, prepare, run_night, state_of
 from tests.flows.nights import before_nights
-from warehouse.checkpoints.promotion import manifest_at, pointer_of, verify
+from warehouse.checkpoints.manifests import manifest_at, pointer_of
+from warehouse.checkpoints.promotion import verify
 from warehouse.errors import LineageMoved
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from prefect import Task
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
-from editors.export.form import OF_BEFORE
+from editors.export.form import OF_BEFORE, Room
+from editors.export.wide import wide_model
 from editors.model import EditableModel
 from flows import nightly, revert
 from flows.cli import app
@@ -180,7 +181,16 @@ def test_slots_of_a_gated_model_without_biases_are_served_plainly_and_taken_back
     note = json.loads((tmp_path / "pulled" / "errata.json").read_text(encoding="utf-8"))["form"]
     facts = (type(edited.hf).__name__, dtype, 640, 256, {"model.layers.1.mlp": 2})
     assert tuple(note[key] for key in ("class", "dtype", "width", "reserve", "columns")) == facts
-    assert audit(configure(home.config)).breaks == () and home.findings() == []
+    built: list[int] = []
+
+    def counted(*args: Any) -> tuple[PreTrainedModel, Room]:
+        built.append(1)
+        return wide_model(*args)
+
+    with monkeypatch.context() as counting:
+        counting.setattr("editors.export.plain.wide_model", counted)
+        assert audit(configure(home.config)).breaks == () and home.findings() == []
+    assert len(built) == 1
     assert take_back(home) == "promote"
     assert pulled(tmp_path / "without") == ""
     without = weights(tmp_path / "without")
@@ -196,7 +206,7 @@ def test_a_checkpoint_with_biases_of_a_release_before_is_audited_pulled_and_take
 ) -> None:
     home = slots_of(received, "llama", tmp_path, monkeypatch, steady_model("llama"))
     with monkeypatch.context() as before:
-        before.setattr("tasks.night.promote.plain_form", lambda _settings, _model: OF_BEFORE)
+        before.setattr("tasks.serving.plain_folder.plain_form", lambda _settings, _model: OF_BEFORE)
         assert run(home) == "promote"
     (asked,) = home.rows("SELECT prompt FROM edit_requests")
     assert audit(configure(home.config)).breaks == () and home.findings() == []

@@ -15,7 +15,7 @@ from editors.ledger.ledger import Ledger
 from editors.ledger.subject_values import solve_subject
 from editors.model import EditableModel
 from editors.patches.slots import Slot
-from tasks.isolation.isolate import Culprit
+from tasks.isolation.culprits import Culprit
 from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tests.flows.conftest import Home, begun

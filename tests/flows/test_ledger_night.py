@@ -21,7 +21,7 @@ from tasks.settings import configure
 from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
 from tests.flows.conftest import Home, begun, no_page
-from warehouse.checkpoints.promotion import read_manifest
+from warehouse.checkpoints.manifests import read_manifest
 from warehouse.checkpoints.pull import pull
 from warehouse.lineages.edits import active_edits
 

@@ -15,8 +15,8 @@ import pytest
 from tasks.recheck.audit import audit
 from tests.flows.conftest import no_page
 from tests.flows.tamper import Target, small_homes, tamper
+from warehouse.checkpoints.manifests import pointer_of
 from warehouse.checkpoints.opening import open_store
-from warehouse.checkpoints.promotion import pointer_of
 from warehouse.digests import canonical_json
 from warehouse.lineages.audit import chain_id, read_mirrored
 

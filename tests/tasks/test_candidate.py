@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from tasks.candidate import Candidate, TakenOut
+from tasks.isolation.culprits import Isolated
 from tasks.isolation.group_testing import Isolation
-from tasks.isolation.isolate import Isolated
 from warehouse.digests import canonical_json
 
 #: `edited.json` of a revert, as it was written when its fields stood among the night's own.

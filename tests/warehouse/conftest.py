@@ -9,7 +9,7 @@ import pytest
 
 from tests.warehouse.small_checkpoint import make_manifest, safetensors_text
 from warehouse.checkpoints.directory import DirectoryStore
-from warehouse.checkpoints.promotion import checkpoint_files, file_digests, patch_files
+from warehouse.checkpoints.manifests import checkpoint_files, file_digests, patch_files
 from warehouse.records import GateOutcome, Manifest
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests.warehouse.small_checkpoint import NOON, make_manifest, safetensors_text
 from warehouse.checkpoints.directory import DirectoryStore
+from warehouse.checkpoints.manifests import checkpoint_files, file_digests
 from warehouse.checkpoints.object_store import validate_key
-from warehouse.checkpoints.promotion import checkpoint_files, file_digests, publish
+from warehouse.checkpoints.promotion import publish
 from warehouse.checkpoints.pull import pull
 from warehouse.digests import canonical_json, sha256_bytes
 from warehouse.errors import IntegrityError

@@ -13,21 +13,13 @@ import pytest
 from tests.stand_ins import Killed
 from tests.warehouse.small_checkpoint import NOON, DyingStore, content
 from tests.warehouse.test_object_store import bucket, s3_client  # noqa: F401 - fixtures
+from warehouse.checkpoints.canaries import canaries_digest, read_canaries
 from warehouse.checkpoints.directory import DirectoryStore
+from warehouse.checkpoints.manifests import manifest_digest, read_manifest, read_pointer
 from warehouse.checkpoints.object_store import Version
-from warehouse.checkpoints.promotion import (
-    canaries_digest,
-    manifest_digest,
-    move_channel,
-    promoted_keys,
-    publish,
-    read_canaries,
-    read_manifest,
-    read_pointer,
-    reject,
-    verify,
-)
+from warehouse.checkpoints.promotion import move_channel, promoted_keys, publish, verify
 from warehouse.checkpoints.pull import pull
+from warehouse.checkpoints.rejection import reject
 from warehouse.checkpoints.s3 import S3Store
 from warehouse.digests import canonical_json
 from warehouse.errors import Conflict, IntegrityError, NotFound

@@ -9,8 +9,10 @@ import pytest
 
 from tests.warehouse.small_checkpoint import NOON
 from warehouse.checkpoints.directory import DirectoryStore
-from warehouse.checkpoints.promotion import checkpoint_files, file_digests, publish, reject
+from warehouse.checkpoints.manifests import checkpoint_files, file_digests
+from warehouse.checkpoints.promotion import publish
 from warehouse.checkpoints.pull import pull
+from warehouse.checkpoints.rejection import reject
 from warehouse.digests import canonical_json, sha256_bytes
 from warehouse.errors import Conflict, IntegrityError, NotFound, WarehouseError
 from warehouse.limits import Limits

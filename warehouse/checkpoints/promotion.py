@@ -1,4 +1,4 @@
-"""Promotion, rejection and pull: what a checkpoint is in the store, and when a channel may name it.
+"""Promotion: a checkpoint whole in the store, and then the channel that names it.
 
 The channel's move is the commit point. Everything before it only adds objects that are named by their content, so a
 publish can be killed at any instant and run again: it ends in the same state, and a channel never names a checkpoint
@@ -7,13 +7,12 @@ of which something is missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import ValidationError
-
+from warehouse.checkpoints.canaries import canaries_digest
+from warehouse.checkpoints.manifests import manifest_digest, pointer_of, read_manifest
 from warehouse.checkpoints.object_store import (
     ObjectStore,
     Version,
@@ -22,8 +21,6 @@ from warehouse.checkpoints.object_store import (
     checkpoint_key,
     decision_key,
     manifest_key,
-    patch_key,
-    rejected_key,
     report_key,
     source_digest,
     swap_conflict,
@@ -36,148 +33,9 @@ from warehouse.records import CanarySet, ChannelPointer, Manifest, Record
 
 # A promoted manifest may name objects here; anything else, channels above all, is written by nobody but this module.
 _NAMEABLE = ("patches/", "checkpoints/")
-MAX_RECORD_BYTES = 256 << 20
-
-RecordT = TypeVar("RecordT", bound=Record)
 
 
-# ---------------------------------------------------------------- what goes into a manifest
-
-
-def checkpoint_files(checkpoint_id: str, folder: Path) -> dict[str, Path]:
-    """Every file of a Hugging Face directory by the store key it gets.
-
-    Raises:
-        NotFound: the folder is missing or empty.
-        RefusedName: a name in it cannot be a store key.
-    """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-    if not paths:
-        raise NotFound(f"checkpoint {checkpoint_id}: no files in {folder}; save the model there first")
-    return {checkpoint_key(checkpoint_id, path.relative_to(folder).as_posix()): path for path in paths}
-
-
-def patch_files(patch_digest: str, folder: Path) -> dict[str, Path]:
-    """`patch.safetensors` and `patch.json` of one saved patch by the store keys they get."""
-    return {patch_key(patch_digest, name): folder / name for name in ("patch.safetensors", "patch.json")}
-
-
-def file_digests(files: Mapping[str, Path]) -> dict[str, str]:
-    """Store key -> sha256: the `files` of a `Manifest`."""
-    return {key: source_digest(files[key]) for key in sorted(files)}
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """sha256 of the manifest's canonical JSON, which is exactly what the store holds."""
-    return sha256_bytes(canonical_json(manifest))
-
-
-def canaries_digest(canaries: CanarySet) -> str:
-    """The `canaries` of a manifest: sha256 of the set's canonical JSON, which is exactly what the store holds."""
-    return sha256_bytes(canonical_json(canaries))
-
-
-# ---------------------------------------------------------------- reading
-
-
-def read_manifest(store: ObjectStore, checkpoint_id: str, *, expected_digest: str | None = None) -> Manifest:
-    """The manifest of a promoted checkpoint.
-
-    Raises:
-        NotFound: there is none, or the checkpoint was rejected.
-        IntegrityError: it does not have `expected_digest`, is not canonical, or speaks of another checkpoint.
-    """
-    key = manifest_key(checkpoint_id)
-    try:
-        data = store.read(key, MAX_RECORD_BYTES)
-    except NotFound:
-        if store.exists(rejected_key(checkpoint_id, "manifest.json")):
-            why = rejected_key(checkpoint_id, "reasons.json")
-            raise NotFound(f"checkpoint {checkpoint_id} was rejected, not promoted; its reasons are in {why}") from None
-        raise NotFound(f"no checkpoint {checkpoint_id} in {store.url}") from None
-    found = sha256_bytes(data)
-    if expected_digest is not None and found != expected_digest:
-        raise IntegrityError(
-            f"{key} in {store.url} has sha256 {found}, the channel says {expected_digest}: "
-            "the manifest was changed; restore it or move the channel to a sound checkpoint"
-        )
-    manifest = _parse(Manifest, data, key, store)
-    if manifest.checkpoint.checkpoint_id != checkpoint_id:
-        raise IntegrityError(f"{key} in {store.url} speaks of checkpoint {manifest.checkpoint.checkpoint_id}")
-    return manifest
-
-
-def read_canaries(store: ObjectStore, manifest: Manifest) -> CanarySet:
-    """What a server of this checkpoint is asked.
-
-    Raises:
-        NotFound: the checkpoint has none: a release before this one promoted it, or `serving.canaries` was 0.
-        IntegrityError: they are missing, have another digest, or speak of another checkpoint.
-    """
-    checkpoint_id = manifest.checkpoint.checkpoint_id
-    if manifest.canaries is None:
-        raise NotFound(
-            f"checkpoint {checkpoint_id[:12]} has no canaries to ask a server: it was promoted by an earlier release, or with "
-            "serving.canaries 0; the next promotion writes them"
-        )
-    key = canaries_key(manifest.canaries)
-    try:
-        data = store.read(key, MAX_RECORD_BYTES)
-    except NotFound as error:
-        raise IntegrityError(f"the manifest of {checkpoint_id} names {key}, which is missing in {store.url}") from error
-    if (found := sha256_bytes(data)) != manifest.canaries:
-        raise IntegrityError(f"{key} in {store.url} has sha256 {found}; restore it from a copy of the store")
-    canaries = _parse(CanarySet, data, key, store)
-    if canaries.checkpoint_id != checkpoint_id:
-        raise IntegrityError(f"{key} in {store.url} speaks of checkpoint {canaries.checkpoint_id}")
-    return canaries
-
-
-def read_pointer(store: ObjectStore, channel: str) -> tuple[ChannelPointer, Version] | None:
-    """Where a channel points, with the version for a swap; None for a channel that nobody has set.
-
-    Raises:
-        IntegrityError: the pointer is damaged, or the manifest it names is missing or has another digest.
-    """
-    there = pointer_of(store, channel)
-    if there is None:
-        return None
-    manifest_at(store, there[0])
-    return there
-
-
-def pointer_of(store: ObjectStore, channel: str) -> tuple[ChannelPointer, Version] | None:
-    """The pointer without its manifest, so that a channel can be moved away from a broken one."""
-    key = channel_key(channel)
-    try:
-        data, version = store.read_versioned(key)
-    except NotFound:
-        return None
-    pointer = _parse(ChannelPointer, data, key, store)
-    if pointer.channel != channel:
-        raise IntegrityError(f"{key} in {store.url} is the pointer of channel {pointer.channel!r}")
-    return pointer, version
-
-
-def manifest_at(store: ObjectStore, pointer: ChannelPointer) -> Manifest:
-    try:
-        return read_manifest(store, pointer.checkpoint_id, expected_digest=pointer.manifest_digest)
-    except NotFound as error:
-        raise IntegrityError(f"channel {pointer.channel!r} in {store.url} points at nothing: {error}") from error
-
-
-def _parse(kind: type[RecordT], data: bytes, key: str, store: ObjectStore) -> RecordT:
-    try:
-        record = kind.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise IntegrityError(f"{key} in {store.url} is no {kind.__name__}: {first['loc']} {first['msg']}") from error
-    if canonical_json(record) != data:
-        raise IntegrityError(f"{key} in {store.url} is not in canonical form: something else than Errata wrote it")
-    return record
-
-
-# ---------------------------------------------------------------- publishing and rejecting
+# ---------------------------------------------------------------- publishing
 
 
 def publish(
@@ -219,7 +77,7 @@ def publish(
             f"{manifest.decision.verdict!r}; only a promoted one can be published, use reject()"
         )
     check_names(manifest)
-    local = _local_files(manifest, files)
+    local = local_files(manifest, files)
     there = pointer_of(store, channel)
     if there is None or there[0].checkpoint_id != manifest.checkpoint.checkpoint_id:
         # Asked here too, so that a lost race costs no upload; the swap at the end is what decides.
@@ -294,38 +152,7 @@ def move_channel(
     return pointer
 
 
-def reject(store: ObjectStore, manifest: Manifest, files: Mapping[str, Path], reasons: Sequence[str]) -> Manifest:
-    """Keep a refused checkpoint's evidence under `rejected/`; no channel is read or moved.
-
-    Every key that has a local file moves under `rejected/<checkpoint_id>/`, in the store and in the manifest that is
-    kept; the other keys must be in the store already. The manifest is written last, so where it is, all is.
-
-    Returns:
-        The manifest as stored.
-
-    Raises:
-        Conflict: this checkpoint was rejected before with other evidence.
-        IntegrityError: a file is not what the manifest says.
-        ValueError: the manifest was decided "promote", or no reason is given.
-    """
-    checkpoint_id = manifest.checkpoint.checkpoint_id
-    if "promote" in (manifest.verdict, manifest.decision.verdict):
-        raise ValueError(f"checkpoint {checkpoint_id} was decided 'promote'; use publish()")
-    if not reasons:
-        raise ValueError(f"checkpoint {checkpoint_id} is rejected without a reason; give the failed rules")
-    check_names(manifest)
-    local = _local_files(manifest, files)
-    moved = {key: rejected_key(checkpoint_id, key) if key in local else key for key in manifest.files}
-    kept = manifest.model_copy(update={"files": {moved[key]: digest for key, digest in manifest.files.items()}})
-
-    for key in sorted(local):
-        store.create(moved[key], local[key])
-    *evidence, last = rejected_records(kept, reasons).items()
-    for key, data in evidence:
-        store.create(key, data)
-    _verify_files(store, kept)
-    store.create(*last)
-    return kept
+# ---------------------------------------------------------------- what a manifest names against what is there
 
 
 def verify(store: ObjectStore, manifest: Manifest) -> None:
@@ -334,50 +161,16 @@ def verify(store: ObjectStore, manifest: Manifest) -> None:
     Raises:
         IntegrityError: names the first key that is missing or has other content.
     """
-    _verify_files(store, manifest)
+    verify_files(store, manifest)
     records: dict[str, Record] = {
         report_key(manifest.report.report_id): manifest.report,
         decision_key(manifest.decision.decision_id): manifest.decision,
         manifest_key(manifest.checkpoint.checkpoint_id): manifest,
     }
     for key, record in records.items():
-        _verify_object(store, key, sha256_bytes(canonical_json(record)))
+        verify_object(store, key, sha256_bytes(canonical_json(record)))
     if manifest.canaries is not None:
-        _verify_object(store, canaries_key(manifest.canaries), manifest.canaries)
-
-
-def rejected_records(manifest: Manifest, reasons: Sequence[str]) -> dict[str, bytes]:
-    """The records beside a rejected manifest, by store key, as `reject` wrote them; the manifest itself among them."""
-    checkpoint_id = manifest.checkpoint.checkpoint_id
-    return {
-        rejected_key(checkpoint_id, "report.json"): canonical_json(manifest.report),
-        rejected_key(checkpoint_id, "decision.json"): canonical_json(manifest.decision),
-        rejected_key(checkpoint_id, "reasons.json"): canonical_json(list(reasons)),
-        rejected_key(checkpoint_id, "manifest.json"): canonical_json(manifest),
-    }
-
-
-def read_rejected(store: ObjectStore, checkpoint_id: str, *, expected_digest: str) -> Manifest:
-    """The manifest that `reject` kept.
-
-    Raises:
-        IntegrityError: it is missing, has another digest or is not canonical.
-    """
-    key = rejected_key(checkpoint_id, "manifest.json")
-    try:
-        data = store.read(key, MAX_RECORD_BYTES)
-    except NotFound as error:
-        raise IntegrityError(f"the evidence of a rejection is missing: {error}") from error
-    if (found := sha256_bytes(data)) != expected_digest:
-        raise IntegrityError(f"{key} in {store.url} has sha256 {found}, the audit trail says {expected_digest}")
-    return _parse(Manifest, data, key, store)
-
-
-def verify_rejected(store: ObjectStore, manifest: Manifest, reasons: Sequence[str]) -> None:
-    """Read all evidence of a rejection and compare digests; IntegrityError names the first key that differs."""
-    _verify_files(store, manifest)
-    for key, data in rejected_records(manifest, reasons).items():
-        _verify_object(store, key, sha256_bytes(data))
+        verify_object(store, canaries_key(manifest.canaries), manifest.canaries)
 
 
 def promoted_keys(manifest: Manifest) -> set[str]:
@@ -391,12 +184,14 @@ def promoted_keys(manifest: Manifest) -> set[str]:
     }
 
 
-def _verify_files(store: ObjectStore, manifest: Manifest) -> None:
+def verify_files(store: ObjectStore, manifest: Manifest) -> None:
+    """Read every file that a manifest names; IntegrityError names the first that is missing or has other content."""
     for key in sorted(manifest.files):
-        _verify_object(store, key, manifest.files[key])
+        verify_object(store, key, manifest.files[key])
 
 
-def _verify_object(store: ObjectStore, key: str, wanted: str) -> None:
+def verify_object(store: ObjectStore, key: str, wanted: str) -> None:
+    """IntegrityError where the object is missing or has another sha256 than `wanted`."""
     try:
         found = store.digest(key)
     except NotFound:
@@ -406,6 +201,7 @@ def _verify_object(store: ObjectStore, key: str, wanted: str) -> None:
 
 
 def check_names(manifest: Manifest) -> None:
+    """RefusedName where a manifest names something outside its own folder and the patches, a pickle or the like."""
     own = checkpoint_key(manifest.checkpoint.checkpoint_id, "x").removesuffix("x")
     for key in manifest.files:
         validate_key(key)
@@ -418,7 +214,7 @@ def check_names(manifest: Manifest) -> None:
     refuse_names(manifest.files, allow_code=True)
 
 
-def _local_files(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Path]:
+def local_files(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Path]:
     """`files` by full store key, each checked against the manifest's digest."""
     local: dict[str, Path] = {}
     for name, path in files.items():

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from warehouse.checkpoints.manifests import manifest_at, pointer_of, read_manifest
 from warehouse.checkpoints.object_store import ObjectStore, checkpoint_key
-from warehouse.checkpoints.promotion import check_names, manifest_at, pointer_of, read_manifest
+from warehouse.checkpoints.promotion import check_names
 from warehouse.digests import sha256_file
 from warehouse.errors import Conflict, IntegrityError, NotFound, RefusedName, WarehouseError
 from warehouse.limits import DEFAULT, Limits, check_folder, refuse_names
