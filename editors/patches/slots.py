@@ -8,7 +8,8 @@ every machine: what a slot is made of is stored, and what is computed from slots
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -182,6 +183,15 @@ class SlotBook:
         else:
             self.slots[subject] = slot
         self._gates = None
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """The slots keep shut for the length of a block."""
+        before, self.silent = self.silent, True
+        try:
+            yield
+        finally:
+            self.silent = before
 
     @property
     def gates(self) -> SlotGates:

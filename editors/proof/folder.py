@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from editors.asking.runner import PlainRunner
 from editors.asking.steady import LENGTHS_TRIED, POSITIONS_AT_ONCE, TOKENS_PER_GPU_PASS, TOKENS_PER_PASS, is_steady
 from editors.model import EditableModel
+from editors.patches.slots import SlotBook
 from editors.proof.answers import KeptAnswers
 from editors.proof.states import KeptStates
 from warehouse.digests import digest_of
@@ -86,11 +87,16 @@ def proof_folder(root: Path, model: EditableModel, site: str) -> Path:
     return root / name[:32]
 
 
-def asked_alone(model: EditableModel) -> bool:
-    """Whether each row has to run by itself here, because its place in a pass shows; tried once a process. See `is_steady`."""
+def asked_alone(model: EditableModel, book: SlotBook) -> bool:
+    """Whether each row has to run by itself here, because its place in a pass shows; tried once a process. See `is_steady`.
+
+    Args:
+        book: the slots of the model, which say nothing of it and keep shut meanwhile.
+    """
     key = (model.base_digest, str(model.hf.dtype), str(model.hf.device), torch.get_num_threads())
     if key not in _ALONE:
-        _ALONE[key] = not is_steady(model, PlainRunner(model))
+        with book.silenced():
+            _ALONE[key] = not is_steady(model, PlainRunner(model))
     return _ALONE[key]
 
 

@@ -9,7 +9,7 @@ so a kept one and one that is asked again are equal to the bit on one machine.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -201,14 +201,8 @@ class Proved:
     def _state(self) -> Iterator[None]:
         """The state that is asked; the base is the model whose slots keep shut."""
         book = self._book
-        with torch.inference_mode():
-            if book is not None:
-                book.silent = self._base
-            try:
-                yield
-            finally:
-                if book is not None:
-                    book.silent = False
+        with torch.inference_mode(), book.silenced() if book is not None and self._base else nullcontext():
+            yield
 
     def _count(self, answers: int, asked: int) -> None:
         self.counts.asked += asked

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from checks.evaluation import predict
 from checks.metrics.outcome import unmeasured
 from checks.metrics.served import SLICES, served_agreement
+from checks.predictor import Scorer
 from editors.errors import UnsupportedModel
 from editors.export.form import PlainForm
 from editors.export.plain import materialise
@@ -44,17 +45,20 @@ class Served:
     models: tuple[EditableModel, EditableModel] | None = None
 
 
-def served_as_measured(settings: Settings, model: EditableModel, done: Candidate, probes: ProbeSet, retain: ProbeSet) -> Served:
+def served_as_measured(
+    settings: Settings, model: EditableModel, asked: Scorer, done: Candidate, probes: ProbeSet, retain: ProbeSet
+) -> Served:
     """Ask the plain model of a candidate, in the dtype that is served, every edit in force and a sample of bystanders.
 
     A candidate whose weights cannot hold every edit is served by Errata, with its hooks: then the hooked model is what answers.
 
     Args:
         model: wears the candidate's patches; it stays as it is.
+        asked: the model as its evaluation asks it.
     """
     edits = [p for p in retain.probes if p.kind == "retain"]
     others = sorted((p for p in probes.probes if p.kind in BYSTANDERS), key=lambda p: p.probe_id)[:NUM_BYSTANDERS]
-    measured = predict(model, [*edits, *others], WarehouseCache(settings))
+    measured = predict(asked, [*edits, *others], WarehouseCache(settings))
     form = plain_form(settings, model)
     folder = night_folder(settings, done.night) / "served"
     try:
@@ -76,11 +80,11 @@ def served_as_measured(settings: Settings, model: EditableModel, done: Candidate
         served = predict(loaded, [*edits, *others])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    for name, asked in zip(SLICES, (edits, others), strict=True):
-        changed = [p for p in asked if measured[p.probe_id].exact != served[p.probe_id].exact]
+    for name, some in zip(SLICES, (edits, others), strict=True):
+        changed = [p for p in some if measured[p.probe_id].exact != served[p.probe_id].exact]
         if changed:
-            log.warning("served in %s, %d of %d %s are answered otherwise", _name(form, model), len(changed), len(asked), name)
-        found[f"served_otherwise_{name}"] = f"{len(changed)} of {len(asked)}"
+            log.warning("served in %s, %d of %d %s are answered otherwise", _name(form, model), len(changed), len(some), name)
+        found[f"served_otherwise_{name}"] = f"{len(changed)} of {len(some)}"
     scores = served_agreement(edits, others, measured, served)
     if form.dtype in (None, model.hf.dtype):
         return Served(scores, found)
