@@ -76,6 +76,10 @@ class Proved:
     def digest(self) -> str:
         return checkpoint_id(self._model.base_digest, []) if self._base else self._model.digest
 
+    def without_proofs(self) -> Proved:
+        """The same state, of which every question is asked."""
+        return Proved(self._model, self._site, None, base=self._base, alone=self._alone)
+
     # ------------------------------------------------------------ the Predictor
 
     def score(self, questions: Sequence[Question]) -> list[Answer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 
@@ -12,6 +13,7 @@ from editors.proof.folder import Proofs, asked_alone, kept_proofs, proof_folder
 from editors.proof.proved import Proved, slot_site
 from editors.views import AtDepth
 from tasks.settings import Settings
+from warehouse.questions import Answer, Question
 
 
 class Asking(AbstractContextManager["Asking"]):
@@ -40,6 +42,16 @@ class Asking(AbstractContextManager["Asking"]):
         base, edited = (Proved(model, site, proofs, base=is_base, alone=alone) for is_base in (True, False))
         self._made += [base, edited]
         return base, edited
+
+    def differing(self, model: EditableModel, questions: Sequence[Question]) -> list[tuple[Question, Answer, Answer]]:
+        """(question, kept answer, what the model says) where a kept answer is not what is said when it is asked again."""
+        found: list[tuple[Question, Answer, Answer]] = []
+        for state in self.states(model):
+            if isinstance(state, Proved):
+                kept = state.kept(questions)
+                said = zip(kept.items(), state.without_proofs().score(list(kept)), strict=True)
+                found += [(question, was, now) for (question, was), now in said if was != now]
+        return found
 
     @property
     def told(self) -> dict[str, str]:
