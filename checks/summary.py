@@ -27,6 +27,8 @@ def markdown_summary(report: EvaluationReport, decision: GateDecision) -> str:
         f"policy `{decision.policy_digest[:12]}`, decision `{decision.decision_id[:12]}`.",
         "",
     ]
+    if (proved := report.environment.get("answers_proved")) is not None:
+        lines += [f"{int(proved):,} answers were proved, {int(report.environment['answers_asked']):,} were asked.", ""]
     lines += [f"- **{result.rule.on_fail}**: {_escape(result.explanation)}" for result in decision.failed_rules]
     lines += [""] if decision.failed_rules else []
     lines += [_row(_HEAD), _row(["---"] * len(_HEAD))]

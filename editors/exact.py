@@ -74,6 +74,25 @@ def exact_dense(left: Float[Tensor, "d_out rank"], right: Float[Tensor, "d_in ra
     return torch.cat(blocks).to(where)
 
 
+def exact_rows(states: Float[Tensor, "pairs width"], grid: Float[Tensor, "pairs width"]) -> Float[Tensor, " pairs"]:
+    """The product of each row with the row of `grid` beside it, in the dtype of `states`; `grid` lies on the grid.
+
+    The states get two grids, 39 bits: the sums of both are exact, so neither order nor machine can show.
+    """
+    wide = wide_device(states.device)
+    high, low = _two_grids(states.to(wide))
+    other = grid.to(wide).double()
+    return (_row_sums(high * other) + _row_sums(low * other)).to(states.device, states.dtype)
+
+
+def _row_sums(products: Tensor) -> Tensor:
+    """Sums of at most `WIDTH` terms are exact; longer rows are added piece by piece, in their order."""
+    total = products[:, :WIDTH].sum(-1)
+    for start in range(WIDTH, products.shape[1], WIDTH):
+        total = total + products[:, start : start + WIDTH].sum(-1)
+    return total
+
+
 def aligned(tensor: Tensor) -> Tensor:
     """The tensor in memory of its own, as if it had been made here: one read from a file lies anywhere."""
     if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:

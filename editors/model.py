@@ -23,7 +23,7 @@ from editors.architectures.blocks import fit_blocks
 from editors.architectures.placement import Placement, shown_on, without_hooks
 from editors.asking.calls import Call, Generation, PromptPositions, Runner
 from editors.asking.runner import PlainRunner
-from editors.asking.scoring import score_call, stop_tokens
+from editors.asking.scoring import likelihoods_of, next_log_probs_of, score_call, stop_tokens
 from editors.asking.tokens import asking_tokenizer, continuation_of, pad_id_of, save_tokenizer
 from editors.errors import EditRefused, UnsupportedModel
 from editors.exact import aligned
@@ -469,27 +469,12 @@ class EditableModel:
     @torch.inference_mode()
     def log_likelihoods(self, texts: Sequence[str]) -> list[tuple[float, int]]:
         """(sum of token log-probabilities in nats, number of tokens) of each text, from its first token on."""
-        call = Call(("",) * len(texts), tuple(texts))
-        results: list[tuple[float, int]] = [(0.0, 0)] * len(texts)
-        for batch in self._runner.logits(call):
-            at = 0
-            for row, ids in zip(batch.rows, batch.ids, strict=True):
-                picked = batch.logits[at : at + len(ids)].float().log_softmax(-1)
-                total = picked.gather(1, torch.tensor(ids, device=picked.device)[:, None]).sum().item() if ids else 0.0
-                results[row] = (total, len(ids))
-                at += len(ids) + 1
-        return results
+        return likelihoods_of(self._runner, Call(("",) * len(texts), tuple(texts)))
 
     @torch.inference_mode()
     def next_token_log_probs(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """(prompts, vocab) log-probabilities of the token after each prompt."""
-        call = Call(tuple(prompts), ("",) * len(prompts))
-        rows: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(prompts)
-        for batch in self._runner.logits(call):
-            values = batch.logits.float().log_softmax(-1).cpu().numpy()
-            for row, value in zip(batch.rows, values, strict=True):
-                rows[row] = value
-        return np.stack(rows)
+        return np.stack(next_log_probs_of(self._runner, Call(tuple(prompts), ("",) * len(prompts))))
 
     # ------------------------------------------------------------ export
 

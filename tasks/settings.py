@@ -143,12 +143,13 @@ class ServingSettings(_Section):
 
 
 class ProbeSettings(_Section):
-    """Sizes of the probe sets of a night."""
+    """Sizes of the probe sets of a night, and how many bytes of the home may keep what proves answers; 0: all are asked."""
 
     per_request: PositiveInt = 4
     drawdown: PositiveInt = 800
     held_texts: PositiveInt = 40
     generations: PositiveInt = 24
+    proof_bytes: NonNegativeInt = 1 << 32
     seed: int = 0
 
 

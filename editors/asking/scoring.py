@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -43,6 +45,13 @@ def score_call(runner: Runner, call: Call, stops: Tensor, tokenizer: PreTrainedT
     A row whose tokens are all right, but whose next token alone does not tell whether the answer ends there, is generated
     and judged by its text.
     """
+    return score_rows(runner, call, stops, tokenizer)[0]
+
+
+def score_rows(
+    runner: Runner, call: Call, stops: Tensor, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Answer], frozenset[int]]:
+    """`score_call`, and the rows that had to be generated: their answers depend on more than the tokens of the row."""
     results: list[Answer | None] = [None] * len(call.prompts)
     undecided: dict[int, tuple[list[int], int]] = {}
     for batch in runner.logits(call):
@@ -79,17 +88,39 @@ def score_call(runner: Runner, call: Call, stops: Tensor, tokenizer: PreTrainedT
                 undecided[row] = (ids, here[n])
             at += n + 1
             done += n
-    for row in _end_in_text(runner, call, undecided, tokenizer):
+    rows = _untold(undecided, tokenizer)
+    for row in _end_in_text(runner, call, undecided, rows, tokenizer):
         answer = results[row]
         assert answer is not None
         results[row] = replace(answer, exact=True)
-    return [r for r in results if r is not None]
+    return [r for r in results if r is not None], frozenset(rows)
 
 
-def _end_in_text(
-    runner: Runner, call: Call, right: Mapping[int, tuple[list[int], int]], tokenizer: PreTrainedTokenizerBase
-) -> list[int]:
-    """Of rows that say their continuation's `ids`, those whose generated text ends it; asked where a token cannot tell.
+def likelihoods_of(runner: Runner, call: Call) -> list[tuple[float, int]]:
+    """(sum of token log-probabilities in nats, number of tokens) of each row's continuation."""
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(call.prompts)
+    for batch in runner.logits(call):
+        at = 0
+        for row, ids in zip(batch.rows, batch.ids, strict=True):
+            picked = batch.logits[at : at + len(ids)].float().log_softmax(-1)
+            total = picked.gather(1, torch.tensor(ids, device=picked.device)[:, None]).sum().item() if ids else 0.0
+            results[row] = (total, len(ids))
+            at += len(ids) + 1
+    return results
+
+
+def next_log_probs_of(runner: Runner, call: Call) -> list[NDArray[np.float32]]:
+    """(vocab,) log-probabilities of the token after each prompt of a call without continuations."""
+    rows: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(call.prompts)
+    for batch in runner.logits(call):
+        values = batch.logits.float().log_softmax(-1).cpu().numpy()
+        for row, value in zip(batch.rows, values, strict=True):
+            rows[row] = value
+    return rows
+
+
+def _untold(right: Mapping[int, tuple[list[int], int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Of rows that say their continuation, those whose next token cannot tell whether it ends there.
 
     Args:
         right: row -> the ids of its continuation, and the token that the model puts behind them.
@@ -97,7 +128,17 @@ def _end_in_text(
     if not right:
         return []
     texts = token_texts(tokenizer, [token for _, token in right.values()])
-    rows = [row for row, text in zip(right, texts, strict=True) if ends_answer(text) is None]
+    return [row for row, text in zip(right, texts, strict=True) if ends_answer(text) is None]
+
+
+def _end_in_text(
+    runner: Runner,
+    call: Call,
+    right: Mapping[int, tuple[list[int], int]],
+    rows: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[int]:
+    """Of `rows`, which say their continuation's ids (see `_untold`), those whose generated text ends it."""
     if not rows:
         return []
     prompts = [call.prompts[row] for row in rows]

@@ -142,11 +142,8 @@ class Ledger(RetractingEditor[LedgerConfig]):
             with at_base(model):
                 yield
             return
-        book.silent = True
-        try:
+        with book.silenced():
             yield
-        finally:
-            book.silent = False
 
     # ------------------------------------------------------------ one subject
 

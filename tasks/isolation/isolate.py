@@ -15,7 +15,6 @@ from checks.gates.hopeless import hopeless
 from editors.base import Editor, Prepared, retracting
 from editors.model import EditableModel
 from editors.session import run_edits
-from editors.views import AtDepth
 from tasks.candidate import Candidate
 from tasks.isolation.culprits import Culprit, Isolated
 from tasks.isolation.group_testing import Isolation, isolate
@@ -25,6 +24,7 @@ from tasks.serving.agreement import LOST
 from tasks.serving.forms import how_to_ask
 from tasks.serving.models import at_checkpoint, base_model, has_patch, stored_patch
 from tasks.serving.prepare import editor_of, preparation_of
+from tasks.serving.proof import Asking
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, night_folder, store_of, warehouse
@@ -69,7 +69,16 @@ def isolate_culprits(settings: Settings, done: Candidate, report: EvaluationRepo
         found = Isolated.model_validate_json(kept.read_bytes())
         if found.rest.parent == done.parent and all(has_patch(settings, d) for d in found.rest.new_patches):
             return found
-    trial = _Trial(settings, done, report, judged, policy)
+    with Asking(settings) as asking:
+        result = _isolated(done, lost, report, _Trial(settings, done, report, judged, policy, asking), policy)
+    if result is not None:
+        write_whole(kept, canonical_json(result))
+    return result
+
+
+def _isolated(
+    done: Candidate, lost: frozenset[str], report: EvaluationReport, trial: _Trial, policy: GatePolicy
+) -> Isolated | None:
     isolation = _isolation(done, lost, trial, policy.isolate_evaluations)
     if isolation is None or not isolation.kept:
         return None
@@ -80,9 +89,7 @@ def isolate_culprits(settings: Settings, done: Candidate, report: EvaluationRepo
         else trial.evidence(name, frozenset(isolation.kept))
         for name in isolation.culprits
     )
-    result = Isolated(isolation=isolation, culprits=culprits, rest=trial.rest(isolation))
-    write_whole(kept, canonical_json(result))
-    return result
+    return Isolated(isolation=isolation, culprits=culprits, rest=trial.rest(isolation))
 
 
 def _lost(done: Candidate, report: EvaluationReport, decision: GateDecision) -> frozenset[str]:
@@ -139,9 +146,15 @@ class _Trial:
     """Subsets of a night, made on its parent and measured."""
 
     def __init__(
-        self, settings: Settings, done: Candidate, report: EvaluationReport, decision: GateDecision, policy: GatePolicy
+        self,
+        settings: Settings,
+        done: Candidate,
+        report: EvaluationReport,
+        decision: GateDecision,
+        policy: GatePolicy,
+        asking: Asking,
     ) -> None:
-        self._settings, self._done = settings, done
+        self._settings, self._done, self._asking = settings, done, asking
         base = base_model(settings)
         self._asker = how_to_ask(settings)
         self._editor: Editor = editor_of(settings, base)
@@ -198,9 +211,10 @@ class _Trial:
         self._edit(subset)
         try:
             cache = WarehouseCache(self._settings)
+            before, after = self._asking.states(self._model)
             found = measure(
-                AtDepth(self._model, 0),
-                self._model,
+                before,
+                after,
                 probes,
                 retain=retain,
                 old_answers=self._old,
@@ -208,7 +222,7 @@ class _Trial:
                 settings=self._measured,
                 form_of=self._asker.slicing,
             )
-            asked = predict(self._model, [*probes.probes, *retain.probes], cache)
+            asked = predict(after, [*probes.probes, *retain.probes], cache)
         finally:
             self._model.rollback(self._depth)
         self._right[subset] = {name: p.exact for name, p in asked.items()}

@@ -137,6 +137,11 @@ def shown_scores(report: EvaluationReport) -> dict[str, float | None]:
     return {name: found.get(key) for name, key in SHOWN_SCORES.items()}
 
 
+def _answers(report: EvaluationReport) -> dict[str, int]:
+    """How many answers of a report were proved, and how many were asked."""
+    return {name: int(report.environment[f"answers_{name}"]) for name in ("proved", "asked")}
+
+
 def _close(run: Night, done: Candidate, manifest: Manifest | None, proved: Mapping[str, str]) -> NightRun:
     settings = run.settings
     with warehouse(settings) as wh:
@@ -153,6 +158,7 @@ def _close(run: Night, done: Candidate, manifest: Manifest | None, proved: Mappi
             checkpoint_id=manifest.checkpoint.checkpoint_id if manifest else None,
             seconds=round(run.spent + time.monotonic() - run.started, 2),
             details={"skipped": len(done.skipped), "edit_seconds": done.edit_seconds}
+            | ({"answers": _answers(manifest.report)} if manifest and "answers_proved" in manifest.report.environment else {})
             | ({"serving": dict(proved)} if proved else {}),
         )
         # As stored, so that a rerun returns the same line.

@@ -12,13 +12,13 @@ from prefect import task
 from checks.evaluation import evaluate as measure
 from checks.metrics.efficiency import EditCost, efficiency
 from editors.model import EditableModel
-from editors.views import AtDepth
 from tasks.candidate import Candidate
 from tasks.serving.agreement import served_as_measured
 from tasks.serving.corpus import calibration_subjects
 from tasks.serving.forms import how_to_ask
 from tasks.serving.known import FOR_A_NIGHT, ask_known
 from tasks.serving.models import at_checkpoint
+from tasks.serving.proof import Asking
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, store_of, warehouse
@@ -130,27 +130,31 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
     asker = how_to_ask(settings)
     model = at_checkpoint(settings, store_of(settings), done)
     cost = EditCost(len(done.edited), done.edit_seconds, done.patch_bytes)
-    served = served_as_measured(settings, model, done, probes, retain)
-    base, edited = served.models or (AtDepth(model, 0), model)
-    report = measure(
-        base,
-        edited,
-        probes,
-        retain=retain,
-        # They were asked in the dtype that edits are made in.
-        right_after={} if served.models else {p.probe_id: p for p in done.right_after},
-        old_answers={r.request_id: [r.target_true] for r in retained if r.target_true},
-        cache=WarehouseCache(settings),
-        environment={
-            **environment(settings, done, edited),
-            **({} if asker.is_plain else {"forms": asker.forms.describe()}),
-            **served.environment,
-        },
-        extra=[*efficiency(cost), *served.scores],
-        before_id=before,
-        after_id=after,
-        form_of=asker.slicing,
-    )
+    with Asking(settings) as asking:
+        states = asking.states(model)
+        served = served_as_measured(settings, model, states[1], done, probes, retain)
+        base, edited = served.models or states
+        report = measure(
+            base,
+            edited,
+            probes,
+            retain=retain,
+            # They were asked in the dtype that edits are made in.
+            right_after={} if served.models else {p.probe_id: p for p in done.right_after},
+            old_answers={r.request_id: [r.target_true] for r in retained if r.target_true},
+            cache=WarehouseCache(settings),
+            environment={
+                **environment(settings, done, served.models[1] if served.models else model),
+                **({} if asker.is_plain else {"forms": asker.forms.describe()}),
+                **served.environment,
+            },
+            extra=[*efficiency(cost), *served.scores],
+            before_id=before,
+            after_id=after,
+            form_of=asker.slicing,
+        )
+        # No part of the report's identity: what was proved before does not change what was found.
+        report = report.model_copy(update={"environment": {**report.environment, **asking.told}})
     with warehouse(settings) as wh:
         save_report(wh, report)
     return report

@@ -53,7 +53,7 @@ def audit(
     """Recheck the chain, every object, every decision, every signature, and production's weights.
 
     Args:
-        deep: also evaluate production again and compare its answers.
+        deep: also evaluate production again and compare its answers, and ask a sample of what was proved.
         exported: also check this export of the warehouse.
 
     Raises:
@@ -81,10 +81,12 @@ def audit(
     again = rederived(settings, store)
     breaks += again.breaks
     if deep:
-        from tasks.recheck.answers import evaluated_again
+        from tasks.recheck.answers import evaluated_again, proved_again
 
         progress("evaluating production again")
         breaks += evaluated_again(settings)
+        progress("asking proved answers again")
+        breaks += proved_again(settings)
     return AuditReport(
         entries=len(chain),
         checkpoints=seen.promoted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import task
@@ -10,16 +11,18 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 
 from checks.evaluation import predict
-from editors.views import AtDepth
+from editors.model import EditableModel
+from editors.views import AtDepth, at_depth
 from tasks.candidate import Candidate, describe
 from tasks.night.progress import artifact_key
 from tasks.reporting.report_page import night_markdown, write_evidently
 from tasks.serving.models import at_checkpoint
+from tasks.serving.proof import Asking
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.workspace import WarehouseCache, store_of, warehouse
 from warehouse.nights.intake import requests_by_id, verdicts_of
-from warehouse.records import Manifest
+from warehouse.records import Manifest, Prediction, Probe
 from warehouse.world.forms import told
 from warehouse.world.probes import load_probe_set
 
@@ -29,6 +32,20 @@ NUM_EXAMPLES, EXAMPLE_TOKENS = 8, 10
 
 def report_folder(settings: Settings, night: str) -> Path:
     return settings.reports / settings.lineage / night
+
+
+def _answers(
+    settings: Settings, model: EditableModel, depth: int, probes: Sequence[Probe]
+) -> tuple[dict[str, Prediction], dict[str, Prediction]]:
+    """What the candidate and production (the model's first `depth` patches) answer."""
+    cache = WarehouseCache(settings)
+    with Asking(settings) as asking:
+        base, candidate = asking.states(model)
+        after = predict(candidate, probes, cache)
+        if not depth:
+            return after, predict(base, probes, cache)
+        with at_depth(model, depth):
+            return after, predict(asking.states(model)[1], probes, cache)
 
 
 @task(name="report", **STEP)
@@ -44,9 +61,8 @@ def publish_report(settings: Settings, done: Candidate, manifest: Manifest) -> P
         probes = load_probe_set(wh, manifest.report.probe_set_digest).probes
     model = at_checkpoint(settings, store_of(settings), done)
     production = AtDepth(model, len(done.parent_patches))
-    cache = WarehouseCache(settings)
     folder = report_folder(settings, done.night)
-    write_evidently(folder, probes, predict(model, probes, cache), predict(production, probes, cache))
+    write_evidently(folder, probes, *_answers(settings, model, len(done.parent_patches), probes))
     shown = tonight[:NUM_EXAMPLES]
     prompts = [r.rephrases[0] if r.rephrases else r.prompt for r in shown]
     before, after = (view.generate(prompts, EXAMPLE_TOKENS) for view in (production, model))

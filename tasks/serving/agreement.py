@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from checks.evaluation import predict
 from checks.metrics.outcome import unmeasured
 from checks.metrics.served import SLICES, lost_in_serving, served_agreement
+from checks.predictor import Scorer
 from editors.errors import UnsupportedModel
 from editors.model import EditableModel
 from tasks.candidate import Candidate
@@ -40,17 +41,20 @@ class Served:
     models: tuple[EditableModel, EditableModel] | None = None
 
 
-def served_as_measured(settings: Settings, model: EditableModel, done: Candidate, probes: ProbeSet, retain: ProbeSet) -> Served:
+def served_as_measured(
+    settings: Settings, model: EditableModel, asked: Scorer, done: Candidate, probes: ProbeSet, retain: ProbeSet
+) -> Served:
     """Ask the plain model of a candidate, in the dtype that is served, every edit in force and a sample of bystanders.
 
     A candidate whose weights cannot hold every edit is served by Errata, with its hooks: then the hooked model is what answers.
 
     Args:
         model: wears the candidate's patches; it stays as it is.
+        asked: the model as its evaluation asks it.
     """
     edits = [p for p in retain.probes if p.kind == "retain"]
     others = sorted((p for p in probes.probes if p.kind in BYSTANDERS), key=lambda p: p.probe_id)[:NUM_BYSTANDERS]
-    measured = predict(model, [*edits, *others], WarehouseCache(settings))
+    measured = predict(asked, [*edits, *others], WarehouseCache(settings))
     plain = plain_folder(settings, model, done)
     if plain.why_not:
         # One model, asked once.
@@ -62,15 +66,15 @@ def served_as_measured(settings: Settings, model: EditableModel, done: Candidate
         loaded = plain.load(model)
     except UnsupportedModel as error:
         log.warning("what would be served cannot be loaded: %s", error)
-        lost = [unmeasured("served_agreement", name) for name in SLICES]
-        return Served(tuple(lost), {"served": f"{found['served']}; cannot be loaded: {error}"})
+        unserved = [unmeasured("served_agreement", name) for name in SLICES]
+        return Served(tuple(unserved), {"served": f"{found['served']}; cannot be loaded: {error}"})
     # Kept, because canaries expect these answers.
     served = predict(loaded, [*edits, *others], WarehouseCache(settings))
-    for name, asked in zip(SLICES, (edits, others), strict=True):
-        changed = [p for p in asked if measured[p.probe_id].exact != served[p.probe_id].exact]
+    for name, some in zip(SLICES, (edits, others), strict=True):
+        changed = [p for p in some if measured[p.probe_id].exact != served[p.probe_id].exact]
         if changed:
-            log.warning("served in %s, %d of %d %s are answered otherwise", dtype, len(changed), len(asked), name)
-        found[f"served_otherwise_{name}"] = f"{len(changed)} of {len(asked)}"
+            log.warning("served in %s, %d of %d %s are answered otherwise", dtype, len(changed), len(some), name)
+        found[f"served_otherwise_{name}"] = f"{len(changed)} of {len(some)}"
     scores = served_agreement(edits, others, measured, served)
     if lost := lost_in_serving(edits, measured, served):
         found[LOST] = " ".join(lost)

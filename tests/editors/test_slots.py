@@ -118,3 +118,41 @@ def test_slots_made_with_other_shares_are_refused() -> None:
     model.push(SlotPatch("transformer.h.1.mlp", MEAN, 0.5, 0.5, {SLOTS[0].subject: SLOTS[0]}))
     with pytest.raises(PatchError, match=r"ramp_share 0\.5, the patch has 0\.5 and 0\.25"):
         model.push(SlotPatch("transformer.h.1.mlp", MEAN, 0.5, 0.25, {SLOTS[1].subject: SLOTS[1]}))
+
+
+# ------------------------------------------------------------ what opens at a token
+
+
+STATES = torch.cat([torch.cat([s.states for s in SLOTS[:12]]), fixed(64, 32, seed=11)])
+
+
+def test_how_far_a_slot_opens_is_the_same_beside_other_slots_and_other_tokens() -> None:
+    gates = made(SLOTS)
+    whole = gates.opening(STATES)
+    partly = (whole > 0) & (whole < 1)
+    assert bool(partly.any()) and bool((whole == 1).any()) and bool((whole == 0).any())
+    for rows, slots in (([3], [5]), ([0, 7, 30], [1, 2, 8, 39]), (range(20), range(0, 40, 3))):
+        few = gates.only(torch.tensor(list(slots))).opening(STATES[list(rows)])
+        assert torch.equal(few, whole[list(rows)][:, list(slots)])
+
+
+def test_how_far_a_slot_opens_is_the_ramp_of_its_score() -> None:
+    gates = made(SLOTS)
+    scores = STATES.double() @ gates.filters.double().t() - gates.offsets
+    wanted = ((scores - gates.low) / (gates.high.double() - gates.low)).clamp(0, 1)
+    assert float((gates.opening(STATES) - wanted).abs().max()) < 1e-4
+
+
+def test_what_is_added_at_a_token_is_the_sum_over_its_open_slots() -> None:
+    gates = made(SLOTS)
+    where, change = gates.opened(STATES).change(gates.values)
+    wanted = gates.opening(STATES) @ gates.values
+    full = torch.zeros_like(wanted)
+    full[where] = change
+    assert int((gates.opening(STATES) > 0).sum(1).max()) > 2  # several slots at one token
+    torch.testing.assert_close(full, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_that_is_no_number_opens_every_slot() -> None:
+    """A broken model must show as broken, not as one that no slot touches."""
+    assert bool(made(SLOTS).opening(torch.full((1, 32), float("nan"))).isnan().all())

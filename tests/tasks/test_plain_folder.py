@@ -56,7 +56,7 @@ def test_a_folder_that_is_as_it_was_written_is_not_written_again(settings: Setti
     first = made(settings)
     (first.path / CARD).write_text("a card of a promotion that was killed\n")
     assert made(settings) == first and len(written) == 1
-    assert first.load(torch.device("cpu")).next_token_log_probs(["a"]).shape == (1, 420)
+    assert first.load(base_model(settings)).next_token_log_probs(["a"]).shape == (1, 420)
 
 
 @pytest.mark.parametrize("what", ["a changed file", "a missing file", "another file", "no record", "half a record"])
@@ -85,7 +85,7 @@ def test_another_candidate_and_another_form_are_other_folders(settings: Settings
     made(settings, ("a" * 64,))
     half = made(settings.model_copy(update={"serving": ServingSettings(dtype="bfloat16")}), ("a" * 64,))
     assert len(written) == 3 and half.dtype == torch.bfloat16
-    assert half.load(torch.device("cpu")).hf.dtype == torch.bfloat16
+    assert half.load(base_model(settings)).hf.dtype == torch.bfloat16
 
 
 def test_a_kill_while_it_is_written_leaves_nothing_that_is_taken_for_it(
