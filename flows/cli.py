@@ -26,6 +26,7 @@ from typer.main import get_command
 
 from flows.commands import (
     demo,
+    doctor,
     editors,
     entities,
     export,
@@ -137,6 +138,7 @@ app.command()(measure.benchmark)
 app.command()(measure.leaderboard)
 app.command()(measure.bench)
 app.command()(measure.device)
+app.command()(doctor.doctor)
 app.command()(ingest.replay)
 app.command()(demo.demo)
 

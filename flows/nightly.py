@@ -7,9 +7,11 @@ from typing import Any
 
 from prefect import flow
 
+from tasks.alerts.tell import tell_broken
 from tasks.isolation.culprits import quarantine_culprits
 from tasks.isolation.isolate import isolate_culprits
-from tasks.night.course import NightClosed, begin, finish, finish_empty, next_night
+from tasks.night.close import close
+from tasks.night.course import NightClosed, begin, next_night
 from tasks.night.edit import edit
 from tasks.night.evaluate import evaluate
 from tasks.night.gate import gate
@@ -20,7 +22,7 @@ from tasks.night.promote import promote
 from tasks.night.reconcile import reconcile
 from tasks.night.store_fit import ensure_fit_store
 from tasks.night.validate import validate
-from tasks.proving.prove import prove, refuse_unproved
+from tasks.proving.prove import refuse_unproved
 from tasks.reporting.publish_report import publish_report
 from tasks.settings import configure
 from tasks.workspace import lineage_lock
@@ -28,7 +30,13 @@ from warehouse.errors import LineageMoved
 from warehouse.records import NightRun
 
 
-@flow(name="nightly-refresh", flow_run_name="{lineage}-{night}", validate_parameters=False)
+@flow(
+    name="nightly-refresh",
+    flow_run_name="{lineage}-{night}",
+    validate_parameters=False,
+    on_failure=[tell_broken],
+    on_crashed=[tell_broken],
+)
 def nightly_refresh(
     night: str | None = None,
     lineage: str | None = None,
@@ -59,7 +67,7 @@ def nightly_refresh(
         committed = reconcile(settings, night)
         if committed is not None:
             publish_report(settings, committed.done, committed.manifest)
-            return finish(run, committed.done, committed.manifest, prove(settings, committed.manifest))
+            return close(run, committed.done, committed.manifest)
         refuse_unproved(settings)
         run.reach("received", records=ingest(settings, night))
         run.reach("validated", verdicts=validate(settings, night))
@@ -67,7 +75,7 @@ def nightly_refresh(
             done = edit(settings, night)
             run.reach("edited", edited=len(done.edited))
             if not done.edited:
-                return finish_empty(run, done)
+                return close(run, done, None)
             report = evaluate(settings, done)
             run.reach("evaluated", report_id=report.report_id)
             decision = gate(settings, report)
@@ -87,5 +95,5 @@ def nightly_refresh(
                 set_aside(settings, done, decision, lost, rebases)
                 continue
             publish_report(settings, done, manifest)
-            return finish(run, done, manifest, prove(settings, manifest))
+            return close(run, done, manifest)
     raise AssertionError("a night ends by a line or by an error")

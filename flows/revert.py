@@ -6,12 +6,12 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.night.course import NightClosed, begin, finish
+from tasks.night.close import close
+from tasks.night.course import NightClosed, begin
 from tasks.night.evaluate import evaluate
 from tasks.night.gate import gate
 from tasks.night.promote import promote
 from tasks.night.reconcile import published_before, reconcile
-from tasks.proving.prove import prove
 from tasks.settings import configure
 from tasks.takeback.plan import plan_revert
 from tasks.takeback.revert import publish_revert, take_out
@@ -41,7 +41,7 @@ def revert_edits(target: str, reason: str, lineage: str | None = None, config: d
         committed = published_before(settings, plan.night)
         if committed is not None:
             publish_revert(settings, committed.done, committed.manifest)
-            return finish(run, committed.done, committed.manifest, prove(settings, committed.manifest))
+            return close(run, committed.done, committed.manifest)
         run.reach("validated", revert=plan.model_dump(mode="json"))
         done = take_out(settings, plan)
         run.reach("edited", edited=len(done.edited))
@@ -51,4 +51,4 @@ def revert_edits(target: str, reason: str, lineage: str | None = None, config: d
         run.reach("decided", decision_id=decision.decision_id)
         manifest = promote(settings, done, report, decision)
         publish_revert(settings, done, manifest)
-        return finish(run, done, manifest, prove(settings, manifest))
+        return close(run, done, manifest)

@@ -11,7 +11,17 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -153,6 +163,25 @@ class ProbeSettings(_Section):
     seed: int = 0
 
 
+class AlertSettings(_Section):
+    """Who hears of a night that does not serve: one that was rejected, held or broken, is late, or never came.
+
+    `webhook` gets the alert as JSON, signed with the secret that the variable `secret_variable` holds; `addresses` get it as
+    text, each an address of Apprise (Slack's own webhook, `mailtos://`, ...). `link`: where a person reads on; `{lineage}` and
+    `{night}` in it are filled in. A night is late `within` hours after its scheduled hour, and one is missing `every` hours
+    after the one before. `timeout` of one request in seconds; it is tried `retries` times again.
+    """
+
+    webhook: str = ""
+    secret_variable: str = "ERRATA_ALERTS_SECRET"
+    addresses: tuple[SecretStr, ...] = ()
+    link: str = ""
+    within: PositiveFloat = 4.0
+    every: PositiveFloat = 26.0
+    timeout: PositiveFloat = 10.0
+    retries: NonNegativeInt = 2
+
+
 class _TomlFile(TomlConfigSettingsSource):
     """`errata.toml`, also with the mark that some editors put before UTF-8; what cannot be read is named with the file."""
 
@@ -189,6 +218,7 @@ class Settings(BaseSettings):
     probes: ProbeSettings = ProbeSettings()
     signing: SigningSettings = SigningSettings()
     serving: ServingSettings = ServingSettings()
+    alerts: AlertSettings = AlertSettings()
     #: Of patches and pulled folders; see `warehouse/limits.py`.
     limits: Limits = Limits()
     #: Who is written into the audit trail; default: the login name.

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 
 from prefect import task
-from prefect.context import FlowRunContext
-from prefect.events import emit_event
 
+from tasks.alerts.alert import Alert, link_of
+from tasks.alerts.tell import SERVING_EVENT, tell
 from tasks.errors import TasksError
 from tasks.proving.check import ask_server, keep, promoted_canaries
 from tasks.proving.client import base_of
@@ -24,7 +24,6 @@ from warehouse.records import CanarySet, Manifest, checkpoint_id
 log = logging.getLogger(__name__)
 #: Seconds between two rounds over the servers.
 BETWEEN_S = 5.0
-EVENT = "errata.serving.mismatch"
 
 
 class NotProved(TasksError):
@@ -91,19 +90,23 @@ def _act(settings: Settings, manifest: Manifest, wrong: list[ServingCheck]) -> s
 def _tell(settings: Settings, manifest: Manifest, wrong: list[ServingCheck], consequence: str) -> None:
     for check in wrong:
         log.warning("%s: %s; %s", check.url, check.sentence, consequence)
-        # Outside a flow run there is no server to tell.
-        if FlowRunContext.get() is not None:
-            emit_event(
-                event=EVENT,
-                resource={"prefect.resource.id": f"errata.lineage.{settings.lineage}"},
-                payload={
-                    "checkpoint": manifest.checkpoint.checkpoint_id,
-                    "url": check.url,
-                    "verdict": check.verdict,
-                    "reason": check.sentence,
-                    "consequence": consequence,
-                },
-            )
+        alert = Alert(
+            kind="serving",
+            lineage=settings.lineage,
+            night=manifest.night,
+            verdict=check.verdict,
+            checkpoint=manifest.checkpoint.checkpoint_id,
+            reason=f"{check.url}: {check.sentence}; {consequence}",
+            link=link_of(settings, manifest.night),
+        )
+        facts = {
+            "checkpoint": manifest.checkpoint.checkpoint_id,
+            "url": check.url,
+            "verdict": check.verdict,
+            "reason": check.sentence,
+            "consequence": consequence,
+        }
+        tell(settings, SERVING_EVENT, alert, facts)
 
 
 def refuse_unproved(settings: Settings) -> None:

@@ -36,7 +36,7 @@ def stamp_of(settings: ModelSettings) -> dict[str, Any] | None:
     if settings.trust_remote_code:
         return None
     try:
-        files = [_facts(path) for path in _files(settings)]
+        files = [_facts(path) for path in model_files(settings)]
     except OSError as error:
         log.debug("%s: %s", settings.name, error)
         return None
@@ -78,8 +78,12 @@ def _key(settings: ModelSettings) -> str:
     return digest_of(str(Path(settings.name).absolute()), settings.name, settings.revision, settings.dtype)
 
 
-def _files(settings: ModelSettings) -> list[Path]:
-    """The files that the weights and the config come from: a `.gguf` file, or those of a folder, also of the hub's cache."""
+def model_files(settings: ModelSettings) -> list[Path]:
+    """The files that the weights and the config come from: a `.gguf` file, or those of a folder, also of the hub's cache.
+
+    Raises:
+        OSError: the model is not on this machine.
+    """
     place = Path(settings.name)
     if place.is_file():
         return [place]

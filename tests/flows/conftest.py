@@ -114,21 +114,3 @@ def undisturbed(prefect_server: None, world: dict[str, Any], tmp_path_factory: p
     """Night 1, run to its end in one go with everything real."""
     found = Home(config_of(world, tmp_path_factory.mktemp("undisturbed") / "home"))
     return FinishedNight(found, found.run())
-
-
-@pytest.fixture
-def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of moto's HTTP server, found by boto3 as any other: from the environment."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    values = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-              "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=values["AWS_ENDPOINT_URL"]).create_bucket(Bucket="nights")
-    yield "nights"
-    server.stop()

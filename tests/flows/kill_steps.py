@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 #: Steps of the flow, for saying where a random kill fell.
-FLOW = ("begin", "reconcile", "ingest", "validate", "edit", "evaluate", "gate", "promote", "publish_report", "prove",
-        "finish")  # fmt: skip
+FLOW = ("begin", "reconcile", "ingest", "validate", "edit", "evaluate", "gate", "promote", "publish_report", "close")
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ STEPS = (
     Step("settled, trail not mirrored", "tasks.trail:mirror", "before"),
     Step("trail half mirrored", "warehouse.checkpoints.directory:DirectoryStore.create", "after", "audit/"),
     Step("summary not written", "tasks.reporting.publish_report:night_markdown", "after"),
+    Step("told, line not written", "tasks.night.close:tell_of_night", "after"),
     Step("run's line in a transaction", "warehouse.nights.runs:advance_run", "after", "published"),
     Step("state published", "tasks.night.course:save_run", "after"),
 )  # fmt: skip

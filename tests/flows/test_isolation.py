@@ -58,7 +58,7 @@ def test_the_rest_of_a_rejected_night_is_promoted_through_kills(world: dict[str,
     def die(*_: Any, **__: Any) -> None:
         raise Broken
 
-    for step in ("isolate_culprits", "quarantine_culprits", "publish_report", "finish"):
+    for step in ("isolate_culprits", "quarantine_culprits", "publish_report", "close"):
         with pytest.MonkeyPatch.context() as patched, pytest.raises(Broken):
             patched.setattr(f"flows.nightly.{step}", die)
             home.run()

@@ -159,7 +159,7 @@ def without_one(original: Home, nights: dict[str, Any], tmp_path_factory: pytest
     def die(*_: Any, **__: Any) -> None:
         raise Broken
 
-    for step in ("take_out", "evaluate", "gate", "promote", "publish_revert", "finish"):
+    for step in ("take_out", "evaluate", "gate", "promote", "publish_revert", "close"):
         with pytest.MonkeyPatch.context() as patched, pytest.raises(Broken):
             patched.setattr(f"flows.revert.{step}", die)
             revert(found, edit[:8])

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app, run
 from flows.commands.trouble import trouble_of
+from tests.flows.nights import NUM_RECORDS
 from warehouse.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +169,13 @@ def test_a_night_that_is_stopped_says_so_in_one_sentence(number: int, world: dic
     assert err.strip().splitlines()[-1].endswith("errata refresh --night night-01 --lineage main --editor memit")
     assert json.loads(out)["error"] == "Stopped"
     assert not Path(f"/proc/{server}").exists()
+    if number == signal.SIGTERM:
+        # The sentence keeps its word: what it names goes on to the end.
+        with started(tmp_path, world, *shlex.split(json.loads(out)["next"])[1:], "--json") as again:
+            out, err = again.communicate(timeout=400)
+        assert again.returncode == 0, err
+        line = json.loads(out)
+        assert (line["night"], line["records"], line["verdict"]) == ("night-01", NUM_RECORDS, "promote")
 
 
 def test_a_full_disk_under_prefects_own_database_is_named(world: dict[str, Any], tmp_path: Path) -> None:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 
+from warehouse.checkpoints.directory import DirectoryStore
 from warehouse.checkpoints.object_store import RESERVED, ObjectStore, StoreUnavailable
 from warehouse.checkpoints.s3 import ConditionLost, S3Store
 from warehouse.errors import NotFound, WarehouseError
@@ -50,6 +55,27 @@ def check_store(store: ObjectStore) -> list[StoreFinding]:
     finally:
         for name in (key, f"{key}-parts"):
             _tried(lambda name=name: store.ask("delete_object", name))
+
+
+def time_of(store: ObjectStore) -> datetime:
+    """The store's own clock: of a bucket the Date of an answer, of a folder the time that its file system gives a file.
+
+    Raises:
+        StoreUnavailable: the store cannot be reached.
+        WarehouseError: it refuses access.
+    """
+    if isinstance(store, S3Store):
+        key = f"{RESERVED}/clock-{uuid.uuid4().hex}"
+        answer = store.ask("put_object", key, Body=b"")
+        _tried(lambda: store.ask("delete_object", key))
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    assert isinstance(store, DirectoryStore)
+    place = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=place) as file:
+            return datetime.fromtimestamp(Path(file.name).stat().st_mtime, UTC)
+    except OSError as error:
+        raise WarehouseError(f"{store.url} cannot be written: {error.strerror or error}") from error
 
 
 def require_fit(store: ObjectStore) -> None:

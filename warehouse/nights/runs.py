@@ -129,6 +129,16 @@ def runs(wh: Warehouse, lineage: str | None = None) -> list[NightRun]:
     return [run.line for run in _runs(wh, "coalesce(lineage = $lineage, true)", {"lineage": lineage})]
 
 
+def newest_runs(wh: Warehouse) -> list[RunState]:
+    """The run of each lineage that was begun last, by lineage."""
+    newest: dict[str, RunState] = {}
+    for run in _runs(wh, "true", {}):
+        before = newest.get(run.line.lineage)
+        if before is None or run.started_at >= before.started_at:
+            newest[run.line.lineage] = run
+    return list(newest.values())
+
+
 def _require_run(wh: Warehouse, night: str, lineage: str) -> RunState:
     run = run_of(wh, night, lineage)
     if run is None:
