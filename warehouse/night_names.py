@@ -11,6 +11,7 @@ BASE_NIGHT = ""
 #: Names of nights are names of files and folders.
 MAX_NAME_CHARS = 200
 _PIECES = re.compile(r"[0-9]+|[^0-9]+")
+_DAY = re.compile(r"^(?:night-)?([0-9]{4}-[0-9]{2}-[0-9]{2})(?:-[0-9]+)?$")
 #: `2026-11-28` and `night-2026-11-28` are named by one rule, with and without the word.
 _WORD = re.compile(r"^night[-_ ]?(?=[0-9])")
 
@@ -39,3 +40,12 @@ def check_name(night: str) -> str:
 def day_name(moment: datetime) -> str:
     """The name of the night of a day (UTC), whichever command makes it."""
     return f"night-{moment.astimezone(UTC):%Y-%m-%d}"
+
+
+def day_of(night: str) -> datetime | None:
+    """The day (UTC) that a night is named by, its later nights too (`night-2026-11-28-2`); None for any other name."""
+    found = _DAY.match(night)
+    try:
+        return datetime.strptime(found[1], "%Y-%m-%d").replace(tzinfo=UTC) if found else None
+    except ValueError:
+        return None

@@ -214,6 +214,15 @@ class Warehouse:
             found = self._connection.execute(sql, _plain_params(params)).fetchone()
         return int(found[0]) if found else 0
 
+    def checkpoint(self) -> None:
+        """Bring everything committed into the file itself, so that the file alone is the whole warehouse.
+
+        Raises:
+            WarehouseError: another connection of this process is writing.
+        """
+        with self._mutex, self._explained("CHECKPOINT"):
+            self._connection.execute("CHECKPOINT")
+
     def append(
         self,
         table: str,

@@ -46,6 +46,12 @@ def last_check(wh: Warehouse, lineage: str, url: str, checkpoint_id: str | None 
     return found[-1] if found else None
 
 
+def checks_by_server(wh: Warehouse, lineage: str) -> list[ServingCheck]:
+    """The newest check of each server that was asked for the lineage, by its address."""
+    return sorted({check.url: check for check in _checks(wh, "lineage = $lineage", {"lineage": lineage})}.values(),
+                  key=lambda check: check.url)  # fmt: skip
+
+
 def _checks(wh: Warehouse, where: str, params: Mapping[str, Any]) -> list[ServingCheck]:
     columns = ", ".join(ServingCheck.model_fields)
     rows = wh.rows(

@@ -79,12 +79,11 @@ WITH acts AS (
     SELECT 'edit', concat('edits:', lineage), edit_id, night, cause, 'isolation', '', sentence, [request_id], NULL
     FROM held_edits
 )
-SELECT v.* EXCLUDE (place), a.joined_night, a.joined_as,
+SELECT v.*, a.joined_night, a.joined_as,
        CASE WHEN a.rejected THEN 'rejected' WHEN a.joined_as IS NOT NULL THEN 'joined'
             WHEN a.released THEN 'released' ELSE 'waiting' END AS state
 FROM held v LEFT JOIN acts a USING (source, record_id)
 WHERE coalesce(v.night = $night, true) AND coalesce(v.record_id = $record_id, true) AND coalesce(v.source = $source, true)
-ORDER BY v.place NULLS LAST, place_of(v.night), v.night, v.source, v.record_id
 """
 
 
@@ -95,10 +94,29 @@ def entries(
     night: str | None = None,
     record_id: str | None = None,
     source: str | None = None,
+    limit: int | None = None,
+    offset: int = 0,
 ) -> list[QuarantineEntry]:
-    """Quarantined records in order of arrival, then held edits; of one state, night, id or source, or of all."""
-    found = wh.records(QuarantineEntry, _ENTRIES, {"night": night, "record_id": record_id, "source": source})
-    return [entry for entry in found if state is None or entry.state == state]
+    """Quarantined records in order of arrival, then held edits; of one state, night, id or source, or of all.
+
+    Args:
+        limit: most entries; None: all of them.
+        offset: how many are passed over first.
+    """
+    asked = {"night": night, "record_id": record_id, "source": source, "state": state, "limit": limit, "offset": offset}
+    return wh.records(
+        QuarantineEntry,
+        f"""SELECT * EXCLUDE (place) FROM ({_ENTRIES}) WHERE coalesce(state = $state, true)
+            ORDER BY place NULLS LAST, place_of(night), night, source, record_id LIMIT $limit OFFSET $offset""",
+        asked,
+    )
+
+
+def entries_by_state(wh: Warehouse) -> dict[str, int]:
+    """How many entries are in each state that any is in."""
+    every = {"night": None, "record_id": None, "source": None}
+    rows = wh.rows(f"SELECT state, count(*) AS n FROM ({_ENTRIES}) GROUP BY state ORDER BY state", every)
+    return {row["state"]: row["n"] for row in rows}
 
 
 def entry_of(wh: Warehouse, record_id: str, source: str | None = None) -> QuarantineEntry:

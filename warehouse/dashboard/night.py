@@ -1,0 +1,248 @@
+"""A night on the dashboard: from records received to edits applied, and what changed in the model's answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pandas as pd
+
+from warehouse.database.connection import Reader, Warehouse
+from warehouse.errors import NotFound
+from warehouse.lineages.reports import load_decision, load_report
+from warehouse.nights.runs import RunState, run_of
+from warehouse.records import EvaluationReport, GateDecision, ProbeKind, Record
+
+#: Kinds of probes whose answers a night is meant to change, or must not.
+ANSWERED: tuple[ProbeKind, ...] = (
+    "success", "also", "rephrase", "carry_over", "neighbourhood", "relation_specificity", "forgetfulness", "unrelated", "alias",
+    "one_hop", "logical", "obsolete",
+)  # fmt: skip
+
+
+class FunnelStep(Record):
+    """How many were left after a step, of records or of edits."""
+
+    step: str
+    number: int
+    meaning: str
+
+
+class ReasonCount(Record):
+    """How many records of a night ended in a verdict for a reason."""
+
+    verdict: str
+    reason: str
+    rule: str
+    records: int
+
+
+class AnswerChange(Record):
+    """What a model said before the night and says after it; `expected`: the accepted answers."""
+
+    kind: str
+    prompt: str
+    expected: str
+    before: str
+    after: str
+    was_right: bool
+    is_right: bool
+    subject: str
+    subject_id: str
+
+
+class NightEdit(Record):
+    """An edit of a night with what became of it."""
+
+    edit_id: str
+    subject: str
+    subject_id: str
+    relation: str
+    target_new: str
+    target_true: str | None
+    status: str
+    reason: str
+    checkpoint_id: str | None
+
+
+class HeldBack(Record):
+    """An edit that was taken out of a rejected night, with the evidence."""
+
+    edit_id: str
+    cause: str
+    subject: str
+    subject_id: str
+    relation: str
+    target_new: str
+    sentence: str
+
+
+class StepTime(Record):
+    """How long a night took to come to a state from the one before it."""
+
+    state: str
+    seconds: float
+
+
+def night_run(wh: Warehouse, night: str, lineage: str) -> RunState:
+    """The run of a night.
+
+    Raises:
+        NotFound: the night did not run on this lineage.
+    """
+    found = run_of(wh, night, lineage)
+    if found is None:
+        raise NotFound(f"night {night!r} did not run on lineage {lineage!r}")
+    return found
+
+
+def decided_on(wh: Warehouse, run: RunState) -> tuple[EvaluationReport, GateDecision] | None:
+    """What a night was decided on last, and how; None where it came to no decision."""
+    decision_id = run.line.details.get("decision_id")
+    if not decision_id:
+        return None
+    decision = load_decision(wh, str(decision_id))
+    return load_report(wh, decision.report_id), decision
+
+
+def funnel(wh: Reader, night: str, lineage: str) -> list[FunnelStep]:
+    """From records received to edits in the candidate that was decided on."""
+    row = wh.rows(
+        """WITH own AS (
+               SELECT e.*, e.checkpoint_id = r.checkpoint_id AS is_last FROM edits AS e
+               LEFT JOIN runs AS r ON r.night = e.night AND r.lineage = e.lineage
+               WHERE e.night = $night AND e.lineage = $lineage
+           )
+           SELECT (SELECT count(*) FROM updates WHERE night = $night) AS received,
+                  (SELECT count(*) FROM verdicts WHERE night = $night) AS judged,
+                  (SELECT count(*) FROM verdicts WHERE night = $night AND verdict IN ('accept', 'supersede')) AS accepted,
+                  (SELECT count(*) FROM edit_requests WHERE night = $night) AS requests,
+                  (SELECT count(DISTINCT request_id) FROM own WHERE status <> 'skipped') AS edited,
+                  (SELECT count(DISTINCT request_id) FROM own WHERE status <> 'skipped' AND is_last) AS decided,
+                  (SELECT count(*) FROM own WHERE status IN ('active', 'superseded') AND is_last) AS applied""",
+        {"night": night, "lineage": lineage},
+    )[0]
+    meanings = {
+        "received": "records of the source",
+        "judged": "with a verdict",
+        "accepted": "accepted, or superseding an earlier fact",
+        "requests": "stated as edit requests",
+        "edited": "edited into a candidate; the rest was answered already or has more than one value",
+        "decided": "in the candidate that was decided on",
+        "applied": "promoted",
+    }
+    return [FunnelStep(step=step, number=row[step], meaning=meaning) for step, meaning in meanings.items()]
+
+
+def verdict_reasons(wh: Reader, night: str) -> list[ReasonCount]:
+    """Verdicts of a night by reason, the commonest of each verdict first."""
+    rows = wh.rows(
+        """SELECT verdict, reason, rule, count(*) AS records FROM verdicts WHERE night = ? GROUP BY ALL
+           ORDER BY verdict, records DESC, reason, rule""",
+        [night],
+    )
+    return [ReasonCount(**row) for row in rows]
+
+
+_CHANGES = """
+    SELECT p.kind, p.prompt, array_to_string(p.targets, ' | ') AS expected, trim(b.text) AS before, trim(a.text) AS after,
+           b.exact AS was_right, a.exact AS is_right, coalesce(q.subject, '') AS subject,
+           coalesce(q.subject_id, '') AS subject_id, p.probe_id
+    FROM (SELECT * FROM probes WHERE set_digest = $probes AND list_contains($kinds, kind)) AS p
+    JOIN (SELECT * FROM predictions WHERE model_digest = $before) AS b USING (probe_id)
+    JOIN (SELECT * FROM predictions WHERE model_digest = $after) AS a USING (probe_id)
+    LEFT JOIN edit_requests AS q USING (request_id)
+    WHERE (NOT $changed OR trim(a.text) <> trim(b.text))
+      AND ($words = '' OR contains(lower(concat_ws(' ', p.prompt, expected, b.text, a.text)), lower($words)))
+"""
+
+
+def answer_changes(
+    wh: Reader,
+    report: EvaluationReport,
+    *,
+    kind: str = "",
+    words: str = "",
+    only_changed: bool = True,
+    limit: int,
+    offset: int = 0,
+) -> tuple[list[AnswerChange], int]:
+    """Answers before and after, to the probes of the report, and how many there are in all.
+
+    Args:
+        kind: of one kind of probe.
+        words: that the question or one of the answers contains, in any case.
+    """
+    asked = {
+        "probes": report.probe_set_digest,
+        "before": report.before,
+        "after": report.after,
+        "kinds": [k for k in ANSWERED if kind in ("", k)],
+        "changed": only_changed,
+        "words": words.strip(),
+    }
+    rows = wh.rows(
+        f"""SELECT * EXCLUDE (probe_id), count(*) OVER () AS total FROM ({_CHANGES})
+            ORDER BY list_position($kinds, kind), is_right, subject, prompt, probe_id LIMIT $limit OFFSET $offset""",
+        {**asked, "limit": limit, "offset": offset},
+    )
+    total = rows[0].pop("total") if rows else 0
+    return [AnswerChange(**{name: row[name] for name in AnswerChange.model_fields}) for row in rows], total
+
+
+def night_edits(
+    wh: Reader, night: str, lineage: str, *, words: str = "", limit: int, offset: int = 0
+) -> tuple[list[NightEdit], int]:
+    """Edits of a night in the order in which they were made, and how many there are in all."""
+    rows = wh.rows(
+        """SELECT e.edit_id, q.subject, q.subject_id, q.relation, q.target_new, q.target_true, e.status, e.reason,
+                  e.checkpoint_id, count(*) OVER () AS total
+           FROM edits AS e JOIN edit_requests AS q USING (request_id)
+           WHERE e.night = $night AND e.lineage = $lineage
+             AND ($words = '' OR contains(lower(concat_ws(' ', q.subject, q.target_new, q.target_true)), lower($words)))
+           ORDER BY e.edit_seq LIMIT $limit OFFSET $offset""",
+        {"night": night, "lineage": lineage, "words": words.strip(), "limit": limit, "offset": offset},
+    )
+    total = rows[0]["total"] if rows else 0
+    return [NightEdit(**{name: row[name] for name in NightEdit.model_fields}) for row in rows], total
+
+
+def held_back(wh: Reader, night: str, lineage: str) -> list[HeldBack]:
+    """The edits that the isolation of culprits took out of the night; those that were not explored come last."""
+    rows = wh.rows(
+        """SELECT h.edit_id, h.cause, q.subject, q.subject_id, q.relation, q.target_new, h.sentence
+           FROM held_edits AS h JOIN edit_requests AS q USING (request_id)
+           WHERE h.night = ? AND h.lineage = ? ORDER BY h.cause, q.subject, h.edit_id""",
+        [night, lineage],
+    )
+    return [HeldBack(**row) for row in rows]
+
+
+def step_times(run: RunState) -> list[StepTime]:
+    """Seconds by step, for as far as the night came; none of a night of a release that did not keep them."""
+    reached: dict[str, float] = run.line.details.get("reached_after", {})
+    found, before = [], 0.0
+    for state, seconds in reached.items():
+        found.append(StepTime(state=state, seconds=round(max(0.0, seconds - before), 2)))
+        before = seconds
+    if found and run.line.seconds:
+        found.append(StepTime(state="published", seconds=round(max(0.0, run.line.seconds - before), 2)))
+    return found
+
+
+def relation_labels(wh: Reader, relations: Sequence[str]) -> dict[str, str]:
+    """What properties are called; those without a name are left out."""
+    rows = wh.rows(
+        "SELECT pid, label FROM properties SEMI JOIN asked USING (pid)",
+        asked=pd.DataFrame({"pid": sorted(set(relations))}, dtype="str"),
+    )
+    return {row["pid"]: row["label"] for row in rows}
+
+
+def claim_of(raw: str) -> dict[str, object]:
+    """A record as it was received, as an object; `text` alone where it is no JSON object."""
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"text": raw}
