@@ -23,7 +23,7 @@ from tasks.serving.signing import sign_checkpoint
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import mirror_audit, pointer_payload
-from tasks.workspace import night_folder, store_of
+from tasks.workspace import night_folder, store_of, warehouse
 from warehouse.checkpoints.promotion import (
     canaries_digest,
     checkpoint_files,
@@ -95,8 +95,9 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
         kept = {key: path for key, path in files.items() if key.startswith("patches/")}
         manifest = manifest.model_copy(update={"files": file_digests(kept)})
         manifest = reject(store, manifest, kept, list(reasons(decision)))
-    settle(settings, done, manifest, proof)
-    mirror_audit(settings)
+    with warehouse(settings):
+        settle(settings, done, manifest, proof)
+        mirror_audit(settings)
     shutil.rmtree(folder)
     log.info("checkpoint %s: %s", checkpoint.checkpoint_id[:12], decision.verdict)
     return manifest
