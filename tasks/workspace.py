@@ -23,7 +23,6 @@ from warehouse.world.facts import seed_world
 from warehouse.world.general import put_general_facts
 from warehouse.world.templates import put_templates
 
-
 #: Warehouses that each thread has open, by file.
 _OPEN = threading.local()
 

@@ -24,6 +24,7 @@ def refreshing(home: Home, folder: Path, world: dict[str, Any], patch: pytest.Mo
     variables = {
         "HOME": home.path, "SOURCE__PATH": folder / "nights", "MODEL__NAME": world["model"]["name"],
         "POLICY": write_policy(folder / "policy.yaml", PERMISSIVE, "permissive"), "THREADS": 1,
+        "SERVING__CANARIES": world["serving"]["canaries"],
     }  # fmt: skip
     sizes = {f"PROBES__{name.upper()}": value for name, value in world["probes"].items()}
     for name, value in (variables | sizes).items():

@@ -37,7 +37,7 @@ def nights(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> l
 
     By an editor that a random model learns from.
     """
-    first = begun(world, tmp_path_factory.mktemp("serving") / "first", editor=TEACHER)
+    first = begun(world, tmp_path_factory.mktemp("serving") / "first", editor=TEACHER, serving={"canaries": 64})
     with pytest.MonkeyPatch.context() as patched:
         bare(patched)
         assert first.run("night-01").verdict == "promote"
