@@ -35,7 +35,7 @@ real-check: setup
 ## Everything that CI runs, two processes at a time. What is run by files of its own comes first and stops the rest.
 test: setup
 	$(MAKE) --jobs 2 check real-check $(LAW_ROUNDS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not real" -n 2 --dist worksteal
 
 ## What must be equal to the bit, as another processor and another number of threads would compute it; CI runs it too. The laws of
 ## editors are held under each setting, two at a time; those of whole nights under the one that differs most from `make test`'s own.
