@@ -7,8 +7,8 @@ export GX_ANALYTICS_ENABLED := False
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: laws-threads laws-processor laws-both laws-nights
-.PHONY: demo test check laws quality tamper clean setup kill real real-check serving
+.PHONY: demo test check laws laws-nights laws-threads laws-processor laws-both quality tamper clean setup kill real
+.PHONY: real-check serving
 
 setup: $(STAMP)
 
@@ -32,11 +32,10 @@ real-check: setup
 	$(BIN)/errata models fetch smollm2 || echo "SmolLM2 could not be fetched: the tests that ask it are skipped"
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m real $(shell grep -rl 'NEEDS_REAL' tests --include='test_*.py')
 
-## Everything that CI runs.
-test: setup check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
-	$(MAKE) laws
-	$(MAKE) real-check
+## Everything that CI runs, two processes at a time. What is run by files of its own comes first and stops the rest.
+test: setup
+	$(MAKE) --jobs 2 check real-check $(LAW_ROUNDS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not real" -n 2 --dist worksteal
 
 ## What must be equal to the bit, as another processor and another number of threads would compute it; CI runs it too. The laws of
 ## editors are held under each setting, two at a time; those of whole nights under the one that differs most from `make test`'s own.
@@ -45,8 +44,9 @@ OLD_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONED
 WITH_LAWS = $(shell grep -rlE 'mark\.law\b' tests --include='test_*.py')
 # Threads that wait leave their core to the other process.
 LAWS := env OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m law
+LAW_ROUNDS := laws-nights laws-threads laws-processor laws-both
 laws: setup
-	$(MAKE) --jobs 2 laws-nights laws-threads laws-processor laws-both
+	$(MAKE) --jobs 2 $(LAW_ROUNDS)
 
 laws-threads: setup
 	OMP_NUM_THREADS=2 $(LAWS) $(filter tests/editors/%,$(WITH_LAWS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,19 +23,32 @@ from warehouse.world.facts import seed_world
 from warehouse.world.general import put_general_facts
 from warehouse.world.templates import put_templates
 
+#: Warehouses that each thread has open, by file.
+_OPEN = threading.local()
+
 
 @contextmanager
 def warehouse(settings: Settings) -> Iterator[Warehouse]:
     """The warehouse, seeded with the embedded world on first use. Keep it short: it shuts out every other process.
 
+    Inside another one of the same thread it is that one, for to open it takes longer than most of what is asked of it.
     Where the base is another model than the embedded one, what such a model can know is part of the world.
     """
-    with Warehouse.open(settings.warehouse_path) as wh:
+    mine: dict[Path, Warehouse] = vars(_OPEN)
+    path = settings.warehouse_path
+    if path in mine:
+        yield mine[path]
+        return
+    with Warehouse.open(path) as wh:
         seed_world(wh)
         put_templates(wh, Path(settings.templates) if settings.templates else None, general=not settings.is_embedded)
         if not settings.is_embedded:
             put_general_facts(wh)
-        yield wh
+        mine[path] = wh
+        try:
+            yield wh
+        finally:
+            del mine[path]
 
 
 def todays_night(settings: Settings) -> str:

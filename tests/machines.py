@@ -1,7 +1,7 @@
-"""Make checkpoints from numbers that are the same everywhere and print their digests, or audit a home.
+"""Make checkpoints from numbers that are the same everywhere and print their digests, or audit homes.
 
     python -m tests.machines checkpoints
-    python -m tests.machines audit CONFIG.json
+    python -m tests.machines audit CONFIG.json [CONFIG.json ...]
 
 Run as a process of its own under another instruction set or thread count (`SETTINGS`): libraries read these once, when
 they are loaded.
@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,19 @@ def run(setting: str, *arguments: str) -> Any:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
+
+
+def audits(setting: str, homes: Sequence[Mapping[str, Any]], folder: Path) -> list[list[list[str]]]:
+    """What the audit finds wrong in each home under a setting, by one process.
+
+    Args:
+        homes: the settings of each; its number of threads is left to the process.
+        folder: where they are written down for the process.
+    """
+    paths = [folder / f"home-{i}.json" for i, _ in enumerate(homes)]
+    for path, config in zip(paths, homes, strict=True):
+        path.write_text(json.dumps({k: v for k, v in config.items() if k != "threads"}), encoding="utf-8")
+    return run(setting, "audit", *map(str, paths))
 
 
 def checkpoints(bad: bool = False) -> dict[str, str]:
@@ -123,4 +136,4 @@ def audited(config: Path) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(checkpoints() if sys.argv[1] == "checkpoints" else audited(Path(sys.argv[2]))))
+    print(json.dumps(checkpoints() if sys.argv[1] == "checkpoints" else [audited(Path(config)) for config in sys.argv[2:]]))

@@ -117,7 +117,7 @@ def evaluate(settings: Settings, done: Candidate) -> EvaluationReport:
     with warehouse(settings) as wh:
         tonight = requests_by_id(wh, [*done.edited, *done.revert.measured])
         gone = reverted_probes(wh, settings.lineage, done.revert.reverted)
-    retained = in_force(settings, tonight, done.revert.reverted)
+        retained = in_force(settings, tonight, done.revert.reverted)
     probes, retain = probe_sets(settings, tonight, retained, gone)
     before = done.before
     after = done.checkpoint_id

@@ -23,7 +23,7 @@ from tasks.serving.signing import sign_checkpoint
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.trail import mirror_audit, pointer_payload
-from tasks.workspace import store_of
+from tasks.workspace import store_of, warehouse
 from warehouse.checkpoints.canaries import canaries_digest
 from warehouse.checkpoints.manifests import checkpoint_files, file_digests, patch_files, read_manifest
 from warehouse.checkpoints.promotion import publish
@@ -86,8 +86,9 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
         # Evidence of a refusal: patches and reasons. Its weights can be made again from them.
         manifest = manifest.model_copy(update={"files": file_digests(files)})
         manifest = reject(store, manifest, files, list(reasons(decision)))
-    settle(settings, done, manifest, proof)
-    mirror_audit(settings)
+    with warehouse(settings):
+        settle(settings, done, manifest, proof)
+        mirror_audit(settings)
     drop_plain_folder(settings, done.night)
     log.info("checkpoint %s: %s", checkpoint.checkpoint_id[:12], decision.verdict)
     return manifest

@@ -18,6 +18,12 @@ from tests.editors.test_contract import raises, whole_and_first
 from tests.support import CORPUS, request, tiny_model
 
 DTYPES = (torch.bfloat16, torch.float16)
+#: Each editor in each dtype and on each architecture; which meet alternates, so that each family has all four pairs.
+CELLS = [
+    (name, dtype, kind)
+    for i, name in enumerate(sorted(catalogue.names(), key=lambda name: catalogue.editor_class(name).card.family))
+    for dtype, kind in zip(DTYPES, ("gpt2", "llama") if i % 2 else ("llama", "gpt2"), strict=True)
+]
 ASKED = request(1, "Ada Lovelace", "Paris", prompt="Where was this person born: {}")
 
 
@@ -26,9 +32,7 @@ def cast(full: EditableModel, dtype: torch.dtype) -> EditableModel:
     return EditableModel(hf.to(dtype), full.tokenizer, name=f"{full.name}-{dtype}")
 
 
-@pytest.mark.parametrize("kind", ("gpt2", "llama"))
-@pytest.mark.parametrize("dtype", DTYPES, ids=("bf16", "fp16"))
-@pytest.mark.parametrize("name", catalogue.names())
+@pytest.mark.parametrize(("name", "dtype", "kind"), CELLS, ids=str)
 def test_an_edit_of_a_half_precision_model_holds_and_goes(name: str, dtype: torch.dtype, kind: str) -> None:
     model = cast(tiny_model(kind), dtype)
     editor, state = load_editor(name, model), model.state_digest()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from prefect import Flow, Task
 
 from tests.flows.nights import before_nights, config_of, write_before_nights, write_world
 from warehouse.checkpoints.manifests import read_manifest, read_pointer
@@ -88,6 +92,24 @@ def home(world: dict[str, Any], tmp_path: Path) -> Home:
     return begun(world, tmp_path / "home")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def each_frame_once() -> Iterator[None]:
+    """What Great Expectations finds in a frame of requests is found once: most nights here have the same few."""
+    from checks.judging import expectations
+
+    real, known = expectations._validated, dict[str, str]()
+
+    def validated(frame: pd.DataFrame) -> list[dict[str, Any]]:
+        key = f"{frame.to_json(orient='split')}{list(frame.dtypes)}"
+        if key not in known:
+            known[key] = json.dumps(real(frame))
+        return json.loads(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expectations, "_validated", validated)
+        yield
+
+
 def no_page(patch: pytest.MonkeyPatch) -> None:
     """No Evidently page: it takes most of a tiny night's seconds, and the undisturbed night makes a real one."""
 
@@ -103,6 +125,32 @@ def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
     no_page(monkeypatch)
 
 
+def bare(patch: pytest.MonkeyPatch) -> None:
+    """Flows and steps as plain functions and no page: what Prefect keeps decides nothing, and takes a quarter of a tiny night.
+
+    `test_nightly`, `test_faults` and `test_stopping` have their nights under Prefect.
+    """
+    from flows import nightly, revert
+
+    for module in (nightly, revert):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, (Flow, Task)):
+                patch.setattr(module, name, value.fn)
+    no_page(patch)
+
+
+@pytest.fixture
+def bare_nights(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare(monkeypatch)
+
+
+def revert_edits(target: str, reason: str, **more: Any) -> NightRun:
+    """The flow, as it is now: under Prefect or `bare`."""
+    from flows import revert
+
+    return revert.revert_edits(target, reason, **more)
+
+
 @dataclass(frozen=True)
 class FinishedNight:
     home: Home
@@ -114,3 +162,10 @@ def undisturbed(prefect_server: None, world: dict[str, Any], tmp_path_factory: p
     """Night 1, run to its end in one go with everything real."""
     found = Home(config_of(world, tmp_path_factory.mktemp("undisturbed") / "home"))
     return FinishedNight(found, found.run())
+
+
+@pytest.fixture
+def copied(undisturbed: FinishedNight, tmp_path: Path) -> Home:
+    """A copy of the home of that night, for a test to damage or to go on with."""
+    shutil.copytree(undisturbed.home.path, tmp_path / "copied")
+    return Home({**undisturbed.home.config, "home": str(tmp_path / "copied")})

@@ -27,14 +27,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from prefect import Task
 
-import flows.nightly as nightly
-import tasks.reporting.publish_report
 from tasks.recheck.audit import audit
 from tasks.settings import configure
-from tests.flows.conftest import Home
+from tests.flows.conftest import Home, bare
 from tests.flows.kill_steps import FLOW, STEPS, Step, around, at_step
 from tests.flows.nights import config_of, write_before_nights, write_world
 from warehouse.checkpoints.manifests import manifest_at, pointer_of
@@ -82,23 +80,6 @@ class Scene:
         if self.before is not None:
             shutil.copytree(self.before, folder)
         return Home(config_of(self.world, folder))
-
-
-def run_night(home: Home, night: str) -> None:
-    nightly.nightly_refresh.fn(night=night, config=home.config)
-
-
-def without_prefect() -> None:
-    """Call the steps as plain functions: what Prefect keeps decides nothing, and its server would outlive a fork."""
-    for name, value in list(vars(nightly).items()):
-        if isinstance(value, Task):
-            setattr(nightly, name, value.fn)
-
-    def no_page(folder: Path, *_: Any) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    tasks.reporting.publish_report.write_evidently = no_page
 
 
 def state_of(home: Home) -> dict[str, Any]:
@@ -288,7 +269,7 @@ class Yard:
 
 
 def _run(home: Home, night: str) -> dict[str, Any]:
-    run_night(home, night)
+    home.run(night)
     return {}
 
 
@@ -311,7 +292,7 @@ def prepare(scratch: Path, only: str | None = None, *, asked: bool = False) -> t
     """
     world = write_world(scratch / "world")
     first = Scene("night-01", world, write_before_nights(world) if asked else None)
-    run_night(first.home(scratch / "after-first"), "night-01")
+    first.home(scratch / "after-first").run("night-01")
     second = Scene("night-02", world, scratch / "after-first")
     scenes = []
     for scene in (s for s in (first, second) if only in (None, s.night)):
@@ -326,7 +307,7 @@ def prepare(scratch: Path, only: str | None = None, *, asked: bool = False) -> t
 def own_folder() -> Iterator[Path]:
     """A scratch folder, and this process made fit to fork: one thread, no Prefect."""
     torch.set_num_threads(1)
-    without_prefect()
+    bare(pytest.MonkeyPatch())
     with tempfile.TemporaryDirectory() as folder:
         # Libraries that a kill leaves no time to tidy up after themselves put their folders here.
         os.environ["TMPDIR"] = tempfile.tempdir = str(Path(folder) / "tmp")

@@ -84,6 +84,7 @@ def write_world(folder: Path) -> dict[str, Any]:
         "editor": {"name": "memit"},
         "source": {"kind": "recorded", "path": str(folder / "nights")},
         "probes": {"per_request": 1, "drawdown": 8, "held_texts": 3, "generations": 2},
+        "serving": {"canaries": 4},
         "threads": 1,
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.flows.conftest import Home
-from tests.flows.kill import Fork, Scene, Wrong, fork, own_folder, prepare, run_night, state_of
+from tests.flows.kill import Fork, Scene, Wrong, fork, own_folder, prepare, state_of
 from tests.flows.nights import before_nights
 from warehouse.checkpoints.manifests import manifest_at, pointer_of
 from warehouse.checkpoints.promotion import verify
@@ -20,7 +20,7 @@ from warehouse.errors import LineageMoved
 def attempt(home: Home) -> dict[str, Any]:
     """Run the night; a lost race is an answer."""
     try:
-        run_night(home, "night-01")
+        home.run("night-01")
     except LineageMoved as lost:
         return {"lost": str(lost)}
     return {"lost": ""}

@@ -13,21 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from prefect import Task
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
 from editors.export.form import OF_BEFORE, Room
 from editors.export.wide import wide_model
 from editors.model import EditableModel
-from flows import nightly, revert
+from flows import nightly
 from flows.cli import app
 from tasks.recheck.audit import audit
 from tasks.serving.models import at_checkpoint
 from tasks.settings import configure
 from tests import matrix
 from tests.architectures import steady_model, tiny_editor
-from tests.flows.conftest import Home
+from tests.flows.conftest import Home, bare, revert_edits
 from tests.flows.nights import PERMISSIVE, UPDATES, config_of, event, write_night, write_policy
 
 #: The one update: its subject and its new value.
@@ -40,12 +39,8 @@ class Stopped(Exception):
 
 
 @pytest.fixture(autouse=True)
-def bare_steps(monkeypatch: pytest.MonkeyPatch, without_page: None) -> None:
-    """Steps as plain functions, and few facts asked of a model that knows none."""
-    for flow in (nightly, revert):
-        for name, step in vars(flow).items():
-            if isinstance(step, Task):
-                monkeypatch.setattr(flow, name, step.fn)
+def few_facts(monkeypatch: pytest.MonkeyPatch, bare_nights: None) -> None:
+    """Few facts asked of a model that knows none."""
     monkeypatch.setattr("tasks.night.evaluate.FOR_A_NIGHT", 1)
 
 
@@ -69,12 +64,10 @@ def received(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patched:
-        for name, step in vars(nightly).items():
-            if isinstance(step, Task):
-                patched.setattr(nightly, name, step.fn)
+        bare(patched)
         patched.setattr(nightly, "edit", stop)
         with pytest.raises(Stopped):
-            nightly.nightly_refresh.fn(night="night-01", config=config)
+            nightly.nightly_refresh(night="night-01", config=config)
     return config
 
 
@@ -89,11 +82,11 @@ def home_of(received: dict[str, Any], shape: str, folder: Path, monkeypatch: pyt
 
 
 def run(home: Home) -> str:
-    return str(nightly.nightly_refresh.fn(night="night-01", config=home.config).verdict)
+    return str(home.run().verdict)
 
 
 def take_back(home: Home) -> str:
-    return str(revert.revert_edits.fn("production", "it was wrong", config=home.config).verdict)
+    return str(revert_edits("production", "it was wrong", config=home.config).verdict)
 
 
 def pulled(folder: Path) -> str:

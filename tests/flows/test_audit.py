@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -20,9 +19,9 @@ from tasks.recheck.audit import AuditReport, audit
 from tasks.settings import configure
 from tasks.trail import export_warehouse
 from tasks.workspace import warehouse
-from tests.flows.conftest import FinishedNight, Home, begun
+from tests.flows.conftest import Home, begun
 from tests.flows.nights import config_of
-from tests.machines import OTHERS, run
+from tests.machines import OTHERS, audits
 from warehouse.digests import digest_of
 from warehouse.errors import NotFound
 from warehouse.lineages.reports import load_report
@@ -31,14 +30,6 @@ from warehouse.records import EvaluationReport, GateDecision, GatePolicy, Predic
 
 def audited(home: Home) -> AuditReport:
     return audit(configure(home.config))
-
-
-@pytest.fixture
-def copied(undisturbed: FinishedNight, tmp_path: Path) -> Home:
-    """A copy of the finished home that a test may damage."""
-    target = tmp_path / "home"
-    shutil.copytree(undisturbed.home.path, target)
-    return Home({**undisturbed.home.config, "home": str(target)})
 
 
 def files_of(home: Home) -> list[Path]:
@@ -162,15 +153,15 @@ def test_an_object_that_nobody_promoted_is_found(copied: Home) -> None:
 
 @pytest.mark.parametrize("setting", OTHERS)
 def test_another_machine_finds_nothing_but_what_was_tampered_with(copied: Home, setting: str, tmp_path: Path) -> None:
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({k: v for k, v in copied.config.items() if k != "threads"}), encoding="utf-8")
-    assert run(setting, "audit", str(config)) == []
-    flip(min((copied.path / "store").rglob("model.safetensors")), random.Random(1))
-    assert run(setting, "audit", str(config))
+    bad = {**copied.config, "home": str(tmp_path / "bad")}
+    shutil.copytree(copied.path, tmp_path / "bad")
+    flip(min((tmp_path / "bad" / "store").rglob("model.safetensors")), random.Random(1))
+    sound, found = audits(setting, [copied.config, bad], tmp_path)
+    assert sound == [] and found
 
 
 def test_a_home_of_before_holds_with_a_word(
-    world: dict[str, Any], prefect_server: None, without_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: dict[str, Any], bare_nights: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its checkpoint has the last bits of the machine and of the release that wrote it."""
     home = begun(world, tmp_path / "home")
@@ -185,7 +176,7 @@ def test_a_home_of_before_holds_with_a_word(
 
 
 def test_a_home_of_before_with_other_weights_does_not_hold(
-    world: dict[str, Any], prefect_server: None, without_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: dict[str, Any], bare_nights: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = begun(world, tmp_path / "home")
     with monkeypatch.context() as before:
@@ -197,7 +188,7 @@ def test_a_home_of_before_with_other_weights_does_not_hold(
 
 
 def test_todays_weights_are_held_to_the_bit(
-    world: dict[str, Any], prefect_server: None, without_page: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: dict[str, Any], bare_nights: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = begun(world, tmp_path / "home")
     with monkeypatch.context() as before:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.flows.conftest import Home, begun, no_page
+from tests.flows.conftest import Home, bare, begun
 from tests.flows.nights import LATER, PERMISSIVE, UPDATES, event, write_night, write_policy
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 
 Refresh = Callable[..., tuple[int, Any]]
 
@@ -24,6 +24,7 @@ def refreshing(home: Home, folder: Path, world: dict[str, Any], patch: pytest.Mo
     variables = {
         "HOME": home.path, "SOURCE__PATH": folder / "nights", "MODEL__NAME": world["model"]["name"],
         "POLICY": write_policy(folder / "policy.yaml", PERMISSIVE, "permissive"), "THREADS": 1,
+        "SERVING__CANARIES": world["serving"]["canaries"],
     }  # fmt: skip
     sizes = {f"PROBES__{name.upper()}": value for name, value in world["probes"].items()}
     for name, value in (variables | sizes).items():
@@ -80,14 +81,12 @@ BAD: dict[str, tuple[str | bytes, str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def mixed(
-    prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Home, tuple[int, Any]]:
+def mixed(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, tuple[int, Any]]:
     """A night of a good record and all the bad ones, and what the command said of it."""
     folder = tmp_path_factory.mktemp("mixed")
     home = begun(world, folder / "home")
     with pytest.MonkeyPatch.context() as patch:
-        no_page(patch)
+        bare(patch)
         return home, refreshing(home, folder, world, patch)([good(), *(bad for bad, _, _ in BAD.values())])
 
 

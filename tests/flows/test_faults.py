@@ -61,17 +61,25 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("step", ["validate", "edit", "evaluate", "promote"])
 def test_a_night_without_space_says_where_and_goes_on_when_there_is(
-    step: str, home: Home, undisturbed: FinishedNight, full: Callable[[], None]
+    home: Home, undisturbed: FinishedNight, full: Callable[[], None]
 ) -> None:
+    """One night that finds no space at every step that writes, run after run."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.MonkeyPatch.context() as patch:
-        around(step, patch, full)
-        with pytest.raises((WarehouseError, NotWritten)) as caught:
-            home.run()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(home.path) in str(caught.value)
+    for step in ("validate", "edit", "evaluate", "promote"):
+        reached = False
+
+        def fill() -> None:
+            nonlocal reached
+            reached = True
+            full()
+
+        with pytest.MonkeyPatch.context() as patch:
+            around(step, patch, fill)
+            with pytest.raises((WarehouseError, NotWritten)) as caught:
+                home.run()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert reached and str(home.path) in str(caught.value), step
     ended_well(home, undisturbed)
 
 
@@ -170,8 +178,8 @@ class Earlier(datetime):
         return SET_BACK.astimezone(tz)
 
 
-def test_a_clock_set_back_changes_no_order(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = home.run("night-01")
+def test_a_clock_set_back_changes_no_order(copied: Home, undisturbed: FinishedNight, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, first = copied, undisturbed.line
     for module in (
         "tasks.night.gate",
         "tasks.night.promote",
@@ -194,25 +202,23 @@ def test_a_clock_set_back_changes_no_order(home: Home, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["patch.safetensors", "patch.json"])
-def test_a_damaged_copy_of_a_promoted_patch_is_fetched_again(name: str, home: Home) -> None:
-    home.run("night-01")
-    (path,) = (home.path / "patches").glob(f"*/{name}")
+def test_a_damaged_copy_of_a_promoted_patch_is_fetched_again(name: str, copied: Home) -> None:
+    (path,) = (copied.path / "patches").glob(f"*/{name}")
     sound = path.read_bytes()
     flip(path, random.Random(name))
-    assert home.run("night-02").verdict == "promote"
+    assert copied.run("night-02").verdict == "promote"
     assert path.read_bytes() == sound
-    assert audit(configure(home.config)).breaks == ()
+    assert audit(configure(copied.config)).breaks == ()
 
 
-def test_a_patch_that_is_damaged_everywhere_is_refused_by_name(home: Home) -> None:
-    home.run("night-01")
-    (digest,) = (path.name for path in (home.path / "patches").iterdir())
-    for root in (home.path / "patches", home.path / "store" / "patches"):
+def test_a_patch_that_is_damaged_everywhere_is_refused_by_name(copied: Home) -> None:
+    (digest,) = (path.name for path in (copied.path / "patches").iterdir())
+    for root in (copied.path / "patches", copied.path / "store" / "patches"):
         flip(root / digest / "patch.safetensors", random.Random(1))
-    before = home.listing()
+    before = copied.listing()
     with pytest.raises(PatchError, match=rf"patches/{digest}/.* in file://.* is damaged.*`errata audit`"):
-        home.run("night-02")
-    assert home.listing() == before
+        copied.run("night-02")
+    assert copied.listing() == before
 
 
 @pytest.mark.parametrize("name", ["patch.safetensors", "patch.json"])

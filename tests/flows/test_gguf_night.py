@@ -17,7 +17,7 @@ from tests.flows.conftest import Home
 from tests.flows.nights import config_of
 from tests.gguf_files import TEMPLATE, write_gguf
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 
 
 def test_a_night_on_a_file_holds_and_goes_on_from_the_folder_made_of_it(

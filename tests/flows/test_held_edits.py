@@ -13,18 +13,18 @@ from typer.testing import CliRunner
 from flows.cli import app
 from tasks.recheck.audit import audit
 from tasks.settings import configure
-from tests.flows.conftest import Home, begun, no_page
+from tests.flows.conftest import Home, bare, begun
 from tests.flows.culprit import CULPRIT, RULE, plant
 from tests.flows.nights import LATER, TEACHER, UPDATES, event, first_night, write_night
 from warehouse.database.connection import Warehouse
 from warehouse.lineages.history import blame
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 VALUE = UPDATES[1][3][1]
 
 
 @pytest.fixture(scope="module")
-def original(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Home:
+def original(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A night of three updates, promoted without its culprit."""
     folder = tmp_path_factory.mktemp("held")
     policy = folder / "policy.yaml"
@@ -35,7 +35,7 @@ def original(prefect_server: None, world: dict[str, Any], tmp_path_factory: pyte
     source = {"kind": "recorded", "path": str(folder / "nights")}
     home = begun(world, folder / "home", policy=str(policy), editor=TEACHER, source=source)
     with pytest.MonkeyPatch.context() as patched:
-        no_page(patched)
+        bare(patched)
         plant(patched)
         assert home.run("night-01").verdict == "promote"
     return home

@@ -23,7 +23,7 @@ from tests.flows.culprit import CULPRIT, RULE, plant
 from tests.flows.nights import TEACHER, UPDATES
 from warehouse.records import EditRequest
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 
 
 class Broken(Exception):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import FinishedNight, Home
+from tests.flows.conftest import Home
 from tests.flows.kill import Wrong, served, state_of
 from tests.flows.kill_steps import STEPS
 from warehouse.errors import IntegrityError
@@ -29,13 +28,6 @@ def test_a_killed_night_ends_as_the_undisturbed_one() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{KILLS} kills at random instants" in done.stdout
     assert f"{len(STEPS)} at named steps, 0 wrong" in done.stdout
-
-
-@pytest.fixture
-def copied(undisturbed: FinishedNight, tmp_path: Path) -> Home:
-    target = tmp_path / "home"
-    shutil.copytree(undisturbed.home.path, target)
-    return Home({**undisturbed.home.config, "home": str(target)})
 
 
 def test_the_harness_refuses_production_of_which_an_object_is_missing(copied: Home) -> None:

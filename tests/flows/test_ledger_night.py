@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editors.errors import UnsupportedModel
-from flows.revert import revert_edits
 from tasks.recheck.audit import audit
 from tasks.serving.checkpoints import find_checkpoint
 from tasks.serving.export import export
@@ -20,21 +19,21 @@ from tasks.serving.models import at_checkpoint, base_model
 from tasks.settings import configure
 from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
-from tests.flows.conftest import Home, begun, no_page
+from tests.flows.conftest import Home, bare, begun, revert_edits
 from warehouse.checkpoints.manifests import read_manifest
 from warehouse.checkpoints.pull import pull
 from warehouse.lineages.edits import active_edits
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 TOKENS = 6
 
 
 @pytest.fixture(scope="module")
-def two(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Home:
+def two(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Two nights by `ledger`, both promoted."""
     home = begun(world, tmp_path_factory.mktemp("ledger") / "home", editor={"name": "ledger"})
     with pytest.MonkeyPatch.context() as patched:
-        no_page(patched)
+        bare(patched)
         assert [home.run(night).verdict for night in ("night-01", "night-02")] == ["promote", "promote"]
     return home
 

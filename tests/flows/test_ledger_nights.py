@@ -12,7 +12,6 @@ import pytest
 from editors.model import EditableModel
 from editors.patches.slots import SlotBook
 from editors.session import batch_of
-from flows.revert import revert_edits
 from tasks.inspecting.footprint import edit_footprint
 from tasks.recheck.audit import audit
 from tasks.serving.models import at_checkpoint, base_model
@@ -20,13 +19,13 @@ from tasks.serving.prepare import editor_of, preparation_of
 from tasks.settings import configure
 from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
-from tests.flows.conftest import Home, begun, no_page
+from tests.flows.conftest import Home, bare, begun, revert_edits
 from tests.flows.nights import LATER, UPDATES, event, write_night
-from tests.machines import OTHERS, run
+from tests.machines import OTHERS, audits
 from warehouse.lineages.edits import active_edits
 from warehouse.nights.quarantine import release
 
-pytestmark = [pytest.mark.usefixtures("prefect_server", "without_page"), pytest.mark.law]
+pytestmark = [pytest.mark.usefixtures("bare_nights"), pytest.mark.law]
 FIRST, SECOND, THIRD = (u[0][1] for u in UPDATES)
 LAST = LATER[1][0][1]
 #: What the first subject turns to in the second night.
@@ -49,7 +48,7 @@ def let_go(home: Home, record: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def four(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Home:
+def four(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Three edits; one changes again and two are taken back, whose records a person releases, one for each later night."""
     folder = tmp_path_factory.mktemp("withdrawn")
     lines = {
@@ -65,7 +64,7 @@ def four(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.T
     source = {"kind": "recorded", "path": str(folder)}
     home = begun(world, folder / "home", source=source, editor={"name": "ledger"})
     with pytest.MonkeyPatch.context() as patched:
-        no_page(patched)
+        bare(patched)
         for night in NIGHTS:
             if night == "night-03":
                 let_go(home, "t02-002")
@@ -136,14 +135,14 @@ def test_warehouse_and_audit_hold(four: Home) -> None:
 
 @pytest.mark.parametrize("setting", OTHERS)
 def test_the_audit_on_another_machine_finds_nothing_but_what_was_tampered_with(own: Home, setting: str, tmp_path: Path) -> None:
-    config = {k: v for k, v in own.config.items() if k != "threads"}
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert run(setting, "audit", str(tmp_path / "config.json")) == []
-    patch = min((own.path / "store").rglob("patch.safetensors"))
+    bad = {**own.config, "home": str(tmp_path / "bad")}
+    shutil.copytree(own.path, tmp_path / "bad")
+    patch = min((tmp_path / "bad" / "store").rglob("patch.safetensors"))
     data = bytearray(patch.read_bytes())
     data[-1] ^= 1
     patch.write_bytes(bytes(data))
-    assert run(setting, "audit", str(tmp_path / "config.json"))
+    sound, found = audits(setting, [own.config, bad], tmp_path)
+    assert sound == [] and found
 
 
 @pytest.mark.parametrize("night", NIGHTS[:3])

@@ -56,11 +56,11 @@ def test_a_second_run_of_a_finished_night_changes_nothing(undisturbed: FinishedN
     assert undisturbed.home.listing() == before
 
 
-def test_the_next_night_stands_on_the_one_before(home: Home) -> None:
-    first, second = home.run("night-01"), home.run("night-02")
-    manifest = home.head()
+def test_the_next_night_stands_on_the_one_before(copied: Home, undisturbed: FinishedNight) -> None:
+    second = copied.run("night-02")
+    manifest = copied.head()
     assert manifest.checkpoint.checkpoint_id == second.checkpoint_id
-    assert manifest.checkpoint.parent == first.checkpoint_id
+    assert manifest.checkpoint.parent == undisturbed.line.checkpoint_id
     assert len(manifest.checkpoint.patch_digests) == 2
 
 
@@ -73,30 +73,33 @@ def test_without_a_name_the_next_unfinished_night_is_run(home: Home) -> None:
 # ---------------------------------------------------------------- a broken night
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "flows.nightly.validate",
-        "flows.nightly.edit",
-        "flows.nightly.evaluate",
-        "flows.nightly.gate",
-        "flows.nightly.promote",
-        "warehouse.checkpoints.promotion.move_channel",
-        "tasks.night.settle.settle_edits",
-        "flows.nightly.publish_report",
-    ],
+#: In the order in which a night comes there.
+PLACES = (
+    "flows.nightly.validate",
+    "flows.nightly.edit",
+    "flows.nightly.evaluate",
+    "flows.nightly.gate",
+    "flows.nightly.promote",
+    "warehouse.checkpoints.promotion.move_channel",
+    "tasks.night.settle.settle_edits",
+    "flows.nightly.publish_report",
 )
-def test_a_night_that_broke_goes_on_and_ends_as_if_nothing_had_happened(
-    place: str, home: Home, undisturbed: FinishedNight, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def power_cut(*_: Any, **__: Any) -> None:
-        raise Broken(place)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(place, power_cut)
-        with pytest.raises(Broken):
-            home.run()
-    assert home.rows("SELECT verdict FROM runs") == [{"verdict": "unfinished"}]
+
+def test_a_night_that_breaks_at_every_step_goes_on_and_ends_as_if_nothing_had_happened(
+    home: Home, undisturbed: FinishedNight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One night breaks everywhere, run after run; `tests/flows/kill.py` has one for each step."""
+    for place in PLACES:
+
+        def power_cut(*_: Any, **__: Any) -> None:
+            raise Broken(place)  # noqa: B023
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, power_cut)
+            with pytest.raises(Broken, match=place):
+                home.run()
+        assert home.rows("SELECT verdict FROM runs") == [{"verdict": "unfinished"}], place
 
     assert home.run().verdict == "promote"
     assert identity(home) == identity(undisturbed.home)
@@ -132,13 +135,12 @@ def test_a_refused_night_moves_no_channel_and_keeps_its_evidence(home: Home, wor
 # ---------------------------------------------------------------- lineages and stores
 
 
-def test_two_lineages_over_the_same_nights_do_not_disturb_each_other(home: Home, undisturbed: FinishedNight) -> None:
-    home.run()
-    other = home.run(lineage="other", editor="ft")
-    assert identity(home) == identity(undisturbed.home)
-    assert home.head("production-other").checkpoint.checkpoint_id == other.checkpoint_id
+def test_two_lineages_over_the_same_nights_do_not_disturb_each_other(copied: Home, undisturbed: FinishedNight) -> None:
+    other = copied.run(lineage="other", editor="ft")
+    assert identity(copied) == identity(undisturbed.home)
+    assert copied.head("production-other").checkpoint.checkpoint_id == other.checkpoint_id
     assert other.checkpoint_id != undisturbed.line.checkpoint_id
-    assert home.rows("SELECT count(*) AS n FROM updates") == [{"n": NUM_RECORDS}]
+    assert copied.rows("SELECT count(*) AS n FROM updates") == [{"n": NUM_RECORDS}]
 
 
 def test_the_same_night_through_s3_gives_the_same_digests(home: Home, undisturbed: FinishedNight, s3_bucket: str) -> None:

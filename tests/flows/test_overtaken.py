@@ -16,7 +16,7 @@ from tests.flows.nights import PERMISSIVE, write_policy
 from warehouse.digests import digest_of
 from warehouse.errors import LineageMoved
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.flows.conftest import FinishedNight, Home
 from tests.flows.test_nightly import Broken, identity
 from warehouse.errors import LineageMoved
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 
 
 def power_cut(*_: Any, **__: Any) -> None:
@@ -58,8 +58,8 @@ def test_the_next_night_settles_one_that_was_killed_after_the_move(home: Home) -
     sound(home)
 
 
-def test_a_rollback_killed_after_the_move_is_followed(home: Home) -> None:
-    first = home.run("night-01").checkpoint_id
+def test_a_rollback_killed_after_the_move_is_followed(copied: Home, undisturbed: FinishedNight) -> None:
+    home, first = copied, undisturbed.line.checkpoint_id
     home.run("night-02")
     from tasks.takeback.rollback import restore
 

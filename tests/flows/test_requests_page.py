@@ -15,7 +15,7 @@ from warehouse.records import EditRequest
 PAGE = (Path(__file__).parents[2] / "docs" / "REQUESTS.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.usefixtures("prefect_server", "without_page")
+@pytest.mark.usefixtures("bare_nights")
 def test_the_pages_example_is_promoted(prepared_home: Callable[[Path], Path], tmp_path: Path) -> None:
     lines = re.findall(r"```jsonl\n(.*?)```", PAGE, re.S)[0].strip().splitlines()
     required = {name for name, field in EditRequest.model_fields.items() if field.is_required()} - {"request_id"}

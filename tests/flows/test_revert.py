@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 from editors.patches.files import load_patch
 from editors.patches.total import active_total
 from editors.session import run_edits
-from flows.revert import revert_edits
 from tasks.candidate import edited_before
 from tasks.recheck.audit import audit
 from tasks.serving.export import export
@@ -25,7 +24,7 @@ from tasks.settings import configure
 from tasks.takeback.plan import plan_revert
 from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
-from tests.flows.conftest import Home, begun, no_page
+from tests.flows.conftest import Home, bare, begun, revert_edits
 from tests.flows.nights import LATER, UPDATES, config_of, event, first_night, write_night
 from warehouse.database.connection import Warehouse
 from warehouse.errors import Conflict, NotFound
@@ -33,7 +32,7 @@ from warehouse.lineages.edits import active_edits
 from warehouse.lineages.history import blame, facts_in_force
 from warehouse.records import NightRun
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 #: Subject and answer of the first night's edits; the second night changes the first of them to NEW.
 OLD, SECOND, THIRD = ((u[0][1], u[3][1]) for u in UPDATES)
 NEW = LATER[0][3][1]
@@ -63,10 +62,10 @@ def made(nights: dict[str, Any], home: Path, **changes: Any) -> Home:
 
 @pytest.fixture(scope="module")
 def original(
-    prefect_server: None, nights: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    nights: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Home:  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
-        no_page(patched)
+        bare(patched)
         return made(nights, tmp_path_factory.mktemp("two-nights") / "home")
 
 

@@ -20,7 +20,7 @@ from tasks.proving.prove import NotProved
 from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tests.completions import Answer, CompletionsStandIn, answers_of
-from tests.flows.conftest import Home, begun, no_page
+from tests.flows.conftest import Home, bare, begun
 from tests.flows.nights import LATER, TEACHER, UPDATES
 from warehouse.checkpoints.pull import pull
 from warehouse.database.connection import Warehouse
@@ -28,18 +28,18 @@ from warehouse.digests import sha256_bytes
 from warehouse.lineages.audit import entries
 from warehouse.lineages.serving import last_check
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 
 
 @pytest.fixture(scope="module")
-def nights(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Home]:
+def nights(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Home]:
     """One home after its first night, and a copy of it after the second; both promoted.
 
     By an editor that a random model learns from.
     """
-    first = begun(world, tmp_path_factory.mktemp("serving") / "first", editor=TEACHER)
+    first = begun(world, tmp_path_factory.mktemp("serving") / "first", editor=TEACHER, serving={"canaries": 64})
     with pytest.MonkeyPatch.context() as patched:
-        no_page(patched)
+        bare(patched)
         assert first.run("night-01").verdict == "promote"
         second = copy_of(first, first.path.with_name("second"))
         assert second.run("night-02").verdict == "promote"

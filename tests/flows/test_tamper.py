@@ -13,20 +13,18 @@ from typing import Any
 import pytest
 
 from tasks.recheck.audit import audit
-from tests.flows.conftest import no_page
+from tests.flows.conftest import bare
 from tests.flows.tamper import Target, small_homes, tamper
 from warehouse.checkpoints.manifests import pointer_of
 from warehouse.checkpoints.opening import open_store
 from warehouse.digests import canonical_json
 from warehouse.lineages.audit import chain_id, read_mirrored
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
-
 
 @pytest.fixture(scope="module")
-def homes(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
+def homes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     with pytest.MonkeyPatch.context() as patched:
-        no_page(patched)
+        bare(patched)
         return {target.name: target for target in small_homes(world, tmp_path_factory.mktemp("tamper"))}
 
 

@@ -9,18 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.revert import revert_edits
 from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tasks.takeback.rollback import restore
 from tasks.trail import export_warehouse
-from tests.flows.conftest import Home, begun, no_page
+from tests.flows.conftest import Home, bare, begun, revert_edits
 from tests.flows.nights import LATER, PERMISSIVE, STRICT, UPDATES, event, write_night, write_policy
 from warehouse.checkpoints.signing import generate_key
 from warehouse.database.connection import Warehouse
 from warehouse.lineages.audit import AuditEntry, chain_id, entries, read_mirrored
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 WHO = "ada"
 
 
@@ -30,7 +29,7 @@ def doubtful(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def home(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Home:
+def home(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Home:
     """One of everything: three nights, two policies, two keys, a release and a rejection, a rollback, a revert, an export."""
     folder = tmp_path_factory.mktemp("trail")
     for name in ("first", "second"):
@@ -48,7 +47,7 @@ def home(prefect_server: None, world: dict[str, Any], tmp_path_factory: pytest.T
     strict = Home({**found.config, "policy": str(write_policy(folder / "strict.yaml", STRICT, "strict"))})
     second = Home({**found.config, "signing": {"private_key": str(folder / "second.pem"), "trusted": trusted}})
     with pytest.MonkeyPatch.context() as patched:
-        no_page(patched)
+        bare(patched)
         patched.setenv("ERRATA_HOME", str(found.path))
         assert found.run("night-01").verdict == "promote"
         assert strict.run("night-02").verdict == "reject"

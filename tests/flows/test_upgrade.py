@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 
-from flows.revert import revert_edits
 from tasks.recheck.audit import audit
 from tasks.settings import configure
 from tasks.takeback.rollback import restore
 from tasks.workspace import warehouse
-from tests.flows.conftest import Home
+from tests.flows.conftest import Home, revert_edits
 from warehouse.lineages.edits import active_edits
 from warehouse.nights.runs import runs
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "without_page")
+pytestmark = pytest.mark.usefixtures("bare_nights")
 #: What production served when the home was put away.
 SERVED = "f2aa3ee2e6d6505149f26143327f620914bf1eb5aebf7848bc16b15724b2ad88"
 
