@@ -9,17 +9,31 @@ os.environ.update(
      "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 )  # fmt: skip
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from editors.model import EditableModel
+from tests import elsewhere
 from tests.support import tiny_model
 
 # One is fastest beside other workers; laws are also run with two (`make laws`).
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+REAL = [*(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+@pytest.fixture(params=[*([elsewhere.NAME] if elsewhere.possible() else []), *REAL])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Each device that this machine has beside its CPU, real or pretended."""
+    if request.param == elsewhere.NAME:
+        with elsewhere.at_work() as pretended:
+            yield pretended
+    else:
+        yield torch.device(request.param)
 
 
 @pytest.fixture(params=["gpt2", "llama"])
