@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: demo test check laws laws-nights laws-threads laws-processor laws-both quality tamper clean setup kill real
-.PHONY: real-check serving
+.PHONY: real-check serving accelerator
 
 setup: $(STAMP)
 
@@ -66,6 +66,16 @@ check: setup
 TAMPERS ?= 500
 tamper: setup
 	PREFECT_LOGGING_LEVEL=CRITICAL $(BIN)/python -m tests.flows.tamper --count $(TAMPERS)
+
+## On a machine with a GPU: the core of the contract with every editor, a night and its revert on it, and what edits cost on
+## weights of Llama's 8B shape, in docs/benchmark/gpu.md. Without one the tests take the pretended device, as CI does, and
+## SHAPE=tiny DEVICE=cpu asks the CPU.
+SHAPE ?= 8b
+DEVICE ?= auto
+accelerator: setup
+	$(BIN)/python -m pytest -q tests/editors/test_devices.py
+	$(BIN)/python -m pytest -q tests/flows/test_architectures.py -k each_device
+	$(BIN)/errata device --shape $(SHAPE) --device $(DEVICE) --out docs/benchmark/gpu.md
 
 ## Nights killed at 200 random instants and at every named step; each must end as the undisturbed one.
 KILLS ?= 200

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from editors.model import EditableModel
+from tests import elsewhere
 from tests.support import tiny_model
 
 # One is fastest beside other workers; laws are also run with two (`make laws`).
@@ -33,6 +34,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     rest = [i for i in items if i not in {*flows, *quality}]
     beside = max(0, len(items) // 2 - len(flows))
     items[:] = [*flows, *rest[:beside], *quality, *rest[beside:]]
+
+
+REAL = [*(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+@pytest.fixture(params=[*([elsewhere.NAME] if elsewhere.possible() else []), *REAL])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Each device that this machine has beside its CPU, real or pretended."""
+    if request.param == elsewhere.NAME:
+        with elsewhere.at_work() as pretended:
+            yield pretended
+    else:
+        yield torch.device(request.param)
 
 
 @pytest.fixture(params=["gpt2", "llama"])

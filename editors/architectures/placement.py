@@ -114,7 +114,7 @@ def _meeting(module: nn.Module, where: torch.device, brought: Callable[[str, Ten
 @contextmanager
 def _lent(module: nn.Module, brought: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """The module's own weights and buffers where it runs, for as long as it runs."""
-    held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    held: tuple[Any, ...] = (module._parameters, module._buffers)
     before = [dict(each) for each in held]
     for each in held:
         each.update({name: brought(name, tensor) for name, tensor in each.items() if tensor is not None})

@@ -17,6 +17,7 @@ from editors.ledger.side_by_side import side_by_side
 from editors.ledger.subject_filter import SubjectSpace, prepare_space, subject_states, wordings_for
 from editors.ledger.subject_values import SubjectValueConfig, facts_of, group_by_subject, solve_subject, without
 from editors.mechanics.answers import check_request
+from editors.mechanics.passes import give_back
 from editors.model import EditableModel
 from editors.patches.slots import Slot, SlotBook, SlotPatch, slots_name
 from editors.targets.beginnings import Beginnings
@@ -167,5 +168,6 @@ class Ledger(RetractingEditor[LedgerConfig]):
         own = float(torch.quantile(space.scores(vector, states), self.config.own_quantile))
         foreign = float(space.scores(vector, space.bank).max())
         layer, stated = self.config.layer, prepared.meta.get("stated")
+        give_back(model)
         value, _ = solve_subject(model, requests, templates, layer, model.anatomy.mlp_out, self.config, stated, begun)
         return Slot(subject, requests, states, vector, own, foreign, value, space.mean)

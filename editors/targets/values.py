@@ -13,7 +13,7 @@ from torch import Tensor
 from editors.errors import EditRefused
 from editors.mechanics.behind import Site, site_path
 from editors.mechanics.contexts import Contexts
-from editors.mechanics.passes import activation_bytes
+from editors.mechanics.passes import activation_bytes, give_back
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.precision import way_out
@@ -117,6 +117,8 @@ def solve_in_chunks(
         deltas, steps, losses, margins = descend_values(objective, base_values, config, names)
         for number, i in enumerate(chunk):
             parts[i] = (deltas[number], base_values[number], steps[number], losses[number], margins[number] > 0)
+        del objective
+        give_back(model)
     deltas, bases, steps, losses, solved = zip(*(parts[i] for i in range(len(requests))), strict=True)
     seconds = time.perf_counter() - start
     log.info("solved %d of %d values in %.2f s, %d steps", sum(solved), len(solved), seconds, sum(steps))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import resource
 import time
@@ -19,6 +18,7 @@ import torch
 from checks.predictor import Question
 from editors.base import Corpus, Editor
 from editors.errors import EditorError
+from editors.mechanics.passes import trim_heap
 from editors.model import EditableModel
 from editors.session import batch_of
 from tasks.quality.requests import benchmark_requests
@@ -61,7 +61,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._cuda)
             self.start = torch.cuda.memory_allocated(self._cuda)
             return self
-        _give_back()
+        trim_heap()
         self.start = self._seen = _resident()
         if not _mark_anew():
             self._stop.clear()
@@ -175,13 +175,6 @@ def peak_memory(context: BenchContext) -> Case:
         return Once(edits=len(made), probes=0, meter=meter, edit_s=sum(each.seconds for each in made) or None, details=details)
 
     return Case(", ".join(EDITORS), once)
-
-
-def _give_back() -> None:
-    """Free memory of the allocator goes to the system, where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _mark_anew() -> bool:

@@ -31,7 +31,6 @@ from tests.support import CORPUS, SIX_REQUESTS, prepared_once, request, tiny_mod
 from warehouse.records import Checkpoint
 
 ASKED = request(1, "Ada Lovelace", "Paris", prompt="Where was this person born: {}")
-REAL = [*(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
 #: One of each way to write: a solution at keys, a spread over layers, running statistics, gradients, a module beside a layer,
 #: slots, a memory.
 FEW = ("r_rome", "memit", "ultraedit", "ft_m", "t_patcher", "ledger", "grace")
@@ -45,16 +44,6 @@ SHORT: dict[str, dict[str, int]] = {
     "mend": {"updates": 2},
     "serac": {"answer_updates": 8, "scope_updates": 4},
 }
-
-
-@pytest.fixture(params=[*([NAME] if possible() else []), *REAL])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Each device that this machine has beside its CPU, real or pretended."""
-    if request.param == NAME:
-        with at_work() as pretended:
-            yield pretended
-    else:
-        yield torch.device(request.param)
 
 
 def on(device: torch.device, kind: str = "gpt2", dtype: torch.dtype = torch.float32) -> EditableModel:

@@ -17,10 +17,11 @@ from editors.model import EditableModel
 from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor
 from editors.session import batch_of
+from tests.architectures import SHAPES
 from tests.editors.test_contract import raises, whole_and_first
 from tests.editors.test_devices import ASKED, lie_on_the_cpu, says
 from tests.elsewhere import OtherDevice, at_work, elsewhere, possible
-from tests.matrix import EVERYWHERE
+from tests.matrix import EVERYWHERE, WHOLE, tiny
 from tests.support import CORPUS, SIX_REQUESTS, prepared_once, tiny_model
 
 #: Where the four blocks of a tiny model, its last norm and its head lie.
@@ -33,7 +34,7 @@ PLACES = {
 
 def spread(kind: str, places: str) -> EditableModel:
     """A tiny model over pretended accelerators, its embedding on the first."""
-    plain = tiny_model(kind)
+    plain = tiny(kind)
     hf: Any = plain.hf.to(elsewhere())
     *blocks, norm, head = PLACES[places]
     for layer, where in enumerate(blocks):
@@ -134,10 +135,12 @@ def test_a_preparation_is_that_of_one_device(name: str, devices: torch.device) -
 # ------------------------------------------------------------ the model
 
 
-@pytest.mark.parametrize("places", list(PLACES))
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("kind", "places"),
+    [("gpt2", "two accelerators"), ("llama", "one and the CPU"), *((s, "all of them") for s in (*WHOLE, *SHAPES))],
+)
 def test_a_spread_model_is_the_model(kind: str, places: str, devices: torch.device) -> None:
-    here, model = tiny_model(kind), spread(kind, places)
+    here, model = tiny(kind), spread(kind, places)
     prompts = [r.prompt for r in SIX_REQUESTS]
     assert len(set(where(model))) > 1 and model.device == elsewhere()
     assert model.base_digest == here.base_digest and model.parameter_names() == here.parameter_names()

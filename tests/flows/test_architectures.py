@@ -22,6 +22,7 @@ from editors.model import EditableModel
 from flows import nightly
 from flows.cli import app
 from tasks.recheck.audit import audit
+from tasks.serving import models
 from tasks.serving.models import at_checkpoint
 from tasks.settings import configure
 from tests import matrix
@@ -116,7 +117,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_night_of_every_architecture_is_served_plainly_and_taken_back(
     kind: str, received: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = home_of(received, matrix.NIGHTS[kind], tmp_path, monkeypatch)
+    is_served_plainly_and_taken_back(home_of(received, matrix.NIGHTS[kind], tmp_path, monkeypatch), tmp_path)
+
+
+def test_a_night_and_its_revert_on_each_device_that_is_here(
+    device: torch.device, received: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_LOADED", {})
+    monkeypatch.setattr(models, "device_of", lambda _wanted: device)
+    home = home_of(received, "llama", tmp_path, monkeypatch)
+    assert models.base_model(configure(home.config)).device.type == device.type
+    is_served_plainly_and_taken_back(home, tmp_path)
+    (environment,) = {row["environment"] for row in home.rows("SELECT environment FROM reports")}
+    assert f'"device": "{device.type}"' in str(environment)
+
+
+def is_served_plainly_and_taken_back(home: Home, tmp_path: Path) -> None:
     assert run(home) == "promote"
     (asked,) = home.rows("SELECT prompt, target_new FROM edit_requests")
     assert asked["target_new"] == TARGET and SUBJECT in asked["prompt"]

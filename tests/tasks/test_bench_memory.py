@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +12,16 @@ import torch
 
 import tasks.speed.memory as memory
 from editors.errors import EditRefused
+from editors.mechanics import passes
 from editors.model import EditableModel
 from editors.presets import load_editor
+from editors.session import batch_of
 from tasks.settings import Settings
 from tasks.speed.bench import measure_case
 from tasks.speed.case import BenchContext
 from tasks.speed.memory import EDITORS, PeakMemory, edit_memory
 from tasks.speed.untuned import costed_editor
-from tests.support import CORPUS, SIX_REQUESTS, tiny_model
+from tests.support import CORPUS, SIX_REQUESTS, prepared_once, tiny_model
 from tests.tasks.small_world import knowing_model, small_world
 
 CPU, MB = torch.device("cpu"), 2**20
@@ -103,3 +107,30 @@ def test_the_case_has_a_share_for_each_editor(
         max(result.details[n]["edit"] for n in ("r_rome", "ft_m", "grace")), abs=1e-3
     )
     assert set(EDITORS) >= {"ledger", "r_rome", "memit", "ultraedit", "ft_m", "lora", "grace"}
+
+
+def test_what_is_freed_below_a_block_in_use_goes_back_when_it_is_asked_for() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim") or not Path("/proc/self/statm").exists():
+        pytest.skip("this C library keeps what is freed, or the system does not say what is resident")
+    # Small enough to come from the heap.
+    blocks = [torch.ones(1 << 14) for _ in range(1000)]
+    last = torch.ones(1 << 14)
+    blocks.clear()
+    before = memory._resident()
+    passes.trim_heap()
+    assert memory._resident() < before - (30 << 20) and float(last.sum()) == 1 << 14
+
+
+@pytest.mark.parametrize(("worth", "calls"), [(1, True), (passes.WORTH_GIVING_BACK, False)])
+def test_an_edit_of_a_large_model_gives_back_what_it_has_freed(
+    worth: int, calls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(passes, "WORTH_GIVING_BACK", worth)
+    monkeypatch.setattr(passes, "trim_heap", lambda: given.append(True))
+    model = tiny_model()
+    for name in ("ledger", "memit"):
+        given.clear()
+        editor = load_editor(name, model)
+        editor.edit(model, batch_of(SIX_REQUESTS[:1]), prepared_once(editor, model))
+        assert bool(given) == calls, name
