@@ -314,6 +314,10 @@ class CanarySet(Record):
     canaries: tuple[Canary, ...]
 
 
+#: Left out of manifests of before, which keep their digests.
+OfLaterReleases: Any = Field(default=None, exclude_if=lambda value: value is None)
+
+
 class EngineFacts(Record):
     """What a serving engine has to know of a checkpoint's folder, and what its tensors must be.
 
@@ -324,6 +328,7 @@ class EngineFacts(Record):
         tokenizer: sha256 of `tokenizer.json`, or over all tokenizer files where there is none.
         forms: in which the model is asked; empty: plainly.
         tensors: name -> sha256 of its bytes as the file has them.
+        room: columns that are reserved beside the base's own, those in use, and the next width; None where there are none.
     """
 
     model_class: str
@@ -332,10 +337,7 @@ class EngineFacts(Record):
     tokenizer: str
     forms: tuple[str, ...] = ()
     tensors: dict[str, str]
-
-
-#: Left out of manifests of before, which keep their digests.
-OfLaterReleases: Any = Field(default=None, exclude_if=lambda value: value is None)
+    room: str | None = OfLaterReleases
 
 
 class Manifest(Record):

@@ -62,7 +62,7 @@ def promote(settings: Settings, done: Candidate, report: EvaluationReport, decis
         if plain.why_not:
             # Served by Errata it holds its edits, so the night may promote it; who pulls it is refused.
             log.warning("%s", why_not_plain(plain.path))
-        facts = engine_facts(plain.path, model.anatomy, how_to_ask(settings).forms.names)
+        facts = engine_facts(plain.path, model.anatomy, how_to_ask(settings).forms.names, plain.room)
         canaries = make_canaries(settings, done, report, plain)
         manifest = manifest.model_copy(update={"engine": facts, "canaries": canaries and canaries_digest(canaries)})
         with writing(plain.path):

@@ -63,7 +63,7 @@ class _Kept(Record):
 
 @dataclass(frozen=True)
 class _Known:
-    """Probes of the night by what they ask, and the answers that the candidate is known to give exactly."""
+    """Probes of the night by what they ask, and the answers that the candidate is known to give exactly, to choose by."""
 
     probes: Sequence[Probe]
     exact: Mapping[str, str]
@@ -111,13 +111,19 @@ def _choose(
     with warehouse(settings) as wh:
         sets = [report.probe_set_digest, report.environment.get("retain_digest", "")]
         probes = [p for name in sets if name for p in load_probe_set(wh, name).probes]
-        held = cached_predictions(wh, digest, [p.probe_id for p in probes])
+        asked = [p.probe_id for p in probes]
+        own_answers = cached_predictions(wh, digest, asked)
+        # Where the two differ in nothing but their form, the night has asked most of the one with hooks: enough to choose by.
+        held = {**cached_predictions(wh, done.checkpoint_id, asked), **own_answers}
         brought = {
             line.edit.request_id: line.checkpoint_id for line in edits_of(wh, settings.lineage) if line.status == "active"
         }
         known_line = {row.checkpoint.checkpoint_id for row in checkpoints(wh, settings.lineage)}
         line = tuple(reversed(ancestor_ids(wh, settings.lineage, done.before))) if done.before in known_line else (done.before,)
-    exact = {p.probe_id: said for p in probes if (said := _exactly(p, held.get(p.probe_id))) is not None}
+    exact, said = (
+        {p.probe_id: text for p in probes if (text := _exactly(p, answers.get(p.probe_id))) is not None}
+        for answers in (held, own_answers)
+    )
     known = _Known(list({p.prompt: p for p in probes}.values()), exact)
     own = set(done.edited)
     edits = _edit_probes(known, own, asker)
@@ -125,10 +131,10 @@ def _choose(
     num_edits = min(len(edits), max((places + 1) // 2, places - len(others)))
     since = {p.probe_id: brought.get(p.request_id or "") if p.request_id not in own else None for p in edits}
     chosen = [
-        _Chosen(p, known.exact.get(p.probe_id) if p.kind != "obsolete" else None, since[p.probe_id] or done.checkpoint_id)
+        _Chosen(p, said.get(p.probe_id) if p.kind != "obsolete" else None, since[p.probe_id] or done.checkpoint_id)
         for p in edits[:num_edits]
     ]
-    chosen += [_Chosen(p, known.exact.get(p.probe_id), None) for p in others[: places - num_edits]]
+    chosen += [_Chosen(p, said.get(p.probe_id), None) for p in others[: places - num_edits]]
     # The base stays, however long the line is.
     return chosen, (line[0], *line[1:][-OLDER:])
 

@@ -20,12 +20,13 @@ TOKENIZER_FILES = (TOKENIZER_CONFIG, "tokenizer.model", "vocab.json", "merges.tx
 CARD = "README.md"
 
 
-def engine_facts(folder: Path, anatomy: Anatomy, forms: Sequence[str] = ()) -> EngineFacts:
+def engine_facts(folder: Path, anatomy: Anatomy, forms: Sequence[str] = (), room: str = "") -> EngineFacts:
     """Read a Hugging Face folder of the promoted model.
 
     Args:
         anatomy: where its feed-forward is.
         forms: in which the model is asked; empty: plainly.
+        room: what is reserved beside the base's own columns; empty: nothing is.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     stored = StoredTensors(folder)
@@ -41,6 +42,7 @@ def engine_facts(folder: Path, anatomy: Anatomy, forms: Sequence[str] = ()) -> E
         tokenizer=_tokenizer(folder),
         forms=tuple(forms),
         tensors=digests,
+        room=room or None,
     )
 
 
@@ -69,6 +71,7 @@ def engine_lines(manifest: Manifest) -> list[tuple[str, str]]:
         ("class", facts.model_class),
         ("dtype", facts.dtype),
         ("feed-forward width", widths if len(facts.widths) < 2 else f"by layer: {widths}"),
+        *([("room", facts.room)] if facts.room else []),
         ("tensors", f"{len(facts.tensors)}, sha256 over all {digest_of(facts.tensors)}"),
         ("tokenizer", f"sha256 {facts.tokenizer}"),
         ("asked in forms", ", ".join(facts.forms) or "plain"),

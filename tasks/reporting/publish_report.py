@@ -77,6 +77,8 @@ def publish_report(settings: Settings, done: Candidate, manifest: Manifest) -> P
             "parent": done.parent or "the base model",
             "editor": describe(done),
             "policy digest": manifest.decision.policy_digest,
+            # Reports of releases before do not say it.
+            **({"served": served} if (served := manifest.report.environment.get("served")) else {}),
             "candidate against production": "evidently.html",
         },
         verdicts,

@@ -270,6 +270,25 @@ def test_neurons_are_folded_too(name: str, activation: str | None, tmp_path: Pat
     assert float((logits(plain, text) - logits(model.hf, text)).abs().max()) < 0.1 * change
 
 
+@pytest.mark.parametrize("editor", ["t_patcher", "calinet"])
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2"])
+def test_edits_of_other_editors_that_add_neurons_are_folded_too(name: str, editor: str, tmp_path: Path) -> None:
+    model = steady_model(name)
+    by = load_editor(editor, tiny_model("llama"))
+    model.push(by.edit(model, batch_of(SIX_REQUESTS[:2]), by.prepare(model, CORPUS)))
+    constants = read_constants(model, CORPUS, sites_beside(model)) if model.anatomy.gated else {}
+    base = steady_model(name)
+    base.save_pretrained(tmp_path / "base")
+    export_plain(model, tmp_path / "out", PlainForm(constants=constants))
+    tensors = state_of(tmp_path / "out")
+    assert state_of(tmp_path / "base").keys() == tensors.keys()
+    assert max(float(t.abs().max()) for t in tensors.values()) < 65_504 / 4
+    for prompt in PROMPTS[:2]:
+        said, saw, was = (logits(m, prompt) for m in (loaded(tmp_path / "out", torch.float32), model.hf, base.hf))
+        change = float((saw - was).abs().max())
+        assert change > 0.1 and float((said - saw).abs().max()) < 0.05 * change
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_keys_stay_within_float16(name: str) -> None:
     made = plain_model(worn(name), form(name, dtype=torch.float16)).hf

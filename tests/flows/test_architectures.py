@@ -187,6 +187,11 @@ def test_slots_of_a_gated_model_without_biases_are_served_plainly_and_taken_back
     )
     shown = json.loads(CliRunner().invoke(app, ["show", "--json"]).stdout)
     assert shown["served"] == report.environment["served"]
+    # How much room there is, and the next width: in the report, the manifest, the card and here.
+    room = report.environment["served"].partition("; ")[2]
+    assert "then 1152)" in room and shown["engine"]["room"] == room == home.head().engine.room
+    assert room in (tmp_path / "pulled" / "README.md").read_text(encoding="utf-8")
+    assert f"- served: {dtype}; {room}" in (home.path / "reports/main/night-01/summary.md").read_text(encoding="utf-8")
     note = json.loads((tmp_path / "pulled" / "errata.json").read_text(encoding="utf-8"))["form"]
     facts = (type(edited.hf).__name__, dtype, 640, 256, {"model.layers.1.mlp": 2})
     assert tuple(note[key] for key in ("class", "dtype", "width", "reserve", "columns")) == facts

@@ -96,7 +96,10 @@ def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(home: Home
     stays = (patches / f"patch.json.{os.getppid()}.new", patches / "patch.json")
     for path in (*gone, *stays):
         path.write_bytes(b"half")
-    assert sweep(settings, home.store, "night-01") == len(gone)
+    unfinished = night / f"plain.{dead}-1.new"
+    (unfinished / "more").mkdir(parents=True)
+    assert sweep(settings, home.store, "night-01") == len(gone) + 1
+    assert not unfinished.exists()
     assert [path.exists() for path in (*gone, *stays)] == [False] * 3 + [True] * 2
 
 
