@@ -16,7 +16,7 @@ from editors.model import EditableModel
 from tests.architectures import plain_model
 from tests.engines import plain
 from tests.engines.llama_cpp import LlamaCpp
-from tests.engines.models import NUM_TOKENS, Asked, make, num_held
+from tests.engines.models import NUM_TOKENS, RECIPES, Asked, make, num_held
 from tests.real import NEEDS_REAL
 from tests.support import TEXTS, tiny_model, tiny_tokenizer
 from tests.tokenizers import UNICODE_TEXTS, family
@@ -123,7 +123,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("served")
 
 
-@pytest.fixture(scope="module", params=["tiny-qwen3", "tiny-gemma3", "reference", "reference, slots"])
+@pytest.fixture(scope="module", params=[name for name in RECIPES if not name.startswith("smollm2")])
 def edited(request: pytest.FixtureRequest, home: Path) -> Iterator[tuple[str, Path, Asked]]:
     _, folder, asked = make(request.param, home)
     assert asked.edits
@@ -134,6 +134,7 @@ def test_an_edited_model_answers_alike(edited: tuple[str, Path, Asked]) -> None:
     _, folder, asked = edited
     found = answers(folder, prompts=asked.prompts)
     assert found == plain.answers(folder, asked.prompts, NUM_TOKENS)
+    assert found == list(asked.audited)
     assert num_held(asked, found) == len(asked.edits)
 
 
