@@ -324,6 +324,7 @@ class EngineFacts(Record):
         tokenizer: sha256 of `tokenizer.json`, or over all tokenizer files where there is none.
         forms: in which the model is asked; empty: plainly.
         tensors: name -> sha256 of its bytes as the file has them.
+        held: name in vLLM -> sha256, of tensors that it holds otherwise than the file: see `tasks/proving/weights.py`.
     """
 
     model_class: str
@@ -332,6 +333,8 @@ class EngineFacts(Record):
     tokenizer: str
     forms: tuple[str, ...] = ()
     tensors: dict[str, str]
+    #: Left out where it is empty, as in manifests of before.
+    held: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
 
 
 #: Left out of manifests of before, which keep their digests.

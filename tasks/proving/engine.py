@@ -11,6 +11,7 @@ from editors.architectures.anatomy import Anatomy
 from editors.asking.tokens import TOKENIZER_CONFIG
 from editors.model import tensor_bytes
 from editors.stored_tensors import StoredTensors
+from tasks.proving.weights import held_digests
 from warehouse.digests import digest_of, sha256_bytes, sha256_file
 from warehouse.records import EngineFacts, Manifest
 
@@ -41,6 +42,7 @@ def engine_facts(folder: Path, anatomy: Anatomy, forms: Sequence[str] = ()) -> E
         tokenizer=_tokenizer(folder),
         forms=tuple(forms),
         tensors=digests,
+        held=held_digests(stored),
     )
 
 

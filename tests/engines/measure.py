@@ -70,7 +70,7 @@ def _ask(engine: str, folder: Path, dtype: str, asked: Asked, home: Path) -> lis
         finally:
             file.unlink()
     with vllm.serving(folder, dtype, home / "vllm.log") as address:
-        return vllm.answers(address, asked.prompts, NUM_TOKENS)
+        return vllm.answers(address, folder, asked.prompts, NUM_TOKENS)
 
 
 def _equal(left: Sequence[str], right: Sequence[str]) -> int:
