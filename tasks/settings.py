@@ -135,6 +135,7 @@ class ServingSettings(_Section):
 
     `urls`: servers that are asked after each promotion, until they give its answers or `deadline` seconds are over. Then,
     `on_mismatch`: `warn`; `hold`: no further night of the lineage until a check passes; `roll_back`: the channel goes back.
+    `weights`: compare the digests of an engine's weights too, where it shows them; it reads all of them each time.
     `agreement`: share of the edits, and of the bystanders, that a server must answer as the promoted checkpoint did.
     `key_variable`: the environment variable that holds the servers' key. `timeout` of one request and `deadline` in seconds.
     """
@@ -146,6 +147,7 @@ class ServingSettings(_Section):
     model: str = ""
     deadline: PositiveFloat = 300.0
     on_mismatch: Literal["warn", "hold", "roll_back"] = "warn"
+    weights: bool = False
     agreement: Annotated[float, Field(gt=0, le=1)] = 1.0
     key_variable: str = "ERRATA_SERVING_KEY"
     timeout: PositiveFloat = 60.0

@@ -70,13 +70,14 @@ def plain_model(name: str, **entries: Any) -> transformers.PreTrainedModel:
 SHARED = 2.0
 
 
-def steady_model(name: str, dtype: torch.dtype = torch.float32) -> EditableModel:
+def steady_model(name: str, dtype: torch.dtype = torch.float32, **entries: Any) -> EditableModel:
     """A tiny model whose gated feed-forwards read a nearly constant direction, as those of trained models do.
 
     Args:
         name: one of `SHAPES`, `gpt2` or `llama`.
+        entries: of the configuration, over those of `SHAPES`.
     """
-    hf: Any = plain_model(name) if name in SHAPES else tiny_model(name).hf
+    hf: Any = plain_model(name, **entries) if name in SHAPES else tiny_model(name).hf
     if anatomy_of(hf).gated:
         with torch.no_grad():
             hf.get_input_embeddings().weight[:, 0] += SHARED

@@ -46,12 +46,14 @@ class CompletionsStandIn:
         fails: so many of the next requests get HTTP 503.
         after: so many completions later `reload` replaces `answer`.
         key: where given, a request without it is refused.
+        checksums: what vLLM's weight checker shows; None: there is none.
     """
 
     def __init__(self, answer: Answer, *, key: str = "") -> None:
         self.answer, self.key = answer, key
         self.reload: tuple[int, Answer] | None = None
         self.fails = 0
+        self.checksums: dict[str, str] | None = None
         self.bodies: list[dict[str, Any]] = []
         stand_in = self
 
@@ -64,7 +66,10 @@ class CompletionsStandIn:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                self._send(stand_in.completion(body) if self.path == "/v1/completions" else None)
+                if self.path == "/weight_checker" and body == {"action": "checksum"} and stand_in.checksums is not None:
+                    self._send({"checksums": stand_in.checksums})
+                else:
+                    self._send(stand_in.completion(body) if self.path == "/v1/completions" else None)
 
             def _send(self, value: Any) -> None:
                 status = 404 if value is None else 200

@@ -329,6 +329,7 @@ class EngineFacts(Record):
         forms: in which the model is asked; empty: plainly.
         tensors: name -> sha256 of its bytes as the file has them.
         room: columns that are reserved beside the base's own, those in use, and the next width; None where there are none.
+        held: name in vLLM -> sha256, of tensors that it holds otherwise than the file: see `tasks/proving/weights.py`.
     """
 
     model_class: str
@@ -338,6 +339,8 @@ class EngineFacts(Record):
     forms: tuple[str, ...] = ()
     tensors: dict[str, str]
     room: str | None = OfLaterReleases
+    #: Left out where it is empty, as in manifests of before.
+    held: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
 
 
 class Manifest(Record):

@@ -20,6 +20,10 @@ def check(
     url: Annotated[str, typer.Argument(help="A server of the OpenAI-compatible completions API, such as http://host:8000.")],
     model: Annotated[str, typer.Option(help="The model's name on the server; default: `serving.model`, else its first.")] = "",
     lineage: Annotated[str | None, typer.Option(help="Lineage; default from the settings.")] = None,
+    weights: Annotated[
+        bool | None,
+        typer.Option("--weights/--no-weights", help="Compare the engine's weights too (vLLM); default: `serving.weights`."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a running server the canaries of the promoted checkpoint; exit code 0 agrees, 1 differs, 2 could not ask.
@@ -27,6 +31,8 @@ def check(
     Names the checkpoint that its answers fit best. The result goes into the warehouse and, where it is news, into the trail.
     """
     settings = configure(lineage=lineage)
+    if weights is not None:
+        settings = settings.model_copy(update={"serving": settings.serving.model_copy(update={"weights": weights})})
     from tasks.proving.check import check_server
 
     found = check_server(settings, url, model)

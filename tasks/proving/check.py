@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from typing import Any
 
 from checks.canaries import Judged, judge
 from tasks.proving.client import CompletionsServer, ServerUnavailable, base_of
+from tasks.proving.weights import WeightsSeen, compare_weights
 from tasks.serving.models import head_manifest
 from tasks.settings import Settings
 from tasks.trail import mirror_audit, note
@@ -14,7 +16,7 @@ from tasks.workspace import store_of, warehouse
 from warehouse.checkpoints.canaries import read_canaries
 from warehouse.errors import NotFound
 from warehouse.lineages.serving import ServingCheck, last_check, save_check
-from warehouse.records import CanarySet
+from warehouse.records import CanarySet, EngineFacts
 
 
 def promoted_canaries(settings: Settings) -> CanarySet:
@@ -33,6 +35,12 @@ def promoted_canaries(settings: Settings) -> CanarySet:
     return read_canaries(store, manifest)
 
 
+def promoted_weights(settings: Settings) -> EngineFacts | None:
+    """What is known of the served folder's tensors, where `serving.weights` asks for it; None for older checkpoints too."""
+    manifest = head_manifest(settings, store_of(settings)) if settings.serving.weights else None
+    return manifest and manifest.engine
+
+
 def check_server(settings: Settings, url: str, model: str = "") -> ServingCheck:
     """Ask one server, compare, and write the result into the warehouse and the trail.
 
@@ -40,13 +48,18 @@ def check_server(settings: Settings, url: str, model: str = "") -> ServingCheck:
         NotFound: there is nothing to compare with.
         UsageError: no address of a server.
     """
-    found = ask_server(settings, promoted_canaries(settings), url, model)
+    found = ask_server(settings, promoted_canaries(settings), url, model, promoted_weights(settings))
     keep(settings, found)
     return found
 
 
-def ask_server(settings: Settings, canaries: CanarySet, url: str, model: str = "") -> ServingCheck:
+def ask_server(
+    settings: Settings, canaries: CanarySet, url: str, model: str = "", weights: EngineFacts | None = None
+) -> ServingCheck:
     """Ask one server and compare; nothing is written. A server that does not answer is a result, too.
+
+    Args:
+        weights: compare the weights that the engine holds with these; a tensor that is another one is a difference.
 
     Raises:
         UsageError: no address of a server.
@@ -71,11 +84,25 @@ def ask_server(settings: Settings, canaries: CanarySet, url: str, model: str = "
     try:
         with server:
             answers = [server.complete(canary.prompt, canaries.max_tokens) for canary in canaries.canaries]
+            seen = None if weights is None else _weights_of(server, weights)
     except ServerUnavailable as error:
         return known.model_copy(update={"model": server.model, "sentence": str(error)})
     judged = judge(canaries, answers, serving.agreement)
-    told = {"verdict": judged.verdict, "sentence": sentence_of(canaries, judged)}
-    return known.model_copy(update={**told, "model": server.model, "body": judged.model_dump(mode="json", exclude={"verdict"})})
+    told: dict[str, Any] = {"verdict": judged.verdict, "sentence": sentence_of(canaries, judged)}
+    body = judged.model_dump(mode="json", exclude={"verdict"})
+    if seen is not None:
+        told["sentence"] += f"; {seen.sentence}"
+        body["weights"] = seen.model_dump(mode="json")
+        if seen.different and judged.verdict == "agrees":
+            told["verdict"] = "differs"
+    return known.model_copy(update={**told, "model": server.model, "body": body})
+
+
+def _weights_of(server: CompletionsServer, facts: EngineFacts) -> WeightsSeen:
+    try:
+        return compare_weights(facts, server.weights())
+    except ServerUnavailable as error:
+        return WeightsSeen(why_not=str(error))
 
 
 def sentence_of(canaries: CanarySet, judged: Judged) -> str:

@@ -93,6 +93,19 @@ class CompletionsServer:
         # Engines whose logits are NaN write null, or nothing.
         return text if isinstance(text, str) else ""
 
+    def weights(self) -> dict[str, str]:
+        """Digests of the weights that the engine holds, as vLLM shows them in its mode for development.
+
+        Raises:
+            ServerUnavailable: it shows none.
+        """
+        path = "/weight_checker"
+        answer = self._ask("POST", path, {"action": "checksum"}, root=self.url.removesuffix("/v1"))
+        found = answer.get("checksums") if isinstance(answer, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
+            raise self._trouble(path, "its answer has no checksums")
+        return found
+
     def _first_model(self) -> str:
         answer = self._ask("GET", "/models")
         try:
@@ -100,12 +113,12 @@ class CompletionsServer:
         except (KeyError, IndexError, TypeError) as error:
             raise self._trouble("/models", "it lists no model; name one with --model or serving.model") from error
 
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+    def _ask(self, method: str, path: str, body: Any = None, *, root: str | None = None) -> Any:
         problem = ""
         for attempt in range(1, self.retries + 2):
             asked_s = None
             try:
-                response = self._client.request(method, self.url + path, json=body)
+                response = self._client.request(method, (root or self.url) + path, json=body)
                 if response.status_code == 200:
                     return response.json()
                 problem = f"HTTP {response.status_code} {' '.join(response.text.split())[:SHOWN_CHARACTERS]}".strip()

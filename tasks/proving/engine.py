@@ -11,6 +11,7 @@ from editors.architectures.anatomy import Anatomy
 from editors.asking.tokens import TOKENIZER_CONFIG
 from editors.model import tensor_bytes
 from editors.stored_tensors import StoredTensors
+from tasks.proving.weights import held_digests
 from warehouse.digests import digest_of, sha256_bytes, sha256_file
 from warehouse.records import EngineFacts, Manifest
 
@@ -43,6 +44,7 @@ def engine_facts(folder: Path, anatomy: Anatomy, forms: Sequence[str] = (), room
         forms=tuple(forms),
         tensors=digests,
         room=room or None,
+        held=held_digests(stored),
     )
 
 

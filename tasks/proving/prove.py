@@ -19,7 +19,7 @@ from tasks.steps import STEP
 from tasks.takeback.rollback import restore
 from tasks.workspace import store_of, warehouse
 from warehouse.lineages.serving import ServingCheck, last_check
-from warehouse.records import CanarySet, Manifest, checkpoint_id
+from warehouse.records import CanarySet, EngineFacts, Manifest, checkpoint_id
 
 log = logging.getLogger(__name__)
 #: Seconds between two rounds over the servers.
@@ -45,7 +45,8 @@ def prove(settings: Settings, manifest: Manifest, sleep: Callable[[float], None]
     served = head_manifest(settings, store_of(settings))
     if served is None or served.checkpoint.checkpoint_id != manifest.checkpoint.checkpoint_id:
         return {}
-    found = _until_deadline(settings, promoted_canaries(settings), urls, sleep)
+    facts = manifest.engine if settings.serving.weights else None
+    found = _until_deadline(settings, promoted_canaries(settings), urls, sleep, facts)
     for check in found.values():
         keep(settings, check)
     wrong = [check for check in found.values() if check.verdict != "agrees"]
@@ -58,14 +59,14 @@ def prove(settings: Settings, manifest: Manifest, sleep: Callable[[float], None]
 
 
 def _until_deadline(
-    settings: Settings, canaries: CanarySet, urls: list[str], sleep: Callable[[float], None]
+    settings: Settings, canaries: CanarySet, urls: list[str], sleep: Callable[[float], None], weights: EngineFacts | None
 ) -> dict[str, ServingCheck]:
     end = time.monotonic() + settings.serving.deadline
     found: dict[str, ServingCheck] = {}
     while True:
         for url in urls:
             if url not in found or found[url].verdict != "agrees":
-                found[url] = ask_server(settings, canaries, url)
+                found[url] = ask_server(settings, canaries, url, weights=weights)
         left = end - time.monotonic()
         if left <= 0 or all(check.verdict == "agrees" for check in found.values()):
             return found

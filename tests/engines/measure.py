@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -25,11 +25,13 @@ BEGIN, END = "<!-- engines: begin -->", "<!-- engines: end -->"
 #: Of a GGUF type, the dtype in which transformers is asked.
 SAME_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "Q8_0": "float32"}
 DTYPES = ("float32", "bfloat16", "float16")
+#: Counts of a row that are of all its other prompts, in the order of the table.
+SHOWN = ("audited", "base_as_transformers", "edited_as_transformers", "edited_as_base", "edited_as_base_in_transformers")
 HOME = ROOT / ".serving" / "models"
 
 
 def measured(model: str, engine: str, dtype: str, home: Path) -> dict[str, Any]:
-    """One row: how many edits hold, and how many answers are those of transformers in the same dtype."""
+    """One row: how many edits hold, and how many answers are the audited ones, and those of transformers in the same dtype."""
     base, edited, asked = make(model, home)
     same = SAME_DTYPE.get(dtype, dtype)
     told = [_told(folder, asked, same) for folder in (base, edited)]
@@ -42,6 +44,8 @@ def measured(model: str, engine: str, dtype: str, home: Path) -> dict[str, Any]:
         "edits": first,
         "held": num_held(asked, said[1]),
         "others": len(asked.others),
+        "audited": _equal(said[1][first:], asked.audited[first:]),
+        "lost": num_lost(asked, said[0], said[1]),
         "base_as_transformers": _equal(said[0][first:], told[0][first:]),
         "edited_as_transformers": _equal(said[1][first:], told[1][first:]),
         "edited_as_base": _equal(said[1][first:], said[0][first:]),
@@ -66,24 +70,39 @@ def _ask(engine: str, folder: Path, dtype: str, asked: Asked, home: Path) -> lis
         finally:
             file.unlink()
     with vllm.serving(folder, dtype, home / "vllm.log") as address:
-        return vllm.answers(address, asked.prompts, NUM_TOKENS)
+        return vllm.answers(address, folder, asked.prompts, NUM_TOKENS)
 
 
-def _equal(left: list[str], right: list[str]) -> int:
+def _equal(left: Sequence[str], right: Sequence[str]) -> int:
     return sum(a == b for a, b in zip(left, right, strict=True))
+
+
+def num_lost(asked: Asked, base: Sequence[str], edited: Sequence[str]) -> int:
+    """Bystanders that only the edited folder loses.
+
+    The hooked model answers them as the base in float32, and so does the base itself in the engine and its dtype.
+    """
+    found = list(zip(asked.base, asked.audited, base, edited, strict=True))[len(asked.edits) :]
+    return sum(before == audited == own != said for before, audited, own, said in found)
 
 
 def wrong(row: dict[str, Any]) -> str:
     """What is not as it must be in a row, in words; empty where all is well.
 
-    Every edit holds in every dtype. In float32 all answers are those of transformers.
+    Every edit holds in every dtype, and no bystander is lost that the base keeps there. In float32 all answers are the audited
+    ones, and those of transformers.
     """
     place = f"{row['model']} in {row['engine']} as {row['dtype']}"
     if row["held"] < row["edits"]:
         return f"{place}: {row['held']} of {row['edits']} edits hold"
-    same = min(row["base_as_transformers"], row["edited_as_transformers"])
-    if row["dtype"] in ("float32", "F32") and same < row["others"]:
-        return f"{place}: {same} of {row['others']} answers are those of transformers"
+    if row["lost"]:
+        return f"{place}: {row['lost']} of {row['others']} bystanders are lost that the base keeps"
+    if row["dtype"] in ("float32", "F32"):
+        if row["audited"] < row["others"]:
+            return f"{place}: {row['audited']} of {row['others']} answers are the audited ones"
+        same = min(row["base_as_transformers"], row["edited_as_transformers"])
+        if same < row["others"]:
+            return f"{place}: {same} of {row['others']} answers are those of transformers"
     return ""
 
 
@@ -106,13 +125,20 @@ def _order(dtype: str) -> int:
 def table(found: Iterable[dict[str, Any]]) -> str:
     """The rows as a table of the page."""
     lines = [
-        "| model | engine | dtype | edits held | base's answers as transformers' | edited model's as transformers' | "
-        "unedited answers as the base's | (in transformers) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | engine | dtype | edits held | unedited answers as audited | lost, kept by the base | base's answers as "
+        "transformers' | edited model's as transformers' | unedited answers as the base's | (in transformers) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found:
-        counts = ("base_as_transformers", "edited_as_transformers", "edited_as_base", "edited_as_base_in_transformers")
+        counts = (
+            "audited",
+            "base_as_transformers",
+            "edited_as_transformers",
+            "edited_as_base",
+            "edited_as_base_in_transformers",
+        )
         cells = [f"{r[key]} of {r['others']}" for key in counts]
+        cells.insert(1, str(r["lost"]))
         lines.append(f"| {r['model']} | {r['engine']} | {r['dtype']} | {r['held']} of {r['edits']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

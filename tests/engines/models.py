@@ -6,6 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from editors.base import Corpus, Editor
 from editors.export.constant import read_constants
@@ -15,7 +18,7 @@ from editors.model import EditableModel
 from editors.presets import load_editor
 from editors.session import batch_of
 from tasks.serving.corpus import calibration
-from tests.architectures import model_of
+from tests.architectures import model_of, steady_model
 from tests.real import REAL
 from tests.support import CORPUS, ONE_KEY_REQUESTS, TEXTS, request, tiny_model
 from warehouse.database.connection import Warehouse
@@ -39,10 +42,19 @@ GENERAL = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What a model's folders are asked: `edits`, prompt -> object, that hold in the edited model here, and `others`."""
+    """What a model's folders are asked, and what the hooked model answers, as it is audited.
+
+    Attributes:
+        edits: prompt -> object, of those that hold in the hooked model.
+        others: prompts about other things.
+        base: what the base answers to `prompts`, in float32.
+        audited: what the hooked model with its edits answers to them.
+    """
 
     edits: dict[str, str]
     others: tuple[str, ...]
+    base: tuple[str, ...]
+    audited: tuple[str, ...]
 
     @property
     def prompts(self) -> list[str]:
@@ -77,15 +89,50 @@ def _world() -> Corpus:
         return calibration(world).corpus
 
 
+#: vLLM's attention on the CPU has no heads of less than 32. Of Gemma 3, what transformers does and llama.cpp does not is
+#: switched off, and every third layer sees the whole text.
+TINY: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 32},
+    "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32, "final_logit_softcapping": None, "num_hidden_layers": 6,
+                    "layer_types": None, "sliding_window_pattern": 3},
+}  # fmt: skip
+
+
 def _tiny(name: str) -> Recipe:
-    # What transformers does and llama.cpp does not is switched off; every third Gemma layer sees the whole text.
-    own = {"final_logit_softcapping": None, "num_hidden_layers": 6, "layer_types": None, "sliding_window_pattern": 3}
-    entries = own if name == "gemma3_text" else {}
     return Recipe(
-        base=lambda: model_of(name, **entries),
+        base=lambda: model_of(name, **TINY[name]),
         editor=lambda _: load_editor("ft_m", tiny_model("llama"), {"stop_margin": 2.0, "num_steps": 100}),
         requests=ONE_KEY_REQUESTS[:2],
         others=tuple(text[:length] for text in TEXTS for length in (20, 40)),
+    )
+
+
+def _tiny_in_slots(name: str, layer: int, louder: float = 0.0) -> Recipe:
+    """A random model in slots: each prompt ends with its subject, for attention at random carries little to a later token.
+
+    Args:
+        louder: is added to the norm behind the edited feed-forward, which in Gemma bounds what a slot can say.
+    """
+    # Presets have no section for random models.
+    numbers = {"layer": layer, "value_steps": 20, "value_lr": 1.0, "clamp_norm": 200.0, "stop_loss": None}
+
+    def base() -> EditableModel:
+        model = steady_model(name, **TINY[name])
+        if louder:
+            with torch.no_grad():
+                model.hf.get_parameter(f"model.layers.{layer}.post_feedforward_layernorm.weight").add_(louder)
+        return EditableModel(model.hf, model.tokenizer, name=model.name)
+
+    return replace(
+        _tiny(name),
+        base=base,
+        editor=lambda _: load_editor("ledger", tiny_model("llama"), numbers),
+        requests=tuple(
+            request(i, subject, target, prompt="The birthplace of {}")
+            for i, (subject, target) in enumerate((("Ada Lovelace", "Paris"), ("Grace Hopper", "London")))
+        ),
+        # The first two name the subjects.
+        others=tuple(text[:length] for text in TEXTS[2:] for length in (12, 20, 30, 40)),
     )
 
 
@@ -101,13 +148,22 @@ _SMOLLM2 = Recipe(
     requests=_capitals(("France", "Madrid"), ("Japan", "Cairo"), ("Poland", "Oslo")),
     others=GENERAL,
 )
+
+
+def _in_slots(recipe: Recipe) -> Recipe:
+    """The same model, edited by the ledger."""
+    return replace(recipe, editor=lambda model: load_editor("ledger", model), corpus=_world)
+
+
 RECIPES = {
     "reference": _REFERENCE,
-    "reference, slots": replace(_REFERENCE, editor=lambda model: load_editor("ledger", model), corpus=_world),
+    "reference, slots": _in_slots(_REFERENCE),
     "smollm2": _SMOLLM2,
-    "smollm2, slots": replace(_SMOLLM2, editor=lambda model: load_editor("ledger", model), corpus=_world),
+    "smollm2, slots": _in_slots(_SMOLLM2),
     "tiny-qwen3": _tiny("qwen3"),
+    "tiny-qwen3, slots": _tiny_in_slots("qwen3", 3),
     "tiny-gemma3": _tiny("gemma3_text"),
+    "tiny-gemma3, slots": _tiny_in_slots("gemma3_text", 5, louder=3.0),
 }
 
 
@@ -121,17 +177,21 @@ def make(name: str, home: Path) -> tuple[Path, Path, Asked]:
         editor = recipe.editor(model)
         model.save_pretrained(base)
         corpus = recipe.corpus()
+        asked = [*(r.prompt for r in recipe.requests), *recipe.others]
+        before = dict(zip(asked, model.generate(asked, NUM_TOKENS), strict=True))
         model.push(editor.edit(model, batch_of(recipe.requests), editor.prepare(model, corpus)))
         if sites := sites_beside(model):
             constants = read_constants(model, corpus, sites) if model.anatomy.gated else {}
             export_plain(model, edited, PlainForm(constants=constants))
         else:
             model.save_pretrained(edited)
-        said = model.generate([r.prompt for r in recipe.requests], NUM_TOKENS)
-        edits = {r.prompt: r.target_new for r, text in zip(recipe.requests, said, strict=True) if holds(text, r.target_new)}
-        (place / PROMPTS).write_text(json.dumps(asdict(Asked(edits, recipe.others))), encoding="utf-8")
+        said = dict(zip(asked, model.generate(asked, NUM_TOKENS), strict=True))
+        edits = {r.prompt: r.target_new for r in recipe.requests if holds(said[r.prompt], r.target_new)}
+        kept = [*edits, *recipe.others]
+        made = Asked(edits, recipe.others, tuple(before[p] for p in kept), tuple(said[p] for p in kept))
+        (place / PROMPTS).write_text(json.dumps(asdict(made)), encoding="utf-8")
     found = json.loads((place / PROMPTS).read_text(encoding="utf-8"))
-    return base, edited, Asked(found["edits"], tuple(found["others"]))
+    return base, edited, Asked(found.pop("edits"), **{key: tuple(value) for key, value in found.items()})
 
 
 def holds(text: str, target: str) -> bool:

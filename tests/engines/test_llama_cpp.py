@@ -10,13 +10,19 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from editors.base import RetractingEditor
+from editors.export.constant import read_constants
+from editors.export.form import PlainForm
 from editors.export.formats import GgufType
 from editors.export.gguf.write import write_gguf
+from editors.export.plain import export_plain, sites_beside
 from editors.model import EditableModel
+from editors.session import batch_of
+from editors.stored_tensors import StoredTensors
 from tests.architectures import plain_model
 from tests.engines import plain
 from tests.engines.llama_cpp import LlamaCpp
-from tests.engines.models import NUM_TOKENS, Asked, make, num_held
+from tests.engines.models import NUM_TOKENS, RECIPES, Asked, holds, make, num_held
 from tests.real import NEEDS_REAL
 from tests.support import TEXTS, tiny_model, tiny_tokenizer
 from tests.tokenizers import UNICODE_TEXTS, family
@@ -123,7 +129,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("served")
 
 
-@pytest.fixture(scope="module", params=["tiny-qwen3", "tiny-gemma3", "reference", "reference, slots"])
+@pytest.fixture(scope="module", params=[name for name in RECIPES if not name.startswith("smollm2")])
 def edited(request: pytest.FixtureRequest, home: Path) -> Iterator[tuple[str, Path, Asked]]:
     _, folder, asked = make(request.param, home)
     assert asked.edits
@@ -134,6 +140,7 @@ def test_an_edited_model_answers_alike(edited: tuple[str, Path, Asked]) -> None:
     _, folder, asked = edited
     found = answers(folder, prompts=asked.prompts)
     assert found == plain.answers(folder, asked.prompts, NUM_TOKENS)
+    assert found == list(asked.audited)
     assert num_held(asked, found) == len(asked.edits)
 
 
@@ -145,6 +152,46 @@ def test_no_edit_is_lost_to_narrower_numbers(edited: tuple[str, Path, Asked], ki
     if name.startswith("reference"):
         # Of the trained model; random ones are full of ties.
         assert found == plain.answers(folder, asked.prompts, NUM_TOKENS)
+
+
+# ------------------------------------------------------------ and without them again
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("slots") and not name.startswith("smollm2")])
+def test_a_revert_is_the_base_again_in_the_engine(name: str, tmp_path: Path) -> None:
+    """Where the base has tensors, the export has their bits, and beside them zeros; the engine's answers are the base's."""
+    recipe = RECIPES[name]
+    model = recipe.base()
+    editor, corpus = recipe.editor(model), recipe.corpus()
+    assert isinstance(editor, RetractingEditor)
+    model.save_pretrained(tmp_path / "base")
+    prepared, prompts = editor.prepare(model, corpus), [r.prompt for r in recipe.requests] + list(recipe.others)
+    model.push(editor.edit(model, batch_of(recipe.requests), prepared))
+    form = PlainForm(constants=read_constants(model, corpus, sites_beside(model)) if model.anatomy.gated else {})
+    base = answers(tmp_path / "base", prompts=prompts)
+
+    export_plain(model, tmp_path / "edited", form)
+    edited = answers(tmp_path / "edited", prompts=prompts)
+    assert all(a != b for a, b in list(zip(edited, base, strict=True))[: len(recipe.requests)])
+
+    first = recipe.requests[0]
+    model.push(editor.retract(model, [first.request_id], prepared))
+    export_plain(model, tmp_path / "less", form)
+    less = answers(tmp_path / "less", prompts=prompts)
+    assert less == model.generate(prompts, NUM_TOKENS)
+    held = [holds(text, r.target_new) for text, r in zip(less, recipe.requests, strict=False)]
+    assert held == [False] + [True] * (len(recipe.requests) - 1)
+
+    model.push(editor.retract(model, [r.request_id for r in recipe.requests[1:]], prepared))
+    export_plain(model, tmp_path / "none", form)
+    assert answers(tmp_path / "none", prompts=prompts) == base
+    own, left = StoredTensors(tmp_path / "base"), StoredTensors(tmp_path / "none")
+    assert list(own) == list(left)
+    for tensor, found in left.items():
+        corner = tuple(slice(n) for n in own.shape(tensor))
+        assert torch.equal(found[corner], own[tensor])
+        found[corner] = 0
+        assert not found.any()
 
 
 class TestSmolLM2:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from tests.engines import measure, vllm
-from tests.engines.measure import PAGE, page_with, rows, wrong
+from tests.engines.measure import PAGE, num_lost, page_with, rows, wrong
+from tests.engines.models import Asked
 
 GOOD: dict[str, Any] = {
-    "model": "smollm2", "engine": "vllm", "dtype": "float32", "edits": 3, "held": 3, "others": 10, "base_as_transformers": 10,
+    "model": "smollm2", "engine": "vllm", "dtype": "float32", "edits": 3, "held": 3, "others": 10,
+    "audited": 10, "lost": 0, "base_as_transformers": 10,
     "edited_as_transformers": 10, "edited_as_base": 4, "edited_as_base_in_transformers": 4,
 }  # fmt: skip
 
@@ -29,11 +31,19 @@ def test_the_page_has_the_rows_that_were_measured_and_none_is_wrong() -> None:
         ({"held": 2}, "smollm2 in vllm as float32: 2 of 3 edits hold"),
         ({"dtype": "Q8_0", "held": 0}, "smollm2 in vllm as Q8_0: 0 of 3 edits hold"),
         ({"edited_as_transformers": 9}, "smollm2 in vllm as float32: 9 of 10 answers are those of transformers"),
-        ({"edited_as_transformers": 9, "dtype": "bfloat16"}, ""),
+        ({"edited_as_transformers": 9, "audited": 8, "dtype": "bfloat16"}, ""),
+        ({"audited": 9}, "smollm2 in vllm as float32: 9 of 10 answers are the audited ones"),
+        ({"lost": 1, "dtype": "bfloat16"}, "smollm2 in vllm as bfloat16: 1 of 10 bystanders are lost that the base keeps"),
     ],
 )
 def test_a_lost_edit_and_another_answer_in_float32_are_told(change: dict[str, Any], words: str) -> None:
     assert wrong(GOOD | change) == words
+
+
+def test_a_bystander_is_lost_where_the_edited_folder_alone_answers_otherwise() -> None:
+    asked = Asked({"edit": "x"}, ("a", "b", "c", "d"), base=("1",) * 5, audited=("x", "1", "1", "1", "2"))
+    #                     the edit, lost, lost by the base too, kept, touched by the edit in the hooked model too
+    assert num_lost(asked, ["1", "1", "9", "1", "1"], ["x", "9", "9", "1", "9"]) == 1
 
 
 def test_a_row_that_is_measured_again_takes_the_place_of_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = ROOT / ".serving" / "bin" / "python"
@@ -54,14 +55,18 @@ def serving(folder: Path, dtype: str, log: Path) -> Iterator[str]:
             server.wait()
 
 
-def answers(address: str, prompts: Sequence[str], num_tokens: int) -> list[str]:
-    """What a server says behind each prompt, at temperature 0."""
-    body = {"model": "model", "max_tokens": num_tokens, "temperature": 0}
+def answers(address: str, folder: Path, prompts: Sequence[str], num_tokens: int) -> list[str]:
+    """What a server of a folder says behind each prompt, at temperature 0.
+
+    As the folder's tokenizer spells its tokens: vLLM keeps back the bytes of a character that is not whole yet.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    body = {"model": "model", "max_tokens": num_tokens, "temperature": 0, "return_token_ids": True}
     found = []
     for prompt in prompts:
         reply = httpx.post(f"{address}/v1/completions", json=body | {"prompt": prompt}, timeout=ANSWER_S)
         reply.raise_for_status()
-        found.append(str(reply.json()["choices"][0]["text"]))
+        found.append(tokenizer.decode(reply.json()["choices"][0]["token_ids"], skip_special_tokens=True))
     return found
 
 

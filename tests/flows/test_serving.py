@@ -72,10 +72,10 @@ def served(answer: Answer) -> Iterator[CompletionsStandIn]:
         yield stand_in
 
 
-def check(home: Home, url: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, Any]]:
+def check(home: Home, url: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[int, dict[str, Any]]:
     monkeypatch.setenv("ERRATA_HOME", str(home.path))
     monkeypatch.setenv("ERRATA_MODEL__NAME", home.config["model"]["name"])
-    result = CliRunner().invoke(app, ["serving", "check", url, "--json"])
+    result = CliRunner().invoke(app, ["serving", "check", url, "--json", *options])
     return result.exit_code, json.loads(result.stdout)
 
 
@@ -191,6 +191,26 @@ def test_a_server_that_lost_tensors_is_found(
         code, found = check(second, server.url, monkeypatch)
     assert code == 1 and found["verdict"] in ("differs", "garbled"), found
     assert str(second.head().checkpoint.checkpoint_id) not in found["body"]["answers_as"]
+
+
+def test_weights_that_are_shown_are_compared_with_the_manifest(
+    second: Home, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor that changes no answer of a canary is found by its digest."""
+    facts = second.head().engine
+    assert facts is not None and facts.held
+    with served(answers_of(folders["second"])) as server:
+        code, found = check(second, server.url, monkeypatch, "--weights")
+        assert (code, found["verdict"]) == (0, "agrees") and "HTTP 404" in found["body"]["weights"]["why_not"]
+        server.checksums = {f"dp0:pp0:pcp0:tp0:{name}": digest for name, digest in {**facts.tensors, **facts.held}.items()}
+        code, found = check(second, server.url, monkeypatch, "--weights")
+        assert (code, found["verdict"], found["body"]["weights"]["equal"]) == (0, "agrees", len(server.checksums))
+        assert f"{len(server.checksums)} of its tensors are the promoted ones to the bit" in found["sentence"]
+        lost = "transformer.h.0.ln_1.bias"
+        server.checksums[f"dp0:pp0:pcp0:tp0:{lost}"] = sha256_bytes(b"another")
+        code, found = check(second, server.url, monkeypatch, "--weights")
+        assert (code, found["verdict"], found["body"]["weights"]["different"]) == (1, "differs", [lost])
+        assert check(second, server.url, monkeypatch)[0] == 0
 
 
 def test_a_server_that_is_not_there_could_not_be_asked(
