@@ -86,10 +86,10 @@ class _Portion:
 
     @property
     def rows_held(self) -> dict[str, Tensor]:
-        return {"rows": _bytes(self.rows), "lengths": torch.tensor(self.lengths, dtype=torch.int32)}
+        return {"rows": bytes_of(self.rows), "lengths": torch.tensor(self.lengths, dtype=torch.int32)}
 
     def write_openings(self) -> None:
-        write_sealed(self.beside, {**self.rows_held, "met": _bytes(list(self.met)), "opened": self.opened})
+        write_sealed(self.beside, {**self.rows_held, "met": bytes_of(list(self.met)), "opened": self.opened})
 
     def remove(self) -> None:
         for path in (self.beside, self.path):
@@ -181,9 +181,9 @@ class KeptStates:
         held = beside if beside is not None else read_sealed(path)
         if held is None:
             return
-        portion.rows, portion.lengths = _names(held["rows"]), held["lengths"].tolist()
+        portion.rows, portion.lengths = names_of(held["rows"]), held["lengths"].tolist()
         if beside is not None:
-            portion.met = {name: number for number, name in enumerate(_names(beside["met"]))}
+            portion.met = {name: number for number, name in enumerate(names_of(beside["met"]))}
             portion.opened = beside["opened"]
         if self._known.issuperset(portion.rows):
             portion.remove()
@@ -205,7 +205,7 @@ class KeptStates:
 
     def _states(self, portion: _Portion) -> Tensor | None:
         held = read_sealed(portion.path)
-        if held is None or _names(held["rows"]) != portion.rows:
+        if held is None or names_of(held["rows"]) != portion.rows:
             self._lose(portion)
             return None
         return held["states"]
@@ -255,10 +255,12 @@ class KeptStates:
         return True
 
 
-def _bytes(names: Sequence[bytes]) -> Tensor:
+def bytes_of(names: Sequence[bytes]) -> Tensor:
+    """Names one after the other, as a tensor of bytes."""
     return torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8) if names else torch.empty(0, dtype=torch.uint8)
 
 
-def _names(data: Tensor) -> list[bytes]:
+def names_of(data: Tensor) -> list[bytes]:
+    """What `bytes_of` was made of."""
     whole = data.numpy().tobytes()
     return [whole[at : at + NAME] for at in range(0, len(whole), NAME)]
