@@ -114,6 +114,7 @@ class KeptStates:
         self._portions: list[_Portion] = []
         self._known: set[bytes] = set()
         self._fresh: dict[bytes, Tensor] = {}
+        self._fresh_bytes = 0
         #: Rows that were put so far: it has moved where openings may be more.
         self.taken = 0
         # The newest first: what a killed process was about to remove has nothing that is not in a newer one.
@@ -125,23 +126,20 @@ class KeptStates:
         return row in self._known or row in self._fresh
 
     def put(self, row: bytes, states: Tensor) -> None:
-        """Keep the states (tokens, d_model) of a row; they are on disk after `save`."""
+        """Keep the states (tokens, d_model) of a row; all are on disk after `save`."""
         if row not in self:
             self.taken += 1
             self._fresh[row] = states.detach().cpu().clone()
+            self._fresh_bytes += states.numel() * states.element_size()
+            if self._fresh_bytes >= PORTION_BYTES:
+                self.save()
 
     def save(self) -> None:
-        """Write the rows that are new."""
-        rows, states = list(self._fresh), list(self._fresh.values())
-        self._fresh = {}
-        at = 0
-        while at < len(rows):
-            end, size = at, 0
-            while end < len(rows) and (end == at or size < PORTION_BYTES):
-                size += states[end].numel() * states[end].element_size()
-                end += 1
-            self._add(rows[at:end], [len(s) for s in states[at:end]], torch.cat(states[at:end]))
-            at = end
+        """Write the rows that are new, fewer than a portion holds: a full one is written at once."""
+        if self._fresh:
+            rows, states = list(self._fresh), list(self._fresh.values())
+            self._fresh, self._fresh_bytes = {}, 0
+            self._add(rows, [len(s) for s in states], torch.cat(states))
 
     def openings(self, named: NamedGates) -> dict[bytes, list[Opening]]:
         """Openings by row, in the order of tokens and slots; a row that opens nothing is not among them.
