@@ -130,6 +130,8 @@ class EditableModel:
         self.pad_id = pad_id_of(tokenizer)
         self.patches: list[Patch] = []
         self.memories: dict[str, Any] = {}
+        #: What was computed from patches alone: right whatever is pushed or rolled back.
+        self.derived: dict[str, Any] = {}
         self.positions: PromptPositions | None = None
         self._undos: list[Undo] = []
         #: Hooks that have to see a row's tokens together.

@@ -268,6 +268,11 @@ class Settings(BaseSettings):
         return self.home / "preparations"
 
     @property
+    def proofs(self) -> Path:
+        """What proves answers; safe to delete."""
+        return self.home / "proofs"
+
+    @property
     def presets(self) -> Path:
         """Numbers that were found on models (`errata prepare --auto`)."""
         return self.home / "presets"

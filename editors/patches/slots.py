@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from editors.base import Patch, PatchKind
 from editors.errors import PatchError
-from editors.exact import BITS, exact_dense, exact_rows, grid_product, on_grid
+from editors.exact import BITS, exact_dense, exact_rows, on_grid
 from editors.model import EditableModel, Undo
+from editors.patches.rivals import Rivals, by_mean
 from warehouse.records import EditRequest
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ PAIRS_AT_ONCE = 4096
 def slots_name(site: str) -> str:
     """Key of a module's slots in `EditableModel.memories`."""
     return f"slots:{site}"
+
+
+def site_of(name: str) -> str:
+    """The module of a key that `slots_name` made."""
+    return name.removeprefix("slots:")
 
 
 @dataclass(frozen=True)
@@ -129,46 +135,36 @@ class Opened:
         return where, total
 
 
-def gates_of(slots: Sequence[Slot], gap_share: float, ramp_share: float) -> SlotGates:
+def gates_of(slots: Sequence[Slot], gap_share: float, ramp_share: float, rivals: Rivals | None = None) -> SlotGates:
     """Thresholds between each slot's smallest own answer and its largest answer to anything else known.
 
     Anything else: the bank, and the states of every other slot. The ramp begins at `gap_share` of the way from foreign
     to own, and is open at `ramp_share` of what is left.
 
     Filters are those of the grid of `editors.exact`, on which slots of today lie anyway.
+
+    Args:
+        rivals: what is known of an earlier set already; the same gates, from the pairs alone that it lacks.
     """
     ordered = sorted(slots, key=lambda s: s.subject)
     grid = on_grid(torch.stack([s.filter for s in ordered]))
     values = torch.stack([s.value for s in ordered])
     own, foreign = torch.tensor([s.own for s in ordered]), torch.tensor([s.foreign for s in ordered])
-    states = torch.cat([s.states for s in ordered])
-    owner = torch.tensor([i for i, s in enumerate(ordered) for _ in range(len(s.states))])
     offsets = torch.empty(len(ordered))
-    for centre, members in _by_mean(ordered):
+    for centre, members in by_mean(ordered):
         offsets[members] = exact_dense(grid[members].float(), centre[None])[:, 0]
-        around = on_grid(states - centre)
-        for rows in members.split(256):
-            answers = grid_product(grid[rows], around)
-            answers[owner[None, :] == rows[:, None]] = float("-inf")
-            foreign[rows] = torch.maximum(foreign[rows], answers.amax(1).float())
+    foreign = torch.maximum(foreign, (rivals or Rivals()).answers(ordered))
     foreign = torch.minimum(foreign, MOST_FOREIGN * own)
     low = foreign + gap_share * (own - foreign)
     return SlotGates(grid.float(), offsets, low, low + ramp_share * (own - low), values)
 
 
-def _by_mean(slots: Sequence[Slot]) -> list[tuple[Tensor, Tensor]]:
-    """(mean, rows of its slots): one pair for each preparation that slots come from, nearly always one in all."""
-    groups: dict[bytes, tuple[Tensor, list[int]]] = {}
-    for row, slot in enumerate(slots):
-        groups.setdefault(slot.mean.contiguous().numpy().tobytes(), (slot.mean, []))[1].append(row)
-    return [(mean, torch.tensor(rows)) for mean, rows in groups.values()]
-
-
 class SlotBook:
     """The active slots of one site; the gates are made when they are next needed."""
 
-    def __init__(self, gap_share: float, ramp_share: float, device: torch.device) -> None:
+    def __init__(self, gap_share: float, ramp_share: float, device: torch.device, rivals: Rivals | None = None) -> None:
         self.slots: dict[str, Slot] = {}
+        self.rivals = rivals or Rivals()
         self.gap_share, self.ramp_share, self.device = gap_share, ramp_share, device
         #: Off while an edit looks at the base model.
         self.silent = False
@@ -196,7 +192,7 @@ class SlotBook:
     @property
     def gates(self) -> SlotGates:
         if self._gates is None:
-            made = gates_of(list(self.slots.values()), self.gap_share, self.ramp_share)
+            made = gates_of(list(self.slots.values()), self.gap_share, self.ramp_share, self.rivals)
             self._gates = SlotGates(**{name: t.to(self.device) for name, t in vars(made).items()})
         return self._gates
 
@@ -219,7 +215,7 @@ class SlotBook:
 @torch.inference_mode()
 def opened_tokens(model: EditableModel, texts: Sequence[str]) -> list[tuple[int, int]] | None:
     """(tokens at which any slot opens, tokens) of each text; None where the model wears no slot."""
-    books = {name.removeprefix("slots:"): b for name, b in model.memories.items() if isinstance(b, SlotBook) and b.slots}
+    books = {site_of(name): b for name, b in model.memories.items() if isinstance(b, SlotBook) and b.slots}
     if not books:
         return None
     seen: dict[str, Tensor] = {}
@@ -339,7 +335,9 @@ class SlotPatch(Patch):
         book: SlotBook | None = model.memories.get(name)
         remove: Undo | None = None
         if book is None:
-            book = SlotBook(self.gap_share, self.ramp_share, model.device)
+            # What was found of slots holds of them whatever else is pushed.
+            rivals = model.derived.setdefault(name, Rivals())
+            book = SlotBook(self.gap_share, self.ramp_share, model.device, rivals)
         elif (book.gap_share, book.ramp_share) != (self.gap_share, self.ramp_share):
             raise PatchError(
                 f"the slots of {self.site} on the model have gap_share {book.gap_share} and ramp_share {book.ramp_share}, the "

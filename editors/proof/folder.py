@@ -22,6 +22,8 @@ from editors.proof.answers import KeptAnswers
 from editors.proof.states import KeptStates
 from warehouse.digests import digest_of
 
+#: Of what proves an answer; another release that opens slots or asks otherwise has another, and a folder of its own.
+RULES = 1
 _ALONE: dict[tuple[str, str, str, int], bool] = {}
 
 
@@ -77,7 +79,7 @@ def proof_folder(root: Path, model: EditableModel, site: str) -> Path:
     backend: Any = getattr(model.tokenizer, "backend_tokenizer", None)
     device = model.hf.device
     name = digest_of(
-        "proofs",
+        ["proofs", RULES],
         [model.base_digest, site, str(model.hf.dtype), str(getattr(model.hf.config, "_attn_implementation", ""))],
         "" if backend is None else backend.to_str(),
         [torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],

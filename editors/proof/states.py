@@ -86,10 +86,10 @@ class _Portion:
 
     @property
     def rows_held(self) -> dict[str, Tensor]:
-        return {"rows": _bytes(self.rows), "lengths": torch.tensor(self.lengths, dtype=torch.int32)}
+        return {"rows": bytes_of(self.rows), "lengths": torch.tensor(self.lengths, dtype=torch.int32)}
 
     def write_openings(self) -> None:
-        write_sealed(self.beside, {**self.rows_held, "met": _bytes(list(self.met)), "opened": self.opened})
+        write_sealed(self.beside, {**self.rows_held, "met": bytes_of(list(self.met)), "opened": self.opened})
 
     def remove(self) -> None:
         for path in (self.beside, self.path):
@@ -114,6 +114,7 @@ class KeptStates:
         self._portions: list[_Portion] = []
         self._known: set[bytes] = set()
         self._fresh: dict[bytes, Tensor] = {}
+        self._fresh_bytes = 0
         #: Rows that were put so far: it has moved where openings may be more.
         self.taken = 0
         # The newest first: what a killed process was about to remove has nothing that is not in a newer one.
@@ -125,23 +126,20 @@ class KeptStates:
         return row in self._known or row in self._fresh
 
     def put(self, row: bytes, states: Tensor) -> None:
-        """Keep the states (tokens, d_model) of a row; they are on disk after `save`."""
+        """Keep the states (tokens, d_model) of a row; all are on disk after `save`."""
         if row not in self:
             self.taken += 1
             self._fresh[row] = states.detach().cpu().clone()
+            self._fresh_bytes += states.numel() * states.element_size()
+            if self._fresh_bytes >= PORTION_BYTES:
+                self.save()
 
     def save(self) -> None:
-        """Write the rows that are new."""
-        rows, states = list(self._fresh), list(self._fresh.values())
-        self._fresh = {}
-        at = 0
-        while at < len(rows):
-            end, size = at, 0
-            while end < len(rows) and (end == at or size < PORTION_BYTES):
-                size += states[end].numel() * states[end].element_size()
-                end += 1
-            self._add(rows[at:end], [len(s) for s in states[at:end]], torch.cat(states[at:end]))
-            at = end
+        """Write the rows that are new, fewer than a portion holds: a full one is written at once."""
+        if self._fresh:
+            rows, states = list(self._fresh), list(self._fresh.values())
+            self._fresh, self._fresh_bytes = {}, 0
+            self._add(rows, [len(s) for s in states], torch.cat(states))
 
     def openings(self, named: NamedGates) -> dict[bytes, list[Opening]]:
         """Openings by row, in the order of tokens and slots; a row that opens nothing is not among them.
@@ -181,9 +179,9 @@ class KeptStates:
         held = beside if beside is not None else read_sealed(path)
         if held is None:
             return
-        portion.rows, portion.lengths = _names(held["rows"]), held["lengths"].tolist()
+        portion.rows, portion.lengths = names_of(held["rows"]), held["lengths"].tolist()
         if beside is not None:
-            portion.met = {name: number for number, name in enumerate(_names(beside["met"]))}
+            portion.met = {name: number for number, name in enumerate(names_of(beside["met"]))}
             portion.opened = beside["opened"]
         if self._known.issuperset(portion.rows):
             portion.remove()
@@ -205,7 +203,7 @@ class KeptStates:
 
     def _states(self, portion: _Portion) -> Tensor | None:
         held = read_sealed(portion.path)
-        if held is None or _names(held["rows"]) != portion.rows:
+        if held is None or names_of(held["rows"]) != portion.rows:
             self._lose(portion)
             return None
         return held["states"]
@@ -255,10 +253,12 @@ class KeptStates:
         return True
 
 
-def _bytes(names: Sequence[bytes]) -> Tensor:
+def bytes_of(names: Sequence[bytes]) -> Tensor:
+    """Names one after the other, as a tensor of bytes."""
     return torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8) if names else torch.empty(0, dtype=torch.uint8)
 
 
-def _names(data: Tensor) -> list[bytes]:
+def names_of(data: Tensor) -> list[bytes]:
+    """What `bytes_of` was made of."""
     whole = data.numpy().tobytes()
     return [whole[at : at + NAME] for at in range(0, len(whole), NAME)]

@@ -180,7 +180,7 @@ def bench(
         str,
         typer.Argument(
             help="edit-ledger, edit-r_rome, edit-memit-100, edit-grace, sequence-malmen, evaluate, few-shot, nightly-500, "
-            "ingest, peak-memory; all."
+            "night-scale, ingest, peak-memory; all."
         ),
     ],
     model: Annotated[str | None, typer.Option(help="Folder or hub id; default from the settings.")] = None,

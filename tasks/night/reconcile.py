@@ -91,7 +91,7 @@ def sweep(settings: Settings, store: ObjectStore, night: str | None) -> int:
     # The lineage's lock is held: nobody else writes in the night's folder.
     mine = list(night_folder(settings, night).glob("*.new")) if night is not None else []
     shared = [*(settings.home / "patches").glob("*/*.new"), *settings.preparations.glob("*/*.unfinished/*.new")]
-    shared += (settings.home / "proofs").glob("*/*.new")
+    shared += [*settings.proofs.glob("*/*.new"), *settings.proofs.glob("*.new")]
     folders = settings.preparations.glob("*/*.new")
     for path in (*mine, *filter(is_left_over, (*shared, *folders))):
         if path.is_dir():

@@ -60,7 +60,7 @@ def proved_again(settings: Settings) -> list[Break]:
         Break(
             what=f"proved answer to {question.prompt!r} {question.answer!r}",
             found=f"kept as {was.exact} at {was.log_prob!r} nats, the model says {now.exact} at {now.log_prob!r}; delete "
-            f"{settings.home / 'proofs'}, which is computed anew, and evaluate again what was promoted since",
+            f"{settings.proofs}, which is computed anew, and evaluate again what was promoted since",
         )
         for question, was, now in found
     ]

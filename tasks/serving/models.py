@@ -16,6 +16,8 @@ from editors.errors import PatchError
 from editors.loading import DeviceMap
 from editors.model import EditableModel
 from editors.patches.files import load_patch
+from editors.patches.slots import SlotBook, site_of
+from editors.proof.kept_rivals import recall_rivals, rivals_file
 from tasks.serving.base_digests import remember, remembered, stamp_of
 from tasks.settings import ModelSettings, Settings
 from warehouse.checkpoints.manifests import read_manifest, read_pointer
@@ -194,4 +196,7 @@ def at_checkpoint(settings: Settings, store: ObjectStore, checkpoint: Stacked | 
         )
     for digest in checkpoint.patch_digests:
         model.push(stored_patch(settings, store, digest))
+    for name, book in model.memories.items():
+        if isinstance(book, SlotBook) and not book.rivals.found():
+            recall_rivals(rivals_file(settings.proofs, model, site_of(name)), book)
     return model

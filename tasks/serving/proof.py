@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from types import TracebackType
 
 from checks.predictor import Predictor
 from editors.model import EditableModel
+from editors.patches.rivals import Rivals
 from editors.patches.slots import SlotBook, slots_name
 from editors.proof.folder import Proofs, asked_alone, kept_proofs, proof_folder
+from editors.proof.kept_rivals import keep_rivals, rivals_file
 from editors.proof.proved import Proved, slot_site
 from editors.views import AtDepth
 from tasks.settings import Settings
@@ -24,9 +27,12 @@ class Asking(AbstractContextManager["Asking"]):
         self._stack = ExitStack()
         self._kept: dict[str, Proofs | None] = {}
         self._made: list[Proved] = []
+        self._rivals: dict[Path, Rivals] = {}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
+        for path, rivals in self._rivals.items():
+            keep_rivals(path, rivals)
 
     def states(self, model: EditableModel) -> tuple[Predictor, Predictor]:
         """The base under the model, and the model; answers that follow from kept ones are not asked."""
@@ -34,11 +40,13 @@ class Asking(AbstractContextManager["Asking"]):
         book: SlotBook | None = None if site is None else model.memories.get(slots_name(site))
         if site is None or book is None:
             return AtDepth(model, 0), model
-        root, limit = self._settings.home / "proofs", self._settings.probes.proof_bytes
+        root, limit = self._settings.proofs, self._settings.probes.proof_bytes
         name = proof_folder(root, model, site).name
         if name not in self._kept:
             self._kept[name] = self._stack.enter_context(kept_proofs(root, model, site, limit))
         proofs, alone = self._kept[name], asked_alone(model, book)
+        if limit:
+            self._rivals[rivals_file(root, model, site)] = book.rivals
         base, edited = (Proved(model, site, proofs, base=is_base, alone=alone) for is_base in (True, False))
         self._made += [base, edited]
         return base, edited

@@ -38,6 +38,7 @@ CASES = (
     "evaluate",
     "few-shot",
     "nightly-500",
+    "night-scale",
     "ingest",
     "peak-memory",
 )

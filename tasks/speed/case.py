@@ -48,6 +48,9 @@ class Sizes(Record):
     night_edits: int = 500
     night_probes: int = 5_000
     stream_events: int = 50_000
+    scale_edits: tuple[int, ...] = (100, 1_000, 10_000)
+    scale_probes: int = 100_000
+    scale_tonight: int = 50
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from tasks.serving.corpus import calibration, calibration_subjects
 from tasks.speed.case import BenchContext, Case, Comparison, Meter, Once
 from tasks.speed.ingest_speed import ingest_speed, write_recording
 from tasks.speed.memory import peak_memory
+from tasks.speed.night_scale import night_scale
 from tasks.speed.plain_forms import plain_answers, plain_directions, plain_few_shot, plain_grace_values, plain_values
 from warehouse.records import EditRequest, ProbeSet
 from warehouse.world.probes import build_edit_probes, make_probe_set, standing_probes
@@ -400,6 +401,7 @@ CASE_BUILDERS: Mapping[str, Callable[[BenchContext], Case]] = {
     "evaluate": _evaluate,
     "few-shot": _few_shot,
     "nightly-500": _nightly,
+    "night-scale": night_scale,
     "ingest": _ingest,
     "peak-memory": peak_memory,
 }

@@ -29,7 +29,8 @@ from warehouse.lineages.reports import benchmarks
 from warehouse.world.probes import make_probe
 
 SIZES = Sizes(edits=3, plain_edits=1, memit_edits=3, plain_memit_edits=1, probes=12, plain_probes=4, few_shot=8, night_edits=4,
-              night_probes=20, stream_events=400, held_edits=4, next_edits=3, plain_next_edits=1)  # fmt: skip
+              night_probes=20, stream_events=400, held_edits=4, next_edits=3, plain_next_edits=1,
+              scale_edits=(2, 6), scale_probes=40, scale_tonight=2)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +242,14 @@ def test_one_probe_a_forward_gives_the_packed_answers(world: Warehouse, model: E
     packed = predict(model, probes)
     for probe, own in zip(probes, plain_answers(model, probes), strict=True):
         assert packed[probe.probe_id].exact == any(answer.exact for answer in own)
+
+
+def test_the_scale_of_a_night_counts_what_is_proved_and_asked(context: BenchContext) -> None:
+    before = context.model.state_digest()
+    result = measure_case("night-scale", context, repeat=1)
+    assert context.model.state_digest() == before and not context.model.patches
+    assert list(result.parts) == ["2 edits", "6 edits"] and result.details["standing probes"] == 40
+    few, many = (result.details["proved and asked"][edits] for edits in (2, 6))
+    # The standing probes of the base, all of them, and most of the others; what is new tonight is asked.
+    assert few[0] > 40 and many[0] >= few[0] + 2 * (6 - 2) and few[1] > 0
+    assert result.ratio is not None
