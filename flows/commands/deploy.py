@@ -1,4 +1,4 @@
-"""`errata deploy`: put a lineage's deployments and the alarms on a Prefect server."""
+"""`errata deploy`: put deployments of lineages and the alarms on a Prefect server."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tasks.settings import configure
 
 @reported
 def deploy(
-    lineage: Annotated[str | None, typer.Option(help="Lineage; default from the settings.")] = None,
+    lineage: Annotated[list[str] | None, typer.Option(help="A lineage, as often as there are; default: the settings'.")] = None,
     pool: Annotated[str, typer.Option(help="Work pool; made for process workers where it is missing.")] = "local",
     cron: Annotated[str, typer.Option(help="When its nights begin; default: as deployments/prefect.yaml says.")] = "",
     editor: Annotated[str, typer.Option(help="Editor of its nights; default: the worker's settings.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Put a lineage's deployments, the recipients of alerts and the automations on the Prefect server; twice changes nothing.
+    """Put deployments of lineages, recipients of alerts and automations on the Prefect server; twice changes nothing.
 
     Run it in the repository's root, with PREFECT_API_URL set, and again after a change of `alerts.*`.
     """
-    settings = configure(lineage=lineage)
+    settings = configure()
     from tasks.deploying.deploy import deploy
 
-    done = deploy(settings, Path.cwd(), pool=pool, cron=cron, editor=editor)
+    done = deploy(settings, lineage or [settings.lineage], Path.cwd(), pool=pool, cron=cron, editor=editor)
     if as_json:
         emit_json(done.model_dump(mode="json"))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ class Deployed(Record):
     warnings: tuple[str, ...]
 
 
-def deploy(settings: Settings, root: Path, *, pool: str, cron: str = "", editor: str = "") -> Deployed:
-    """Deploy the settings' lineage, and the alarms of all lineages. The same again changes nothing.
+def deploy(settings: Settings, lineages: Sequence[str], root: Path, *, pool: str, cron: str = "", editor: str = "") -> Deployed:
+    """Deploy lineages, and the alarms of all of them. The same again changes nothing.
 
     Args:
         root: the repository, where workers find it too.
@@ -51,14 +52,19 @@ def deploy(settings: Settings, root: Path, *, pool: str, cron: str = "", editor:
             "no Prefect server is configured: start one (`prefect server start`) and set PREFECT_API_URL, such as "
             "http://127.0.0.1:4200/api"
         )
-    document = deployments_for(read_file(root), settings.lineage, pool, cron=cron, editor=editor)
+    document = deployments_for(read_file(root), lineages, pool, cron=cron, editor=editor)
     with get_client(sync_client=True) as client:
         if (trouble := client.api_healthcheck()) is not None:
             raise DeployFailed(f"the Prefect server at {client.api_url} does not answer: {trouble}")
-        made = _ensure_pool(client, pool)
-        names = put(document, root)
-        wanted = automations(_keep_recipients(settings), *_times(settings))
-        return Deployed(pool=made, deployments=tuple(names), automations=apply(client, wanted), warnings=_warnings(settings))
+        made, names = _ensure_pool(client, pool), put(document, root)
+        told = set_alarms(client, settings)
+        return Deployed(pool=made, deployments=tuple(names), automations=told, warnings=_warnings(settings))
+
+
+def set_alarms(client: SyncPrefectClient, settings: Settings) -> dict[str, str]:
+    """Recipients and automations, as the settings have them. Returns what was done with each automation."""
+    within, every = timedelta(hours=settings.alerts.within), timedelta(hours=settings.alerts.every)
+    return apply(client, automations(_keep_recipients(settings), within, every))
 
 
 def _ensure_pool(client: SyncPrefectClient, name: str) -> str:
@@ -82,10 +88,6 @@ def _keep_recipients(settings: Settings) -> UUID:
     )
     saved: Any = block.save(BLOCK, overwrite=True)
     return saved
-
-
-def _times(settings: Settings) -> tuple[timedelta, timedelta]:
-    return timedelta(hours=settings.alerts.within), timedelta(hours=settings.alerts.every)
 
 
 def _warnings(settings: Settings) -> tuple[str, ...]:

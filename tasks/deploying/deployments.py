@@ -1,4 +1,4 @@
-"""The deployments of `deployments/prefect.yaml` for one lineage, put on a server by Prefect's own command."""
+"""The deployments of `deployments/prefect.yaml` for any lineage, put on a server by Prefect's own command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +44,25 @@ def read_file(root: Path) -> dict[str, Any]:
 
 
 def deployments_for(
-    document: Mapping[str, Any], lineage: str, pool: str, *, cron: str = "", editor: str = ""
+    document: Mapping[str, Any], lineages: Sequence[str], pool: str, *, cron: str = "", editor: str = ""
 ) -> dict[str, Any]:
-    """The document with every deployment made that lineage's.
+    """The document with every deployment for each of the lineages.
 
     Args:
         pool: the work pool whose workers run them.
-        cron: when its nights begin, in the file's time zone; empty: as the file says.
-        editor: of its nights; empty: the settings'.
+        cron: when nights begin, in the file's time zone; empty: as the file says.
+        editor: of the nights; empty: the settings'.
     """
     made = []
-    for entry in document["deployments"]:
-        parameters = {**entry["parameters"], "lineage": lineage}
-        schedules = [dict(schedule) for schedule in entry["schedules"]]
-        if entry["name"] == "nightly":
-            parameters |= {"editor": editor} if editor else {}
-            schedules = [{**schedule, "cron": cron or schedule["cron"]} for schedule in schedules]
-        name, work_pool = name_for(entry["name"], lineage), {**entry["work_pool"], "name": pool}
-        made.append({**entry, "name": name, "parameters": parameters, "schedules": schedules, "work_pool": work_pool})
+    for lineage in lineages:
+        for entry in document["deployments"]:
+            parameters = {**entry["parameters"], "lineage": lineage}
+            schedules = [dict(schedule) for schedule in entry["schedules"]]
+            if entry["name"] == "nightly":
+                parameters |= {"editor": editor} if editor else {}
+                schedules = [{**schedule, "cron": cron or schedule["cron"]} for schedule in schedules]
+            name, work_pool = name_for(entry["name"], lineage), {**entry["work_pool"], "name": pool}
+            made.append({**entry, "name": name, "parameters": parameters, "schedules": schedules, "work_pool": work_pool})
     return {**document, "deployments": made}
 
 
