@@ -26,6 +26,7 @@ from typer.main import get_command
 
 from flows.commands import (
     demo,
+    deploy,
     doctor,
     editors,
     entities,
@@ -139,6 +140,7 @@ app.command()(measure.leaderboard)
 app.command()(measure.bench)
 app.command()(measure.device)
 app.command()(doctor.doctor)
+app.command()(deploy.deploy)
 app.command()(ingest.replay)
 app.command()(demo.demo)
 

@@ -49,7 +49,7 @@ class SteadyRunner:
 
     def rows_of_a_pass(self, length: int) -> int:
         """Rows of `length` tokens that run together."""
-        tokens = TOKENS_PER_PASS.get(self._model.hf.device.type, TOKENS_PER_GPU_PASS)
+        tokens = TOKENS_PER_PASS.get(self._model.device.type, TOKENS_PER_GPU_PASS)
         return 1 if self._alone else max(1, tokens // length)
 
     def encode(self, call: Call) -> list[EncodedRow]:
@@ -84,7 +84,7 @@ class SteadyRunner:
             yield LogitBatch(numbers, [rows[i].ids[rows[i].start :] for i in numbers], self._head(torch.cat(wanted)))
 
     def _hidden(self, ids: Tensor, starts: Sequence[int]) -> Tensor:
-        model, device = self._model, self._model.hf.device
+        model, device = self._model, self._model.device
         filled = torch.tensor([*starts, *[starts[-1]] * (len(ids) - len(starts))])
         place = torch.arange(ids.shape[1])
         model.positions = PromptPositions((filled - 1).to(device), (place < filled[:, None]).to(device))

@@ -77,7 +77,7 @@ def kept_proofs(root: Path, model: EditableModel, site: str, limit: int) -> Iter
 def proof_folder(root: Path, model: EditableModel, site: str) -> Path:
     """Where answers of a base lie that hold on this machine: with another processor, library or thread count they differ."""
     backend: Any = getattr(model.tokenizer, "backend_tokenizer", None)
-    device = model.hf.device
+    device = model.device
     name = digest_of(
         ["proofs", RULES],
         [model.base_digest, site, str(model.hf.dtype), str(getattr(model.hf.config, "_attn_implementation", ""))],
@@ -95,7 +95,7 @@ def asked_alone(model: EditableModel, book: SlotBook) -> bool:
     Args:
         book: the slots of the model, which say nothing of it and keep shut meanwhile.
     """
-    key = (model.base_digest, str(model.hf.dtype), str(model.hf.device), torch.get_num_threads())
+    key = (model.base_digest, str(model.hf.dtype), str(model.device), torch.get_num_threads())
     if key not in _ALONE:
         with book.silenced():
             _ALONE[key] = not is_steady(model, PlainRunner(model))

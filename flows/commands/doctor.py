@@ -23,10 +23,10 @@ def doctor(
     """Check versions, machine, store, source, servers, Prefect and nights; exit code 0 ok, 1 warnings, 2 faults, 3 unknown."""
     settings = configure(lineage=lineage)
     from tasks.doctor.examine import CHECKS, examine
-    from tasks.doctor.health import EXIT_CODES
+    from tasks.doctor.health import EXIT_CODES, Health, worst
 
     leave_out = tuple(one_of("--without", name, list(CHECKS)) for name in without or ())
-    lines = []
+    lines: list[Health] = []
     for line in examine(settings, leave_out=leave_out):
         lines.append(line)
         if not as_json:
@@ -35,10 +35,10 @@ def doctor(
             console.print(line.found, markup=False, highlight=False, soft_wrap=True)
             if line.to_do:
                 console.print(f"{'':18}-> {line.to_do}", markup=False, highlight=False, soft_wrap=True)
-    worst = max((line.level for line in lines), key=EXIT_CODES.__getitem__, default="ok")
+    level = worst(lines)
     if as_json:
-        emit_json({"level": worst, "checks": [line.model_dump(mode="json") for line in lines]})
+        emit_json({"level": level, "checks": [line.model_dump(mode="json") for line in lines]})
     else:
         console.print(f"{len(lines)} checks: {', '.join(f'{sum(x.level == n for x in lines)} {n}' for n in EXIT_CODES)}")
-    if worst != "ok":
-        raise typer.Exit(EXIT_CODES[worst])
+    if level != "ok":
+        raise typer.Exit(EXIT_CODES[level])

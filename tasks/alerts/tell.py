@@ -53,7 +53,7 @@ def tell(settings: Settings, event: str, alert: Alert | None, facts: Mapping[str
         _deliver(settings, alert)
 
 
-def tell_broken(_flow: Any, _run: Any, state: Any) -> None:
+def tell_broken(flow: Any, flow_run: Any, state: Any) -> None:
     """A hook of flows: a night that broke off. With a server an automation sees it by the run's state."""
     night = under_way()
     if has_server() or night is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from tasks.doctor.health import Health, fault, warning
 from tasks.doctor.machine import check_clock, check_device, check_disk, check_memory, check_model
 from tasks.doctor.nights import check_keys, check_nights
+from tasks.doctor.orchestration import check_alerts, check_prefect
 from tasks.doctor.services import check_servers, check_source, check_the_store
 from tasks.doctor.versions import check_versions
 from tasks.settings import Settings
@@ -25,6 +26,8 @@ CHECKS: dict[str, Check] = {
     "source": check_source,
     "nights": check_nights,
     "serving": check_servers,
+    "prefect": check_prefect,
+    "alerts": check_alerts,
     "device": check_device,
     "memory": check_memory,
     "model": check_model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from warehouse.records import Record
@@ -30,6 +31,12 @@ def warning(check: str, found: str, to_do: str) -> Health:
 
 def fault(check: str, found: str, to_do: str) -> Health:
     return Health(check=check, level="fault", found=found, to_do=to_do)
+
+
+def worst(lines: Iterable[Health]) -> Level:
+    """The level of the worst line; of none, ok."""
+    found = {line.level for line in lines}
+    return "fault" if "fault" in found else "warning" if "warning" in found else "ok"
 
 
 def gib(number: float) -> str:

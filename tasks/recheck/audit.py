@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checks.gates.decide import decide, same_judgement
+from tasks.errors import TasksError
 from tasks.recheck.objects import channels, look_through, other_chains, strays
 from tasks.recheck.weights import rederived
 from tasks.settings import Settings
@@ -23,6 +24,8 @@ from warehouse.upkeep.tables_out import check_export
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
+#: In an error's message.
+SHOWN_BREAKS = 5
 
 
 # ---------------------------------------------------------------- the audit
@@ -96,6 +99,25 @@ def audit(
         breaks=tuple(breaks),
         notes=again.notes,
     )
+
+
+class AuditFailed(TasksError):
+    """Something that the trail vouches for does not hold; names what."""
+
+
+def audit_or_raise(settings: Settings, *, deep: bool) -> AuditReport:
+    """`audit` where only a sound result is an answer.
+
+    Raises:
+        AuditFailed: something does not hold.
+        NotFound: nothing was ever done here.
+    """
+    found = audit(settings, deep=deep)
+    if found.breaks:
+        said = "; ".join(f"{one.what}: {one.found}" for one in found.breaks[:SHOWN_BREAKS])
+        more = f"; and {len(found.breaks) - SHOWN_BREAKS} more" if len(found.breaks) > SHOWN_BREAKS else ""
+        raise AuditFailed(f"{len(found.breaks)} breaks: {said}{more}. `errata audit` lists them")
+    return found
 
 
 def _refuse_nothing(settings: Settings, store: ObjectStore, chain: list[AuditEntry]) -> None:

@@ -1,0 +1,1 @@
+"""Putting Errata on a Prefect server: deployments for each lineage, who is told, and the automations that tell."""
