@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from flows.commands import (
+    dashboard,
     demo,
     editors,
     entities,
@@ -138,6 +139,7 @@ app.command()(measure.leaderboard)
 app.command()(measure.bench)
 app.command()(measure.device)
 app.command()(ingest.replay)
+app.command()(dashboard.dashboard)
 app.command()(demo.demo)
 
 

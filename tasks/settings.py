@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -136,6 +136,15 @@ class ProbeSettings(_Section):
     seed: int = 0
 
 
+class DashboardSettings(_Section):
+    """Where `errata dashboard` listens. `token`: what a reader must know (`ERRATA_DASHBOARD__TOKEN`); beyond loopback one is
+    required."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8484
+    token: SecretStr = SecretStr("")
+
+
 class _TomlFile(TomlConfigSettingsSource):
     """`errata.toml`, also with the mark that some editors put before UTF-8; what cannot be read is named with the file."""
 
@@ -172,6 +181,7 @@ class Settings(BaseSettings):
     probes: ProbeSettings = ProbeSettings()
     signing: SigningSettings = SigningSettings()
     serving: ServingSettings = ServingSettings()
+    dashboard: DashboardSettings = DashboardSettings()
     #: Of patches and pulled folders; see `warehouse/limits.py`.
     limits: Limits = Limits()
     #: Who is written into the audit trail; default: the login name.
@@ -199,6 +209,11 @@ class Settings(BaseSettings):
     @property
     def warehouse_path(self) -> Path:
         return self.home / "warehouse.duckdb"
+
+    @property
+    def published_path(self) -> Path:
+        """The copy of the warehouse that readers have open as long as they like."""
+        return self.home / "published" / "warehouse.duckdb"
 
     @property
     def store_url(self) -> str:

@@ -79,6 +79,12 @@ def trail_lines(wh: Reader, *, kind: str = "", limit: int, offset: int = 0) -> t
     return [TrailLine(**row) for row in rows], total
 
 
+def trail_line(wh: Reader, seq: int) -> TrailLine | None:
+    """The entry of that number, None where there is none."""
+    rows = wh.rows("SELECT * EXCLUDE (previous) REPLACE (payload::TEXT AS payload) FROM audit WHERE seq = ?", [seq])
+    return TrailLine(**rows[0]) if rows else None
+
+
 def trail_state(wh: Reader) -> TrailState:
     """Do the numbers run without gap, and does each entry name the one before it?"""
     row = wh.rows(
