@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +61,12 @@ class Shelf:
     settings: Settings
     templates: Environment
 
+    @asynccontextmanager
+    async def open_while(self, _: FastAPI) -> AsyncIterator[None]:
+        """Closes the copy when the application ends: a process has a DuckDB file open once."""
+        yield
+        self.copy.close()
+
 
 def create_app(settings: Settings, host: str | None = None) -> FastAPI:
     """The application over the published copy of the settings' home.
@@ -74,7 +81,7 @@ def create_app(settings: Settings, host: str | None = None) -> FastAPI:
     templates.globals |= {"at": addresses, "shown": shown, "value_of": value_of}
     shelf = Shelf(PublishedCopy(settings.published_path), settings, templates)
     # No page of its own that describes the routes: it would fetch scripts from elsewhere.
-    app = FastAPI(title="Errata", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Errata", docs_url=None, redoc_url=None, openapi_url=None, lifespan=shelf.open_while)
     app.middleware("http")(Door(host or settings.dashboard.host, settings.dashboard.token.get_secret_value()))
     for path, make in PAGES.items():
         _add(app, path, _html(shelf, make))

@@ -15,9 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from warehouse.errors import UsageError
 
 #: No script runs, nothing is fetched from elsewhere, nothing is sent anywhere, no page stands in another's frame.
-POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
+POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 #: Evidently's page is one file with its scripts inside: they may run, in an origin of its own that can fetch nothing.
 REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "

@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-Kind = Literal["text", "long", "code", "number", "score", "time", "yes"]
+#: `long`: text that wraps; `digest`: its beginning, the whole on pointing at it; `night`: '' is the base.
+Kind = Literal["text", "long", "code", "digest", "night", "number", "score", "time", "yes"]
+#: So much of a digest is shown; an edit's id, of twice that, is whole.
+DIGITS = 12
 #: Beginnings of cells that a spreadsheet would run as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -52,8 +55,12 @@ def value_of(row: BaseModel, field: str) -> Any:
 
 def shown(value: Any, kind: Kind) -> str:
     """A cell's text; what is not there is a dash."""
+    if kind == "night" and value == "":
+        return "base"
     if value is None or value == "":
         return "–"
+    if kind == "digest":
+        return str(value)[:DIGITS] if len(str(value)) > 2 * DIGITS else str(value)
     if kind == "yes":
         return "yes" if value else "no"
     if kind == "time" and isinstance(value, datetime):

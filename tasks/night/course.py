@@ -71,7 +71,10 @@ class Night:
         with warehouse(self.settings) as wh:
             held = run_of(wh, self.night, self.settings.lineage)
             if held is not None and RUN_STATES.index(held.state) <= RUN_STATES.index(state):
-                times = {"seconds_so_far": seconds, "reached_after": {**held.line.details.get("reached_after", {}), state: seconds}}
+                times = {
+                    "seconds_so_far": seconds,
+                    "reached_after": {**held.line.details.get("reached_after", {}), state: seconds},
+                }
                 advance_run(wh, self.night, self.settings.lineage, state, **times, **details)
         self.reached = state
         if self.on_reach is not None:

@@ -15,6 +15,7 @@ ABOUT_SUBJECT: tuple[ProbeKind, ...] = (
     "success", "also", "rephrase", "carry_over", "relation_specificity", "alias", "one_hop", "logical", "obsolete",
 )  # fmt: skip
 
+
 class SubjectHit(Record):
     """A subject that a search found; `key` names it in addresses: its id, or its label where it has none."""
 
@@ -156,9 +157,7 @@ def edits_of_subject(wh: Warehouse, key: str, lineage: str) -> list[SubjectEdit]
     return [SubjectEdit(**{**row, "in_force": bool(row["in_force"])}) for row in rows]
 
 
-def answers_of_subject(
-    wh: Reader, key: str, lineage: str, *, limit: int, offset: int = 0
-) -> tuple[list[AnswerAt], int]:
+def answers_of_subject(wh: Reader, key: str, lineage: str, *, limit: int, offset: int = 0) -> tuple[list[AnswerAt], int]:
     """What the lineage's checkpoints answered to the probes of a subject's edits, newest checkpoint first; and how many."""
     rows = wh.rows(
         """WITH asked AS (
@@ -172,7 +171,7 @@ def answers_of_subject(
                   a.exact AS is_right, a.log_prob, count(*) OVER () AS total
            FROM own AS o JOIN predictions AS a USING (probe_id)
            JOIN checkpoints AS c ON c.checkpoint_id = a.model_digest AND c.lineage = $lineage
-           ORDER BY c.created_at DESC, c.checkpoint_id, o.kind = 'success' DESC, o.kind, o.prompt
+           ORDER BY c.parent IS NULL, c.created_at DESC, c.checkpoint_id, o.kind = 'success' DESC, o.kind, o.prompt
            LIMIT $limit OFFSET $offset""",
         {"key": key, "lineage": lineage, "kinds": list(ABOUT_SUBJECT), "limit": limit, "offset": offset},
     )

@@ -226,7 +226,8 @@ def step_times(run: RunState) -> list[StepTime]:
     ends = sorted(reached.items(), key=lambda pair: RUN_STATES.index(pair[0]))  # pyright: ignore[reportArgumentType]
     starts = [0.0, *(seconds for _, seconds in ends)]
     return [
-        StepTime(state=state, seconds=round(max(0.0, end - start), 2)) for (state, end), start in zip(ends, starts, strict=False)
+        StepTime(state=state, seconds=round(max(0.0, end - start), 2))
+        for (state, end), start in zip(ends, starts, strict=False)
     ]
 
 
@@ -267,9 +268,7 @@ class ReceivedRecord(Record):
     subject_id: str
 
 
-def judged_records(
-    wh: Reader, night: str, *, verdict: str = "", limit: int, offset: int = 0
-) -> tuple[list[NightRecord], int]:
+def judged_records(wh: Reader, night: str, *, verdict: str = "", limit: int, offset: int = 0) -> tuple[list[NightRecord], int]:
     """Records of a night by verdict, in order of arrival, of one verdict or of all; and how many there are."""
     rows = wh.rows(
         """SELECT v.source, v.record_id, v.verdict, v.reason, v.sentence, count(*) OVER () AS total

@@ -27,7 +27,9 @@ def facts(asked: Asked) -> Page:
         Column("facts", "facts", "number"),
         Column("requests", "edit requests", "number"),
     )
-    sheet = Sheet("subjects", "Subjects", columns, hits, total, f"no subject with {words!r}" if words else "say what to look for")
+    sheet = Sheet(
+        "subjects", "Subjects", columns, hits, total, f"no subject with {words!r}" if words else "say what to look for"
+    )
     return Page("Facts", "facts.html", (sheet,), {"words": words})
 
 
@@ -63,15 +65,15 @@ def _believed(lineage: str) -> tuple[Column, ...]:
         Column("object", "value"),
         Column("valid_from", "holds from", "time"),
         Column("valid_to", "holds to", "time"),
-        Column("known_from_night", "believed from", link=lambda row: _night(lineage, row.known_from_night)),
-        Column("known_to_night", "believed to", link=lambda row: _night(lineage, row.known_to_night)),
+        Column("known_from_night", "believed from", "night", link=lambda row: _night(lineage, row.known_from_night)),
+        Column("known_to_night", "believed to", "night", link=lambda row: _night(lineage, row.known_to_night)),
         Column("revision", "revision", "code"),
     )
 
 
 def _edits(lineage: str) -> tuple[Column, ...]:
     return (
-        Column("night", "night", link=lambda row: _night(lineage, row.night)),
+        Column("night", "night", "night", link=lambda row: _night(lineage, row.night)),
         Column("label", "relation"),
         Column("target_new", "answer"),
         Column("target_true", "was"),
@@ -81,13 +83,13 @@ def _edits(lineage: str) -> tuple[Column, ...]:
         Column("records", "records", "code"),
         Column("sentence", "verdict on them", "long"),
         Column("decided", "checkpoint was"),
-        Column("edit_id", "edit", "code"),
+        Column("edit_id", "edit", "digest"),
     )
 
 
 def _answers(lineage: str) -> tuple[Column, ...]:
     return (
-        Column("night", "checkpoint of", link=lambda row: _night(lineage, row.night)),
+        Column("night", "checkpoint of", "night", link=lambda row: _night(lineage, row.night)),
         Column("verdict", "it was"),
         Column("kind", "kind"),
         Column("prompt", "question", "long"),

@@ -39,7 +39,9 @@ def leaderboards(asked: Asked) -> Page:
         Column("device", "device"),
         Column("created_at", "measured (UTC)", "time"),
     )
-    empty = "nothing was measured here: run `errata benchmark`" if SOURCES[source] is None else "not shipped with this installation"
+    empty = (
+        "nothing was measured here: run `errata benchmark`" if SOURCES[source] is None else "not shipped with this installation"
+    )
     return Page(
         "Leaderboards",
         "leaderboards.html",

@@ -13,8 +13,8 @@ def lineage(asked: Asked) -> Page:
     """One page of the graph, and its knots as a table."""
     lines, total = checkpoint_lines(asked.wh, asked.lineage, limit=asked.limit, offset=asked.offset)
     columns = (
-        Column("checkpoint_id", "checkpoint", "code"),
-        Column("night", "night", link=lambda line: night_page(asked.lineage, line.night) if line.night else None),
+        Column("checkpoint_id", "checkpoint", "digest"),
+        Column("night", "night", "night", link=lambda line: night_page(asked.lineage, line.night) if line.night else None),
         Column("verdict", "verdict"),
         Column("edits", "edits", "number"),
         Column("patches", "patches", "number"),

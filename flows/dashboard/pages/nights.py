@@ -57,7 +57,12 @@ def nights(asked: Asked) -> Page:
     verdict = asked.one_of("verdict", VERDICTS)
     lines, total = night_lines(asked.wh, asked.lineage, limit=asked.limit, offset=asked.offset, verdict=verdict or None)
     columns = (
-        Column("night", "night", link=lambda line: None if line.verdict == "missing" else night_page(asked.lineage, line.night)),
+        Column(
+            "night",
+            "night",
+            "night",
+            link=lambda line: None if line.verdict == "missing" else night_page(asked.lineage, line.night),
+        ),
         Column("verdict", "verdict"),
         Column("records", "records", "number"),
         Column("accepted", "accepted", "number"),
@@ -158,7 +163,7 @@ def _edits(lineage: str) -> tuple[Column, ...]:
         Column("target_true", "was"),
         Column("status", "status"),
         Column("reason", "reason", "long"),
-        Column("edit_id", "edit", "code"),
+        Column("edit_id", "edit", "digest"),
     )
 
 
@@ -214,4 +219,6 @@ def _rules(decision: GateDecision) -> list[HeldRule]:
 
 
 def _failures(scores: tuple[Score, ...]) -> list[Failures]:
-    return [Failures(mode=s.slice.replace("_", " "), failed=int(s.value or 0), of=s.n) for s in scores if s.metric == "failure_mode"]
+    return [
+        Failures(mode=s.slice.replace("_", " "), failed=int(s.value or 0), of=s.n) for s in scores if s.metric == "failure_mode"
+    ]

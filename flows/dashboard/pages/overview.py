@@ -29,7 +29,8 @@ CURVES = (
     ("locality, neighbourhood", "locality", "neighbourhood"), ("DD, known", "DD", "known"),
     ("perplexity ratio", "perplexity_ratio", ""),
 )  # fmt: skip
-NIGHTS, MOST_NIGHTS = 30, 365
+#: Of the strip, and at first of the curves; curves of more than the last would not fit a page.
+NIGHTS, MOST_NIGHTS = 30, 180
 #: Verdict -> the letter on its mark: colour is not the only sign.
 LETTERS = {"promote": "P", "reject": "R", "hold": "H", MISSING: "–"}
 
@@ -48,12 +49,13 @@ def overview(asked: Asked) -> Page:
     """Production, the strip and the curves of one lineage.
 
     Raises:
-        UsageError: `nights` is no number from 1 to 365.
+        UsageError: `nights` is no number from 1 to 180.
     """
     wh, number = asked.wh, asked.text("nights") or str(NIGHTS)
     if not number.isdecimal() or not 1 <= int(number[:6]) <= MOST_NIGHTS:
         raise UsageError(f"nights {number!r}: expected a number from 1 to {MOST_NIGHTS}")
     lines = with_missing_days(night_lines(wh, asked.lineage, limit=int(number))[0])[: int(number)]
+    strip = lines[:NIGHTS]
     scores = night_scores(wh, asked.lineage, [line.night for line in lines], [(m, s) for _, m, s in CURVES])
     rules = {(rule.metric, rule.slice): rule for rule in thresholds(wh, asked.lineage)}
     by_key: dict[tuple[str, str], list[NightScore]] = {}
@@ -63,16 +65,18 @@ def overview(asked: Asked) -> Page:
         f"Lineage {asked.lineage}",
         "overview.html",
         (
-            Sheet("latest", "Scores of the newest decided night", _LATEST, _latest(by_key, rules), empty="no night was decided"),
-            Sheet("nights", "Nights of the strip", (), lines),
+            Sheet(
+                "latest", "Scores of the newest decided night", _LATEST, _latest(by_key, rules), empty="no night was decided"
+            ),
+            Sheet("nights", "Nights of the strip", (), strip),
             Sheet("scores", "Scores of the curves", (), scores),
         ),
         {
             "production": served_by(wh, asked.lineage),
             "servers": serving_now(wh, asked.lineage),
-            "strip": [_mark(asked.lineage, line) for line in reversed(lines)],
+            "strip": [_mark(asked.lineage, line) for line in reversed(strip)],
             "nights": int(number),
-            "ranges": (30, 90, 365),
+            "ranges": (NIGHTS, 90, MOST_NIGHTS),
             "curves": [curve(title, by_key.get((m, s), []), rules.get((m, s))) for title, m, s in CURVES],
         },
     )
@@ -80,7 +84,7 @@ def overview(asked: Asked) -> Page:
 
 _LATEST = (
     Column("score", "score"),
-    Column("night", "night"),
+    Column("night", "night", "night"),
     Column("measured", "value (95% interval)", "score"),
     Column("n", "of", "number"),
     Column("rule", "rule"),

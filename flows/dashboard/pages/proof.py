@@ -30,7 +30,7 @@ def audit(asked: Asked) -> Page:
         Column("noted_at", "noted (UTC)", "time"),
         Column("kind", "kind"),
         Column("lineage", "lineage"),
-        Column("subject", "about", "code"),
+        Column("subject", "about", "digest"),
         Column("actor", "by"),
         Column("reason", "because", "long"),
     )
@@ -52,7 +52,9 @@ def entry(asked: Asked) -> Page:
     line = trail_line(asked.wh, int(number)) if number.isascii() and number.isdecimal() and len(number) < 18 else None
     if line is None:
         raise NotFound(f"the audit trail has no entry {number!r}")
-    return Page(f"Entry {line.seq}", "entry.html", (), {"line": line, "payload": json.dumps(json.loads(line.payload), indent=2)})
+    return Page(
+        f"Entry {line.seq}", "entry.html", (), {"line": line, "payload": json.dumps(json.loads(line.payload), indent=2)}
+    )
 
 
 def policies(asked: Asked) -> Page:
@@ -65,7 +67,7 @@ def policies(asked: Asked) -> Page:
         Column("first_at", "from (UTC)", "time"),
         Column("last_at", "to (UTC)", "time"),
         Column("lineages", "lineages"),
-        Column("policy_digest", "digest", "code"),
+        Column("policy_digest", "digest", "digest"),
     )
     sheet = Sheet("policies", "Policies", columns, policy_lines(asked.wh), empty="no decision yet")
     return Page("Policies", "policies.html", (sheet,))
@@ -106,15 +108,18 @@ def policy(asked: Asked) -> Page:
         f"Policy {body.name} version {body.version}",
         "policy.html",
         sheets,
-        {"policy": body, "line": own, "before": before, "before_address": policy_page(before.policy_digest) if before else None},
+        {
+            "policy": body,
+            "line": own,
+            "before": before,
+            "before_address": policy_page(before.policy_digest) if before else None,
+        },
     )
 
 
 def _before(lines: list[PolicyLine], own: PolicyLine) -> PolicyLine | None:
     """The policy of the same name that decided last before this one began to."""
     earlier = [
-        line
-        for line in lines
-        if line.name == own.name and line.first_at and own.first_at and line.first_at < own.first_at
+        line for line in lines if line.name == own.name and line.first_at and own.first_at and line.first_at < own.first_at
     ]
     return max(earlier, key=lambda line: line.first_at or own.last_at) if earlier else None  # pyright: ignore

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import get_args
+from typing import cast, get_args
 
 from flows.dashboard.addresses import record_page
 from flows.dashboard.asking import Asked, Page
@@ -15,24 +15,25 @@ STATES: tuple[State, ...] = get_args(State)
 
 def queue(asked: Asked) -> Page:
     """Entries of one state; those that wait, where none is asked for."""
-    state = next(known for known in STATES if known == (asked.one_of("state", STATES) or "waiting"))
+    state: State = cast(State, asked.one_of("state", STATES) or "waiting")
     counts = entries_by_state(asked.wh)
     rows = entries(asked.wh, state=state, limit=asked.limit, offset=asked.offset)
     columns = (
         Column("record_id", "record or edit", link=_record),
-        Column("night", "night"),
+        Column("night", "night", "night"),
         Column("kind", "what"),
         Column("reason", "reason"),
         Column("sentence", "why", "long"),
-        Column("joined_night", "joined"),
+        Column("joined_night", "joined", "night"),
     )
     sheet = Sheet("entries", f"Entries: {state}", columns, rows, counts.get(state, 0), "nothing")
     first = rows[0].record_id if rows and state == "waiting" else "RECORD"
-    commands = [
-        shlex.join(["errata", "quarantine", verb, first, "--reason", "SAY WHY"]) for verb in ("release", "reject")
-    ]
+    commands = [shlex.join(["errata", "quarantine", verb, first, "--reason", "SAY WHY"]) for verb in ("release", "reject")]
     return Page(
-        "Quarantine", "queue.html", (sheet,), {"state": state, "states": {s: counts.get(s, 0) for s in STATES}, "commands": commands}
+        "Quarantine",
+        "queue.html",
+        (sheet,),
+        {"state": state, "states": {s: counts.get(s, 0) for s in STATES}, "commands": commands},
     )
 
 
