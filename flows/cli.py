@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from flows.commands import (
+    dashboard,
     demo,
     deploy,
     doctor,
@@ -142,6 +143,7 @@ app.command()(measure.device)
 app.command()(doctor.doctor)
 app.command()(deploy.deploy)
 app.command()(ingest.replay)
+app.command()(dashboard.dashboard)
 app.command()(demo.demo)
 
 

@@ -184,6 +184,15 @@ class AlertSettings(_Section):
     retries: NonNegativeInt = 2
 
 
+class DashboardSettings(_Section):
+    """Where `errata dashboard` listens. `token`: what a reader must know (`ERRATA_DASHBOARD__TOKEN`); beyond loopback one is
+    required."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8484
+    token: SecretStr = SecretStr("")
+
+
 class _TomlFile(TomlConfigSettingsSource):
     """`errata.toml`, also with the mark that some editors put before UTF-8; what cannot be read is named with the file."""
 
@@ -221,6 +230,7 @@ class Settings(BaseSettings):
     signing: SigningSettings = SigningSettings()
     serving: ServingSettings = ServingSettings()
     alerts: AlertSettings = AlertSettings()
+    dashboard: DashboardSettings = DashboardSettings()
     #: Of patches and pulled folders; see `warehouse/limits.py`.
     limits: Limits = Limits()
     #: Who is written into the audit trail; default: the login name.
@@ -248,6 +258,11 @@ class Settings(BaseSettings):
     @property
     def warehouse_path(self) -> Path:
         return self.home / "warehouse.duckdb"
+
+    @property
+    def published_path(self) -> Path:
+        """The copy of the warehouse that readers have open as long as they like."""
+        return self.home / "published" / "warehouse.duckdb"
 
     @property
     def store_url(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,9 @@ from tasks.errors import LineageBusy
 from tasks.settings import Settings
 from warehouse.checkpoints.object_store import ObjectStore
 from warehouse.checkpoints.opening import open_store
+from warehouse.dashboard.published import publish
 from warehouse.database.connection import Warehouse
+from warehouse.errors import WarehouseError
 from warehouse.lineages.reports import cached_predictions, save_predictions
 from warehouse.night_names import day_name
 from warehouse.nights.order import free_night
@@ -25,6 +28,7 @@ from warehouse.world.templates import put_templates
 
 #: Warehouses that each thread has open, by file.
 _OPEN = threading.local()
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -64,6 +68,32 @@ def store_of(settings: Settings) -> ObjectStore:
 def night_folder(settings: Settings, night: str) -> Path:
     """Scratch folder of one night on one lineage; whatever is in it can be made again."""
     return settings.work / night
+
+
+def publish_copy(settings: Settings, wait_s: float = 30.0) -> bool:
+    """Bring the published copy up to date, for the dashboard; True where that was done.
+
+    What has just been written stands whether or not a copy of it can be made, so a failure is only logged.
+    """
+    try:
+        publish(settings.warehouse_path, settings.published_path, wait_s=wait_s)
+    except WarehouseError as error:
+        log.warning("the copy that the dashboard reads stays as it was: %s", error)
+        return False
+    return True
+
+
+def publish_newer(settings: Settings) -> bool:
+    """`publish_copy` where the warehouse was written since, and is free; a night that has it open goes on undisturbed."""
+    source, target = settings.warehouse_path, settings.published_path
+    if not source.exists() or (target.exists() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns):
+        return False
+    return publish_copy(settings, wait_s=1.0)
+
+
+def report_folder(settings: Settings, night: str) -> Path:
+    """What people read of one night on one lineage."""
+    return settings.reports / settings.lineage / night
 
 
 class WarehouseCache:

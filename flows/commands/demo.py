@@ -33,7 +33,7 @@ def demo(
     settings = configure(editor=editor)
     from flows.nightly import nightly_refresh
     from tasks.night.ingest import source_of
-    from tasks.reporting.publish_report import report_folder
+    from tasks.workspace import report_folder
 
     names = source_of(settings).nights()[:nights]
     plan = [(n, settings.lineage, settings.editor.name) for n in names]

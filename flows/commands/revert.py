@@ -21,7 +21,7 @@ def revert(
     """Take one edit, or all edits of a checkpoint, out of the model; gated before production moves, like any night."""
     settings = configure(lineage=lineage)
     from flows.revert import revert_edits
-    from tasks.reporting.publish_report import report_folder
+    from tasks.workspace import report_folder
 
     with at_once():
         line = revert_edits(target, reason, lineage=settings.lineage)

@@ -49,6 +49,20 @@ def export(
 
 @warehouse_app.command()
 @reported
+def publish(as_json: Json = False) -> None:
+    """Bring the copy that the dashboard reads up to date; a night does so at its end."""
+    from warehouse.dashboard.published import publish
+
+    settings = configure()
+    publish(settings.warehouse_path, settings.published_path)
+    if as_json:
+        emit_json({"published": str(settings.published_path), "bytes": settings.published_path.stat().st_size})
+    else:
+        console.print(f"published as {settings.published_path}", highlight=False)
+
+
+@warehouse_app.command()
+@reported
 def check(as_json: Json = False) -> None:
     """Verify references, digests and orphans; exit code 1 where anything is wrong."""
     from tasks.workspace import warehouse

@@ -15,7 +15,7 @@ from tasks.candidate import Candidate
 from tasks.errors import TasksError
 from tasks.night.ingest import nights_of
 from tasks.settings import Settings
-from tasks.workspace import warehouse
+from tasks.workspace import publish_copy, warehouse
 from warehouse.errors import NotFound, SourceError
 from warehouse.night_names import check_name
 from warehouse.nights.intake import verdicts_of
@@ -71,7 +71,11 @@ class Night:
         with warehouse(self.settings) as wh:
             held = run_of(wh, self.night, self.settings.lineage)
             if held is not None and RUN_STATES.index(held.state) <= RUN_STATES.index(state):
-                advance_run(wh, self.night, self.settings.lineage, state, seconds_so_far=seconds, **details)
+                times = {
+                    "seconds_so_far": seconds,
+                    "reached_after": {**held.line.details.get("reached_after", {}), state: seconds},
+                }
+                advance_run(wh, self.night, self.settings.lineage, state, **times, **details)
         self.reached = state
         if self.on_reach is not None:
             self.on_reach(state)
@@ -163,6 +167,7 @@ def _close(run: Night, done: Candidate, manifest: Manifest | None, proved: Mappi
         # As stored, so that a rerun returns the same line.
         stored = save_run(wh, line).line
     _UNDER_WAY.clear()
+    publish_copy(settings)
     return stored
 
 

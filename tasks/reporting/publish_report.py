@@ -20,7 +20,7 @@ from tasks.serving.models import at_checkpoint
 from tasks.serving.proof import Asking
 from tasks.settings import Settings
 from tasks.steps import STEP
-from tasks.workspace import WarehouseCache, store_of, warehouse
+from tasks.workspace import WarehouseCache, report_folder, store_of, warehouse
 from warehouse.nights.intake import requests_by_id, verdicts_of
 from warehouse.records import Manifest, Prediction, Probe
 from warehouse.world.forms import told
@@ -28,10 +28,6 @@ from warehouse.world.probes import load_probe_set
 
 log = logging.getLogger(__name__)
 NUM_EXAMPLES, EXAMPLE_TOKENS = 8, 10
-
-
-def report_folder(settings: Settings, night: str) -> Path:
-    return settings.reports / settings.lineage / night
 
 
 def _answers(

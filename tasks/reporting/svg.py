@@ -23,6 +23,10 @@ class Svg:
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self.parts.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2"/>')
 
+    def area(self, points: Sequence[tuple[float, float]], colour: str, opacity: float) -> None:
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self.parts.append(f'<polygon points="{joined}" fill="{colour}" fill-opacity="{opacity}"/>')
+
     def dot(self, x: float, y: float, colour: str, tip: str) -> None:
         self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"><title>{_safe(tip)}</title></circle>')
 
@@ -34,13 +38,13 @@ class Svg:
         look = f'font-size="{size}" text-anchor="{anchor}" fill="{colour}"'
         self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" {look}>{_safe(text)}</text>')
 
-    def render(self, title: str) -> str:
-        # A white ground of its own: the page around it may be dark.
+    def render(self, title: str, *, ground: str = "#ffffff") -> str:
+        """The figure; on a white ground of its own, since the page around it may be dark. '': on the page's."""
         return "\n".join(
             [
                 f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
                 f'height="{self.height}" font-family="sans-serif" role="img"><title>{_safe(title)}</title>',
-                f'<rect width="{self.width}" height="{self.height}" fill="#ffffff"/>',
+                *([f'<rect width="{self.width}" height="{self.height}" fill="{ground}"/>'] if ground else []),
                 *self.parts,
                 "</svg>",
                 "",

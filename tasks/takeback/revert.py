@@ -18,14 +18,14 @@ from editors.patches.files import save_patch
 from editors.patches.weight import WeightPatch
 from editors.session import batch_of
 from tasks.candidate import Candidate, TakenOut, edited_before, keep_edited
-from tasks.reporting.publish_report import EXAMPLE_TOKENS, NUM_EXAMPLES, report_folder
+from tasks.reporting.publish_report import EXAMPLE_TOKENS, NUM_EXAMPLES
 from tasks.reporting.report_page import night_markdown
 from tasks.serving.models import at_checkpoint, base_model, head_manifest, patch_folder, stored_patch
 from tasks.serving.prepare import editor_of, preparation_of
 from tasks.settings import Settings
 from tasks.steps import STEP
 from tasks.takeback.plan import RevertPlan, requests_in_force
-from tasks.workspace import store_of, warehouse
+from tasks.workspace import report_folder, store_of, warehouse
 from warehouse.errors import Conflict
 from warehouse.lineages.chain import checkpoint
 from warehouse.lineages.edits import PatchRow, active_edits, edits_of, ledger_row, record_batches, record_edits, save_patches

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from tasks.settings import Settings
 from tasks.trail import mirror_audit, note, pointer_payload
-from tasks.workspace import store_of, warehouse
+from tasks.workspace import publish_copy, store_of, warehouse
 from warehouse.checkpoints.promotion import move_channel
 from warehouse.errors import UsageError
 from warehouse.lineages.chain import head, move_head
@@ -42,5 +42,6 @@ def restore(settings: Settings, checkpoint_id: str, reason: str) -> ChannelPoint
         # The pointer's time is part of the subject: the same way back, another day, is another event.
         note(settings, wh, "rollback", f"{checkpoint_id}@{pointer.moved_at.isoformat()}", moved, reason=reason)
     mirror_audit(settings)
+    publish_copy(settings)
     log.warning("lineage %s restored to %s: %s", settings.lineage, checkpoint_id[:12], reason)
     return pointer

@@ -8,7 +8,12 @@ import pandas as pd
 
 from warehouse.database.connection import Reader, Warehouse
 from warehouse.lineages.chain import ancestor_ids, head
-from warehouse.records import Record
+from warehouse.records import ProbeKind, Record
+
+#: Kinds of probes that ask about the subject itself, and not about what an edit of it must leave alone.
+ABOUT_SUBJECT: tuple[ProbeKind, ...] = (
+    "success", "also", "rephrase", "carry_over", "relation_specificity", "alias", "one_hop", "logical", "obsolete",
+)  # fmt: skip
 
 
 class SubjectHit(Record):
@@ -152,9 +157,7 @@ def edits_of_subject(wh: Warehouse, key: str, lineage: str) -> list[SubjectEdit]
     return [SubjectEdit(**{**row, "in_force": bool(row["in_force"])}) for row in rows]
 
 
-def answers_of_subject(
-    wh: Reader, key: str, lineage: str, *, limit: int, offset: int = 0
-) -> tuple[list[AnswerAt], int]:
+def answers_of_subject(wh: Reader, key: str, lineage: str, *, limit: int, offset: int = 0) -> tuple[list[AnswerAt], int]:
     """What the lineage's checkpoints answered to the probes of a subject's edits, newest checkpoint first; and how many."""
     rows = wh.rows(
         """WITH asked AS (
@@ -162,15 +165,15 @@ def answers_of_subject(
            ), own AS (
                SELECT probe_id, any_value(kind) AS kind, any_value(prompt) AS prompt,
                       array_to_string(any_value(targets), ' | ') AS expected
-               FROM probes WHERE request_id IN (SELECT request_id FROM asked) AND kind <> 'retain' GROUP BY probe_id
+               FROM probes WHERE request_id IN (SELECT request_id FROM asked) AND list_contains($kinds, kind) GROUP BY probe_id
            )
            SELECT c.night, c.verdict, c.checkpoint_id, o.kind, o.prompt, o.expected, trim(a.text) AS answer,
                   a.exact AS is_right, a.log_prob, count(*) OVER () AS total
            FROM own AS o JOIN predictions AS a USING (probe_id)
            JOIN checkpoints AS c ON c.checkpoint_id = a.model_digest AND c.lineage = $lineage
-           ORDER BY c.created_at DESC, c.checkpoint_id, o.kind = 'success' DESC, o.kind, o.prompt
+           ORDER BY c.parent IS NULL, c.created_at DESC, c.checkpoint_id, o.kind = 'success' DESC, o.kind, o.prompt
            LIMIT $limit OFFSET $offset""",
-        {"key": key, "lineage": lineage, "limit": limit, "offset": offset},
+        {"key": key, "lineage": lineage, "kinds": list(ABOUT_SUBJECT), "limit": limit, "offset": offset},
     )
     total = rows[0]["total"] if rows else 0
     return [AnswerAt(**{name: row[name] for name in AnswerAt.model_fields}) for row in rows], total

@@ -38,7 +38,7 @@ def checkpoint_lines(wh: Reader, lineage: str, *, limit: int, offset: int = 0) -
                   h.moved_at, coalesce(h.reason, '') AS reason, count(*) OVER () AS total
            FROM checkpoints AS c LEFT JOIN moves AS h USING (checkpoint_id) LEFT JOIN made AS m USING (checkpoint_id)
            WHERE c.lineage = $lineage
-           ORDER BY c.created_at DESC, c.parent IS NULL, c.checkpoint_id LIMIT $limit OFFSET $offset""",
+           ORDER BY c.parent IS NULL, c.created_at DESC, c.checkpoint_id LIMIT $limit OFFSET $offset""",
         {"lineage": lineage, "limit": limit, "offset": offset},
     )
     total = rows[0]["total"] if rows else 0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from datetime import datetime
 
 import pandas as pd
 
 from warehouse.database.connection import Reader, Warehouse
 from warehouse.errors import NotFound
 from warehouse.lineages.reports import load_decision, load_report
-from warehouse.nights.runs import RunState, run_of
+from warehouse.nights.runs import RUN_STATES, RunState, run_of
 from warehouse.records import EvaluationReport, GateDecision, ProbeKind, Record
 
 #: Kinds of probes whose answers a night is meant to change, or must not.
@@ -221,13 +221,14 @@ def held_back(wh: Reader, night: str, lineage: str) -> list[HeldBack]:
 def step_times(run: RunState) -> list[StepTime]:
     """Seconds by step, for as far as the night came; none of a night of a release that did not keep them."""
     reached: dict[str, float] = run.line.details.get("reached_after", {})
-    found, before = [], 0.0
-    for state, seconds in reached.items():
-        found.append(StepTime(state=state, seconds=round(max(0.0, seconds - before), 2)))
-        before = seconds
-    if found and run.line.seconds:
-        found.append(StepTime(state="published", seconds=round(max(0.0, run.line.seconds - before), 2)))
-    return found
+    if reached and run.finished_at is not None:
+        reached = reached | {RUN_STATES[-1]: run.line.seconds}
+    ends = sorted(reached.items(), key=lambda pair: RUN_STATES.index(pair[0]))  # pyright: ignore[reportArgumentType]
+    starts = [0.0, *(seconds for _, seconds in ends)]
+    return [
+        StepTime(state=state, seconds=round(max(0.0, end - start), 2))
+        for (state, end), start in zip(ends, starts, strict=False)
+    ]
 
 
 def relation_labels(wh: Reader, relations: Sequence[str]) -> dict[str, str]:
@@ -239,10 +240,56 @@ def relation_labels(wh: Reader, relations: Sequence[str]) -> dict[str, str]:
     return {row["pid"]: row["label"] for row in rows}
 
 
-def claim_of(raw: str) -> dict[str, object]:
-    """A record as it was received, as an object; `text` alone where it is no JSON object."""
-    try:
-        found = json.loads(raw)
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"text": raw}
+class NightRecord(Record):
+    """A record of a night with its verdict."""
+
+    source: str
+    record_id: str
+    verdict: str
+    reason: str
+    sentence: str
+
+
+class ReceivedRecord(Record):
+    """One record as it was received, and what was decided of it; the latter is empty while it waits."""
+
+    source: str
+    record_id: str
+    night: str
+    received_at: datetime | None
+    raw: str
+    verdict: str
+    reason: str
+    rule: str
+    sentence: str
+    related: tuple[str, ...]
+    request_id: str | None
+    subject: str
+    subject_id: str
+
+
+def judged_records(wh: Reader, night: str, *, verdict: str = "", limit: int, offset: int = 0) -> tuple[list[NightRecord], int]:
+    """Records of a night by verdict, in order of arrival, of one verdict or of all; and how many there are."""
+    rows = wh.rows(
+        """SELECT v.source, v.record_id, v.verdict, v.reason, v.sentence, count(*) OVER () AS total
+           FROM verdicts AS v JOIN updates AS u USING (source, record_id)
+           WHERE v.night = $night AND $verdict IN ('', v.verdict) ORDER BY u.received_seq LIMIT $limit OFFSET $offset""",
+        {"night": night, "verdict": verdict, "limit": limit, "offset": offset},
+    )
+    total = rows[0]["total"] if rows else 0
+    return [NightRecord(**{name: row[name] for name in NightRecord.model_fields}) for row in rows], total
+
+
+def received_record(wh: Reader, source: str, record_id: str) -> ReceivedRecord | None:
+    """The record of that source and id, None where it was never received."""
+    rows = wh.rows(
+        """SELECT u.source, u.record_id, u.night, u.received_at, u.raw, coalesce(v.verdict, '') AS verdict,
+                  coalesce(v.reason, '') AS reason, coalesce(v.rule, '') AS rule, coalesce(v.sentence, '') AS sentence,
+                  coalesce(v.related, []) AS related, v.request_id, coalesce(q.subject, '') AS subject,
+                  coalesce(q.subject_id, '') AS subject_id
+           FROM updates AS u LEFT JOIN verdicts AS v USING (source, record_id)
+           LEFT JOIN edit_requests AS q ON q.request_id = v.request_id
+           WHERE u.source = ? AND u.record_id = ?""",
+        [source, record_id],
+    )
+    return ReceivedRecord(**rows[0]) if rows else None

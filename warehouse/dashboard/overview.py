@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from warehouse.database.connection import Reader, Warehouse
-from warehouse.errors import WarehouseError
+from warehouse.errors import NotFound
 from warehouse.lineages.chain import ancestor_ids, head
 from warehouse.lineages.serving import ServingCheck, checks_by_server
 from warehouse.night_names import day_name, day_of
@@ -184,8 +184,8 @@ def lineage_or_default(names: Sequence[str], asked: str, default: str) -> str:
     """The lineage that a page is about: the one asked for, else the default, else the first that there is.
 
     Raises:
-        WarehouseError: no lineage has the name that was asked for.
+        NotFound: no lineage has the name that was asked for.
     """
     if asked and asked not in names:
-        raise WarehouseError(f"no lineage {asked!r}; there are {', '.join(names) or 'none yet'}")
+        raise NotFound(f"no lineage {asked!r}; there are {', '.join(names) or 'none yet'}")
     return asked or (default if default in names or not names else names[0])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 
 from warehouse.database.connection import Reader
 from warehouse.lineages.audit import GENESIS
-from warehouse.records import GatePolicy, Record
+from warehouse.records import GatePolicy, GateRule, Record
 
 
 class TrailLine(Record):
@@ -79,6 +78,12 @@ def trail_lines(wh: Reader, *, kind: str = "", limit: int, offset: int = 0) -> t
     return [TrailLine(**row) for row in rows], total
 
 
+def trail_line(wh: Reader, seq: int) -> TrailLine | None:
+    """The entry of that number, None where there is none."""
+    rows = wh.rows("SELECT * EXCLUDE (previous) REPLACE (payload::TEXT AS payload) FROM audit WHERE seq = ?", [seq])
+    return TrailLine(**rows[0]) if rows else None
+
+
 def trail_state(wh: Reader) -> TrailState:
     """Do the numbers run without gap, and does each entry name the one before it?"""
     row = wh.rows(
@@ -124,13 +129,12 @@ def policy_changes(before: GatePolicy, after: GatePolicy) -> list[RuleChange]:
     old, new = ({(r.metric, r.slice, r.op): r for r in policy.rules} for policy in (before, after))
     found = []
     for key in [*new, *(key for key in old if key not in new)]:
-        was, now = (json.dumps(side[key].model_dump(mode="json")) if key in side else None for side in (old, new))
+        was, now = old.get(key), new.get(key)
         if was != now:
             change = "added" if was is None else "removed" if now is None else "changed"
-            sides = [side[key] if key in side else None for side in (old, new)]
-            words = [
-                None if rule is None else f"{rule.op} {rule.threshold:g}, else {rule.on_fail}, by {rule.judge}, n >= {rule.min_n}"
-                for rule in sides
-            ]
-            found.append(RuleChange(metric=key[0], slice=key[1], change=change, before=words[0], after=words[1]))
+            found.append(RuleChange(metric=key[0], slice=key[1], change=change, before=_words(was), after=_words(now)))
     return found
+
+
+def _words(rule: GateRule | None) -> str | None:
+    return rule and f"{rule.op} {rule.threshold:g}, else {rule.on_fail}, by {rule.judge}, n >= {rule.min_n}"

@@ -1,0 +1,1 @@
+"""The dashboard: pages over the published copy of the warehouse, for reading only."""

@@ -1,0 +1,1 @@
+"""The pages: each module asks the warehouse's named queries and says what its template shows."""

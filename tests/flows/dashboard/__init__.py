@@ -1,0 +1,1 @@
+"""The dashboard: its pages, its door, and what a browser makes of them."""
