@@ -38,12 +38,12 @@ def warehouse(settings: Settings) -> Iterator[Warehouse]:
     Inside another one of the same thread it is that one, for to open it takes longer than most of what is asked of it.
     Where the base is another model than the embedded one, what such a model can know is part of the world.
     """
-    mine: dict[Path, Warehouse] = vars(_OPEN)
-    path = settings.warehouse_path
+    mine: dict[str, Warehouse] = vars(_OPEN)
+    path = str(settings.warehouse_path)
     if path in mine:
         yield mine[path]
         return
-    with Warehouse.open(path) as wh:
+    with Warehouse.open(settings.warehouse_path) as wh:
         seed_world(wh)
         put_templates(wh, Path(settings.templates) if settings.templates else None, general=not settings.is_embedded)
         if not settings.is_embedded:
