@@ -23,8 +23,15 @@ from warehouse.world.facts import seed_world
 from warehouse.world.general import put_general_facts
 from warehouse.world.templates import put_templates
 
-#: Warehouses that each thread has open, by file.
-_OPEN = threading.local()
+
+class _Open(threading.local):
+    """Warehouses that a thread has open."""
+
+    def __init__(self) -> None:
+        self.by_file: dict[Path, Warehouse] = {}
+
+
+_OPEN = _Open()
 
 
 @contextmanager
@@ -34,8 +41,7 @@ def warehouse(settings: Settings) -> Iterator[Warehouse]:
     Inside another one of the same thread it is that one, for to open it takes longer than most of what is asked of it.
     Where the base is another model than the embedded one, what such a model can know is part of the world.
     """
-    mine: dict[Path, Warehouse] = vars(_OPEN)
-    path = settings.warehouse_path
+    mine, path = _OPEN.by_file, settings.warehouse_path
     if path in mine:
         yield mine[path]
         return
