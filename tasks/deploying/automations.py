@@ -74,7 +74,8 @@ def apply(client: SyncPrefectClient, wanted: list[AutomationCore]) -> dict[str, 
         # One that people switched off stays off.
         asked = automation.model_copy(update={"enabled": found[0].enabled})
         if _plain(found[0]) != _plain(asked):
-            client.update_automation(found[0].id, AutomationCore(**asked.model_dump()))
+            # An owner is given once and refused in an update.
+            client.update_automation(found[0].id, AutomationCore(**asked.model_dump(exclude={"owner_resource"})))
             done[automation.name] = "changed"
         else:
             done[automation.name] = "kept"

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "deployments" / "prefect.yaml"
 PREFECT = (sys.executable, "-m", "prefect")
 #: Seconds; several times what an idle machine of two cores needs, because tests share theirs with others.
-PATIENCE_S = 150.0
+PATIENCE_S = 280.0
 SECRET = "a secret of the tests"
 
 
@@ -52,7 +52,7 @@ class Server:
     def errata(self, *arguments: str) -> Any:
         """The document of a command."""
         command = [sys.executable, "-m", "flows.cli", *arguments, "--json"]
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=2 * PATIENCE_S)
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=PATIENCE_S)
         assert done.stdout, f"errata {' '.join(arguments)}:\n{done.stderr}"
         return json.loads(done.stdout)
 
