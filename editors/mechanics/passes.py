@@ -1,4 +1,4 @@
-"""Rows of like length in one pass, so that little is padded, what a token of a pass holds, and what is freed between passes given back."""
+"""Rows of like length in one pass, what a token of a pass holds, and what is freed between passes given back."""
 
 from __future__ import annotations
 
