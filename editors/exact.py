@@ -70,7 +70,11 @@ def exact_dense(left: Float[Tensor, "d_out rank"], right: Float[Tensor, "d_in ra
     for rows in left.split(ROWS_AT_ONCE):
         high, low = _two_grids(rows)
         # What is left out, low times low, lies 38 bits below. The two sums are of single numbers, in a fixed order.
-        blocks.append((grid_product(high, high_r) + (grid_product(high, low_r) + grid_product(low, high_r))).to(dtype))
+        # In place, which changes no bit: each stands in float64 and is as large as the block.
+        total = grid_product(high, low_r)
+        total += grid_product(low, high_r)
+        total += grid_product(high, high_r)
+        blocks.append(total.to(dtype))
     return torch.cat(blocks).to(where)
 
 

@@ -1,4 +1,4 @@
-"""Rows of like length in one pass, so that little is padded; bytes of a token; freed memory given back between passes."""
+"""Rows of like length in one pass, what a token of a pass holds, and what is freed between passes given back."""
 
 from __future__ import annotations
 

@@ -44,21 +44,21 @@ class Moments:
 class WideFactors(Mapping[KeyT, Tensor]):
     """Cholesky factors as they are used, fp64 on a device, from fp32 ones that stay where they are.
 
-    The last one used is held, the others are made again when they are asked for: at a width of 14,336 each has 1.6 GB, and
-    solvers go from layer to layer.
+    One that stands alone is held; of several none is, but made when it is asked for: at a width of 14,336 each has 1.6 GB,
+    and solvers go from layer to layer, so that the last one would wait for an edit that begins with the first.
     """
 
     def __init__(self, stored: Mapping[KeyT, Tensor], device: torch.device) -> None:
         self._stored, self._device = stored, device
-        self._last: tuple[KeyT, Tensor] | None = None
+        self._only: Tensor | None = None
 
     def __getitem__(self, key: KeyT) -> Tensor:
-        if self._last is None or self._last[0] != key:
-            stored = self._stored[key]
-            # Let go before the next one is made.
-            self._last = None
-            self._last = (key, stored.to(wide_device(self._device), torch.float64))
-        return self._last[1]
+        stored = self._stored[key]
+        if self._only is not None:
+            return self._only
+        made = stored.to(wide_device(self._device), torch.float64)
+        self._only = made if len(self._stored) == 1 else None
+        return made
 
     def __iter__(self) -> Iterator[KeyT]:
         return iter(self._stored)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from editors.mechanics.behind import Site, site_path, spread_layers, spread_site
 from editors.mechanics.contexts import BARE, Contexts
+from editors.mechanics.passes import give_back
 from editors.mechanics.settings import LocateEditConfig
 from editors.model import EditableModel
 from editors.patches.weight import LowRank, Update, WeightPatch
@@ -80,6 +81,8 @@ def spread_over_layers(
             now = lookup_states(model, requests, BARE, target_path, layers[-1]).outputs[:, 0]
             remaining = len(layers) - number
             missing = ((targets - now) * share(remaining))[written.owner]
+            # A solve takes its factor in fp64 and LAPACK's copy of it.
+            give_back(model)
             update = solve(layer, missing.t(), written.keys.t(), written.owner)
             check_norm(update, model.weight(path, layer), config.max_relative_norm, names)
             name = path.format(layer=layer) + ".weight"

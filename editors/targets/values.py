@@ -113,6 +113,8 @@ def solve_in_chunks(
     parts: dict[int, tuple[Tensor, Tensor, int, float, bool]] = {}
     for chunk in value_chunks(model, encoded, order, layer):
         objective, base_values = build([encoded[i] for i in chunk])
+        # A pass through the whole model lies behind, its caches and states among what is free now.
+        give_back(model)
         names = [requests[i].request_id for i in chunk]
         deltas, steps, losses, margins = descend_values(objective, base_values, config, names)
         for number, i in enumerate(chunk):

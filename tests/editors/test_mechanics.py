@@ -156,13 +156,14 @@ def test_preparation_without_a_layer_says_prepare_again() -> None:
         read_preparation(prepared, (0, 2), model.device)
 
 
-def test_one_wide_factor_is_held_at_a_time_and_each_is_as_it_was_stored() -> None:
+def test_a_wide_factor_is_held_where_it_is_the_only_one_and_each_is_as_it_was_stored() -> None:
     stored = {layer: torch.randn(4, 4, generator=torch.Generator().manual_seed(layer)) for layer in (0, 1)}
-    factors = WideFactors(stored, torch.device("cpu"))
-    first = factors[0]
-    assert factors[0] is first and first.dtype == torch.float64
-    assert torch.equal(factors[1], stored[1].double()) and factors[0] is not first
-    assert list(factors) == [0, 1] and len(factors) == 2
+    several, alone = WideFactors(stored, torch.device("cpu")), WideFactors({1: stored[1]}, torch.device("cpu"))
+    assert torch.equal(several[0], stored[0].double()) and torch.equal(several[1], stored[1].double())
+    assert several[0] is not several[0] and alone[1] is alone[1]
+    assert list(several) == [0, 1] and len(several) == 2
+    with pytest.raises(KeyError):
+        alone[0]
 
 
 def test_only_what_preparation_depends_on_changes_its_key() -> None:
