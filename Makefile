@@ -7,7 +7,7 @@ export GX_ANALYTICS_ENABLED := False
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test check laws quality tamper clean setup kill real real-check serving
+.PHONY: demo test check laws quality tamper clean setup kill real real-check serving browser pictures
 
 setup: $(STAMP)
 
@@ -31,8 +31,24 @@ real-check: setup
 	$(BIN)/errata models fetch smollm2 || echo "SmolLM2 could not be fetched: the tests that ask it are skipped"
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m real
 
+## Chromium and axe-core, for the tests of the dashboard. Where they cannot be had, those tests are skipped with a word; in CI
+## they then fail. Only tests read axe-core (MPL-2.0): it is fetched, held against its digest and not kept in the repository.
+AXE := axe-core-4.14.1
+AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+browser:
+	command -v chromium chromedriver >/dev/null || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install \
+	  --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; } \
+	  || echo "no Chromium here: the tests that need one are skipped"
+	test -f .browser/package/axe.min.js || { mkdir -p .browser && cd .browser && npm pack --silent axe-core@$(AXE:axe-core-%=%) \
+	  && echo "$(AXE_SHA256)  $(AXE).tgz" | sha256sum --check --quiet && tar xzf $(AXE).tgz && rm $(AXE).tgz; } \
+	  || echo "no axe-core here: the tests that need it are skipped"
+
+## The pictures of docs/DASHBOARD.md anew, from the demo's nights.
+pictures: setup browser
+	$(BIN)/python -m tests.flows.dashboard.pictures .errata/demo
+
 ## Everything that CI runs.
-test: setup check
+test: setup check browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 	$(MAKE) laws
 	$(MAKE) real-check
@@ -78,4 +94,4 @@ quality: setup
 	$(BIN)/python -m pytest -q -m quality
 
 clean:
-	rm -rf $(VENV) .serving .errata .pytest_cache .ruff_cache
+	rm -rf $(VENV) .serving .browser .errata .pytest_cache .ruff_cache
