@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: demo test check laws laws-nights laws-threads laws-processor laws-both quality tamper clean setup kill real
-.PHONY: real-check serving accelerator
+.PHONY: real-check serving accelerator browser pictures
 
 setup: $(STAMP)
 
@@ -32,8 +32,24 @@ real-check: setup
 	$(BIN)/errata models fetch smollm2 || echo "SmolLM2 could not be fetched: the tests that ask it are skipped"
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m real $(shell grep -rl 'NEEDS_REAL' tests --include='test_*.py')
 
+## Chromium and axe-core, for the tests of the dashboard. Where they cannot be had, those tests are skipped with a word; in CI
+## they then fail. Only tests read axe-core (MPL-2.0): it is fetched, held against its digest and not kept in the repository.
+AXE := axe-core-4.14.1
+AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+browser:
+	command -v chromium chromedriver >/dev/null || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install \
+	  --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; } \
+	  || echo "no Chromium here: the tests that need one are skipped"
+	test -f .browser/package/axe.min.js || { mkdir -p .browser && cd .browser && npm pack --silent axe-core@$(AXE:axe-core-%=%) \
+	  && echo "$(AXE_SHA256)  $(AXE).tgz" | sha256sum --check --quiet && tar xzf $(AXE).tgz && rm $(AXE).tgz; } \
+	  || echo "no axe-core here: the tests that need it are skipped"
+
+## The pictures of docs/DASHBOARD.md anew, from the demo's nights.
+pictures: setup browser
+	$(BIN)/python -m tests.flows.dashboard.pictures .errata/demo
+
 ## Everything that CI runs, two processes at a time. What is run by files of its own comes first and stops the rest.
-test: setup
+test: setup browser
 	$(MAKE) --jobs 2 check real-check $(LAW_ROUNDS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not real" -n 2 --dist worksteal
 
@@ -99,4 +115,4 @@ quality: setup
 	$(BIN)/python -m pytest -q -m quality
 
 clean:
-	rm -rf $(VENV) .serving .errata .pytest_cache .ruff_cache
+	rm -rf $(VENV) .serving .browser .errata .pytest_cache .ruff_cache

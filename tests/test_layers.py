@@ -71,6 +71,14 @@ def test_prefect_stays_above_the_lower_packages(package: str) -> None:
         assert not imports_of(path) & ORCHESTRATION, path
 
 
+def test_the_dashboard_only_reads_the_warehouse() -> None:
+    """A page asks named queries; it starts no flow, loads no model and judges nothing, and only its command knows it."""
+    for path in (ROOT / "flows" / "dashboard").rglob("*.py"):
+        assert not imports_of(path) & (ORCHESTRATION | {"editors", "checks", "torch", "transformers"}), path
+    knowing = {name for name, found in modules_of("flows").items() if any(f.startswith("flows.dashboard") for f in found)}
+    assert {name for name in knowing if not name.startswith("flows.dashboard")} == {"flows.commands.dashboard"}
+
+
 @pytest.mark.parametrize("package", ["editors", "checks", "tasks", "flows"])
 def test_only_the_warehouse_speaks_to_duckdb(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAPPED = ("editors", "tasks", "warehouse")
+MAPPED = ("editors", "tasks", "warehouse", "flows/dashboard")
 #: About a dozen, says the house.
 MOST_FILES = 16
 

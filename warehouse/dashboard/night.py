@@ -145,15 +145,20 @@ def verdict_reasons(wh: Reader, night: str) -> list[ReasonCount]:
 
 
 _CHANGES = """
-    SELECT p.kind, p.prompt, array_to_string(p.targets, ' | ') AS expected, trim(b.text) AS before, trim(a.text) AS after,
-           b.exact AS was_right, a.exact AS is_right, coalesce(q.subject, '') AS subject,
-           coalesce(q.subject_id, '') AS subject_id, p.probe_id
+    WITH said AS (
+        -- One pass over the answers, of which there are millions.
+        SELECT probe_id, any_value(text) FILTER (model_digest = $before) AS before,
+               any_value(exact) FILTER (model_digest = $before) AS was_right,
+               any_value(text) FILTER (model_digest = $after) AS after,
+               any_value(exact) FILTER (model_digest = $after) AS is_right
+        FROM predictions WHERE model_digest IN ($before, $after) GROUP BY probe_id
+    )
+    SELECT p.kind, p.prompt, array_to_string(p.targets, ' | ') AS expected, trim(s.before) AS before, trim(s.after) AS after,
+           s.was_right, s.is_right, coalesce(q.subject, '') AS subject, coalesce(q.subject_id, '') AS subject_id, p.probe_id
     FROM (SELECT * FROM probes WHERE set_digest = $probes AND list_contains($kinds, kind)) AS p
-    JOIN (SELECT * FROM predictions WHERE model_digest = $before) AS b USING (probe_id)
-    JOIN (SELECT * FROM predictions WHERE model_digest = $after) AS a USING (probe_id)
-    LEFT JOIN edit_requests AS q USING (request_id)
-    WHERE (NOT $changed OR trim(a.text) <> trim(b.text))
-      AND ($words = '' OR contains(lower(concat_ws(' ', p.prompt, expected, b.text, a.text)), lower($words)))
+    JOIN said AS s USING (probe_id) LEFT JOIN edit_requests AS q USING (request_id)
+    WHERE s.before IS NOT NULL AND s.after IS NOT NULL AND (NOT $changed OR trim(s.before) <> trim(s.after))
+      AND ($words = '' OR contains(lower(concat_ws(' ', p.prompt, expected, s.before, s.after)), lower($words)))
 """
 
 

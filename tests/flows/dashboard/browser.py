@@ -92,3 +92,14 @@ def failings(driver: Any) -> list[Any]:
 def said_by(driver: Any) -> list[str]:
     """What the browser's console holds since it was last asked."""
     return [entry["message"] for entry in driver.get_log("browser")]
+
+
+@contextmanager
+def sized(driver: Any, width: int, height: int) -> Iterator[None]:
+    """Let the page believe that it stands on a screen of that size; a window is never narrower than 500."""
+    asked = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", asked)
+    try:
+        yield
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

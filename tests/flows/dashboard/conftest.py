@@ -89,8 +89,16 @@ def real_nights(undisturbed: FinishedNight, world: dict[str, Any], tmp_path_fact
     settings = configure(config)
     with Warehouse.open(settings.warehouse_path) as wh:
         head = wh.scalar("SELECT checkpoint_id FROM heads WHERE lineage = 'main' ORDER BY seq DESC LIMIT 1")
-        save_check(wh, ServingCheck(lineage="main", url="http://127.0.0.1:8000", model="m", checkpoint_id=head,
-                                    asked_at=datetime.now(UTC), verdict="agrees", sentence="64 of 64 canaries agree."))  # fmt: skip
+        check = ServingCheck(
+            lineage="main",
+            url="http://127.0.0.1:8000",
+            model="m",
+            checkpoint_id=head,
+            asked_at=datetime.now(UTC),
+            verdict="agrees",
+            sentence="64 of 64 canaries agree.",
+        )
+        save_check(wh, check)
     assert publish_copy(settings)
     yield Shown(settings, "night-01", "Q243427", "Adalbert")
 
