@@ -223,7 +223,13 @@ def test_alarms_that_are_set_again_keep_their_ids_and_a_changed_hour_changes_one
     def ids() -> dict[str, str]:
         return {one["name"]: one["id"] for one in server.post("/automations/filter", {})}
 
-    alerts = {name: server.environment[f"ERRATA_ALERTS__{name.upper()}"] for name in ("webhook", "link", "within", "every")}
+    env = server.environment
+    alerts = {
+        "webhook": env["ERRATA_ALERTS__WEBHOOK"],
+        "link": env["ERRATA_ALERTS__LINK"],
+        "within": env["ERRATA_ALERTS__WITHIN"],
+        "every": env["ERRATA_ALERTS__EVERY"],
+    }
     before = ids()
     with (
         temporary_settings({PREFECT_API_URL: server.api}),
