@@ -35,7 +35,8 @@ PLACES = {
 def spread(kind: str, places: str) -> EditableModel:
     """A tiny model over pretended accelerators, its embedding on the first."""
     plain = tiny(kind)
-    hf: Any = plain.hf.to(elsewhere())
+    hf: Any = plain.hf
+    hf.to(elsewhere())
     *blocks, norm, head = PLACES[places]
     for layer, where in enumerate(blocks):
         hf.get_submodule(plain.anatomy.block.format(layer=layer)).to(where)
