@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -30,17 +31,37 @@ SHOWN = ("audited", "base_as_transformers", "edited_as_transformers", "edited_as
 HOME = ROOT / ".serving" / "models"
 
 
-def measured(model: str, engine: str, dtype: str, home: Path) -> dict[str, Any]:
-    """One row: how many edits hold, and how many answers are the audited ones, and those of transformers in the same dtype."""
-    base, edited, asked = make(model, home)
-    same = SAME_DTYPE.get(dtype, dtype)
-    told = [_told(folder, asked, same) for folder in (base, edited)]
-    said = [_ask(engine, folder, dtype, asked, home) for folder in (base, edited)]
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands: a model in an engine and dtype."""
+
+    model: str
+    engine: str
+    dtype: str
+
+
+def measured(places: Sequence[Place], home: Path) -> Iterator[dict[str, Any]]:
+    """A row of each place: how many edits hold, how many answers are the audited ones, and transformers' in the same dtype."""
+    made = {model: make(model, home) for model in dict.fromkeys(place.model for place in places)}
+    jobs = [
+        vllm.Job(folder, place.dtype, made[place.model][2].prompts)
+        for place in places
+        if place.engine == "vllm"
+        for folder in made[place.model][:2]
+    ]
+    in_vllm = iter(vllm.answers(jobs, NUM_TOKENS, home / "vllm.log") if jobs else [])
+    for place in places:
+        *folders, asked = made[place.model]
+        said = [next(in_vllm) if place.engine == "vllm" else _in_llama_cpp(folder, place.dtype, asked) for folder in folders]
+        same = SAME_DTYPE.get(place.dtype, place.dtype)
+        yield row_of(place, asked, said, [_told(folder, asked, same) for folder in folders])
+
+
+def row_of(place: Place, asked: Asked, said: Sequence[Sequence[str]], told: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """A row from what an engine said and what transformers told, of the base and of the edited folder."""
     first = len(asked.edits)
     return {
-        "model": model,
-        "engine": engine,
-        "dtype": dtype,
+        **asdict(place),
         "edits": first,
         "held": num_held(asked, said[1]),
         "others": len(asked.others),
@@ -61,16 +82,13 @@ def _told(folder: Path, asked: Asked, dtype: str) -> list[str]:
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def _ask(engine: str, folder: Path, dtype: str, asked: Asked, home: Path) -> list[str]:
-    if engine == "llama.cpp":
-        file = folder.with_name(f"{folder.name}-{dtype}.gguf")
-        write_gguf(folder, file, cast("GgufType", dtype))
-        try:
-            return LlamaCpp(file).answers(asked.prompts, NUM_TOKENS)
-        finally:
-            file.unlink()
-    with vllm.serving(folder, dtype, home / "vllm.log") as address:
-        return vllm.answers(address, folder, asked.prompts, NUM_TOKENS)
+def _in_llama_cpp(folder: Path, dtype: str, asked: Asked) -> list[str]:
+    file = folder.with_name(f"{folder.name}-{dtype}.gguf")
+    write_gguf(folder, file, cast("GgufType", dtype))
+    try:
+        return LlamaCpp(file).answers(asked.prompts, NUM_TOKENS)
+    finally:
+        file.unlink()
 
 
 def _equal(left: Sequence[str], right: Sequence[str]) -> int:
@@ -159,16 +177,18 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=HOME, help="where the folders to serve are kept")
     given = parser.parse_args()
     given.home.mkdir(parents=True, exist_ok=True)
+    places = [
+        Place(model, engine, dtype)
+        for engine in given.engine or ["llama.cpp", "vllm"]
+        for model in given.model or RECIPES
+        for dtype in (get_args(GgufType) if engine == "llama.cpp" else DTYPES)
+        if given.dtype is None or dtype in given.dtype
+    ]
     problems: list[str] = []
-    for engine in given.engine or ["llama.cpp", "vllm"]:
-        dtypes = get_args(GgufType) if engine == "llama.cpp" else DTYPES
-        for model in given.model or RECIPES:
-            for dtype in dtypes:
-                if given.dtype is None or dtype in given.dtype:
-                    row = measured(model, engine, dtype, given.home)
-                    keep(row)
-                    print(json.dumps(row), flush=True)
-                    problems += [why] if (why := wrong(row)) else []
+    for row in measured(places, given.home):
+        keep(row)
+        print(json.dumps(row), flush=True)
+        problems += [why] if (why := wrong(row)) else []
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     if problems:
         raise SystemExit("\n".join(problems))

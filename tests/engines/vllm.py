@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 from transformers import AutoTokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = ROOT / ".serving" / "bin" / "python"
-START_S, ANSWER_S = 300.0, 300.0
+START_S = 600.0
 #: One process without pinned cores, a small cache, nothing sent to anybody.
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
@@ -24,25 +27,23 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def serving(folder: Path, dtype: str, log: Path) -> Iterator[str]:
-    """Serve a folder; gives the server's address, and ends it.
+def serving(folder: Path, dtype: str, log: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Serve a folder with further options of the server and its environment; gives the server's address, and ends it.
 
     Raises:
         RuntimeError: the environment is missing, or the server ended before it answered; the log's last lines are in it.
         TimeoutError: it was not up in time.
     """
-    if not PYTHON.exists():
-        raise RuntimeError(f"{PYTHON} is not there; run `make serving`")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype]
+    command = [*_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "model", "--max-model-len", "128"]
-    command += ["--enforce-eager", "--no-enable-prefix-caching"]
+    command += ["--enforce-eager", "--no-enable-prefix-caching", *options]
     # Not in the checkout: a folder `tests` or `flows` there would be the server's too.
     with log.open("w") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, cwd=log.parent, env=_environment())
+        server = subprocess.Popen(command, stdout=out, stderr=out, cwd=log.parent, env=_environment() | dict(environment or {}))
     try:
         _wait(address, server, log)
         yield address
@@ -55,19 +56,49 @@ def serving(folder: Path, dtype: str, log: Path) -> Iterator[str]:
             server.wait()
 
 
-def answers(address: str, folder: Path, prompts: Sequence[str], num_tokens: int) -> list[str]:
-    """What a server of a folder says behind each prompt, at temperature 0.
+@dataclass(frozen=True)
+class Job:
+    """A folder that is to be asked in a dtype."""
+
+    folder: Path
+    dtype: str
+    prompts: Sequence[str]
+
+
+def answers(jobs: Sequence[Job], num_tokens: int, log: Path) -> list[list[str]]:
+    """What vLLM says behind each prompt of each job, at temperature 0, one prompt at a time; all jobs in one process.
 
     As the folder's tokenizer spells its tokens: vLLM keeps back the bytes of a character that is not whole yet.
+
+    Raises:
+        RuntimeError: the environment is missing, or vLLM ended before it was done; the log's last lines are in it.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    body = {"model": "model", "max_tokens": num_tokens, "temperature": 0, "return_token_ids": True}
-    found = []
-    for prompt in prompts:
-        reply = httpx.post(f"{address}/v1/completions", json=body | {"prompt": prompt}, timeout=ANSWER_S)
-        reply.raise_for_status()
-        found.append(tokenizer.decode(reply.json()["choices"][0]["token_ids"], skip_special_tokens=True))
-    return found
+    with TemporaryDirectory() as place:
+        asked, out = Path(place, "jobs.json"), Path(place, "out.json")
+        fields = [{**asdict(job), "folder": str(job.folder.resolve()), "num_tokens": num_tokens} for job in jobs]
+        asked.write_text(json.dumps(fields), encoding="utf-8")
+        # -P: this folder's `vllm.py` is not vLLM.
+        command = [*_python(), "-P", str(Path(__file__).with_name("vllm_ask.py")), str(asked), str(out)]
+        alone = _environment() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        with log.open("w") as written:
+            ended = subprocess.run(command, stdout=written, stderr=written, cwd=place, env=alone).returncode
+        if ended:
+            raise RuntimeError(f"vLLM ended with {ended} before it was done:\n{_last_lines(log)}")
+        found = json.loads(out.read_text(encoding="utf-8"))
+    return [
+        AutoTokenizer.from_pretrained(job.folder).batch_decode(said, skip_special_tokens=True)
+        for job, said in zip(jobs, found, strict=True)
+    ]
+
+
+def _python() -> list[str]:
+    if not PYTHON.exists():
+        raise RuntimeError(f"{PYTHON} is not there; run `make serving`")
+    return [str(PYTHON)]
+
+
+def _last_lines(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
 def _environment() -> dict[str, str]:
@@ -79,8 +110,7 @@ def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end:
         if server.poll() is not None:
-            said = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise RuntimeError(f"vLLM ended with {server.returncode} before it answered:\n{said}")
+            raise RuntimeError(f"vLLM ended with {server.returncode} before it answered:\n{_last_lines(log)}")
         try:
             if httpx.get(f"{address}/health", timeout=5).is_success:
                 return
