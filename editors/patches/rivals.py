@@ -7,15 +7,12 @@ what is brought up to date pair by pair equals what is computed from nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from editors.exact import grid_product, on_grid
-
-if TYPE_CHECKING:
-    from editors.patches.slots import Slot
 
 #: Slots whose filters and states are met at once.
 FILTERS_AT_ONCE, STATES_AT_ONCE = 256, 512
@@ -23,7 +20,23 @@ FILTERS_AT_ONCE, STATES_AT_ONCE = 256, 512
 GONE = "\0"
 
 
-class Rivals:
+class Met(Protocol):
+    """What is needed of a slot: its filter answers to states around its mean."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def states(self) -> Tensor: ...
+    @property
+    def filter(self) -> Tensor: ...
+    @property
+    def mean(self) -> Tensor: ...
+
+
+SlotT = TypeVar("SlotT", bound=Met)
+
+
+class Rivals(Generic[SlotT]):
     """The largest answers of a set of slots, and whose state each is to.
 
     Attributes:
@@ -31,12 +44,12 @@ class Rivals:
     """
 
     def __init__(self) -> None:
-        self._slots: dict[str, Slot] = {}
+        self._slots: dict[str, SlotT] = {}
         self._most: dict[str, float] = {}
         self._by: dict[str, str] = {}
         self.pairs = 0
 
-    def answers(self, slots: Sequence[Slot]) -> Tensor:
+    def answers(self, slots: Sequence[SlotT]) -> Tensor:
         """(slots,) the largest answer of each slot's filter to the states of any other of them; -inf where there is no other.
 
         What was there before and is the same object now is met with what is new alone; where the slot that gave the largest
@@ -56,17 +69,17 @@ class Rivals:
         self._by = {subject: by for subject, by in self._by.items() if subject in self._slots}
         return torch.tensor([self._most[s.subject] for s in slots], dtype=torch.float32)
 
-    def found(self) -> Mapping[str, tuple[Slot, float, str | None]]:
+    def found(self) -> Mapping[str, tuple[SlotT, float, str | None]]:
         """By subject: the slot, its largest answer, and the subject of the slot that this is to."""
         return {subject: (slot, self._most[subject], self._by.get(subject)) for subject, slot in self._slots.items()}
 
-    def take(self, found: Mapping[str, tuple[Slot, float, str | None]]) -> None:
+    def take(self, found: Mapping[str, tuple[SlotT, float, str | None]]) -> None:
         """Go on from what was `found` of these very slots before; a rival that is none of them is `GONE`."""
         self._slots = {subject: slot for subject, (slot, _, _) in found.items()}
         self._most = {subject: most for subject, (_, most, _) in found.items()}
         self._by = {subject: by for subject, (_, _, by) in found.items() if by is not None}
 
-    def _meet(self, rows: Sequence[Slot], others: Sequence[Slot]) -> None:
+    def _meet(self, rows: Sequence[SlotT], others: Sequence[SlotT]) -> None:
         if not rows or not others:
             return
         places = {other.subject: at for at, other in enumerate(others)}
@@ -81,7 +94,7 @@ class Rivals:
                     own = torch.tensor([places.get(s.subject, -1) for s in slots])
                     self._note(slots, own, others, owner, grid_product(on_grid(torch.stack([s.filter for s in slots])), around))
 
-    def _note(self, slots: Sequence[Slot], own: Tensor, others: Sequence[Slot], owner: Tensor, answers: Tensor) -> None:
+    def _note(self, slots: Sequence[SlotT], own: Tensor, others: Sequence[SlotT], owner: Tensor, answers: Tensor) -> None:
         answers[owner[None, :] == own[:, None]] = float("-inf")
         self.pairs += len(slots) * len(owner.unique())
         best, at = answers.max(1)
@@ -90,7 +103,7 @@ class Rivals:
                 self._most[slot.subject], self._by[slot.subject] = answer, others[to].subject
 
 
-def by_mean(slots: Sequence[Slot]) -> list[tuple[Tensor, Tensor]]:
+def by_mean(slots: Sequence[Met]) -> list[tuple[Tensor, Tensor]]:
     """(mean, rows of its slots): one pair for each preparation that slots come from, nearly always one in all."""
     groups: dict[bytes, tuple[Tensor, list[int]]] = {}
     for row, slot in enumerate(slots):

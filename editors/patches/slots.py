@@ -135,7 +135,7 @@ class Opened:
         return where, total
 
 
-def gates_of(slots: Sequence[Slot], gap_share: float, ramp_share: float, rivals: Rivals | None = None) -> SlotGates:
+def gates_of(slots: Sequence[Slot], gap_share: float, ramp_share: float, rivals: Rivals[Slot] | None = None) -> SlotGates:
     """Thresholds between each slot's smallest own answer and its largest answer to anything else known.
 
     Anything else: the bank, and the states of every other slot. The ramp begins at `gap_share` of the way from foreign
@@ -162,9 +162,9 @@ def gates_of(slots: Sequence[Slot], gap_share: float, ramp_share: float, rivals:
 class SlotBook:
     """The active slots of one site; the gates are made when they are next needed."""
 
-    def __init__(self, gap_share: float, ramp_share: float, device: torch.device, rivals: Rivals | None = None) -> None:
+    def __init__(self, gap_share: float, ramp_share: float, device: torch.device, rivals: Rivals[Slot] | None = None) -> None:
         self.slots: dict[str, Slot] = {}
-        self.rivals = rivals or Rivals()
+        self.rivals: Rivals[Slot] = rivals or Rivals()
         self.gap_share, self.ramp_share, self.device = gap_share, ramp_share, device
         #: Off while an edit looks at the base model.
         self.silent = False

@@ -35,7 +35,7 @@ def recall_rivals(path: Path, book: SlotBook) -> None:
     )
 
 
-def keep_rivals(path: Path, rivals: Rivals) -> None:
+def keep_rivals(path: Path, rivals: Rivals[Slot]) -> None:
     """Write what was found of the last set of slots."""
     found = rivals.found()
     place = {subject: at for at, subject in enumerate(found)}

@@ -10,7 +10,7 @@ from types import TracebackType
 from checks.predictor import Predictor
 from editors.model import EditableModel
 from editors.patches.rivals import Rivals
-from editors.patches.slots import SlotBook, slots_name
+from editors.patches.slots import Slot, SlotBook, slots_name
 from editors.proof.folder import Proofs, asked_alone, kept_proofs, proof_folder
 from editors.proof.kept_rivals import keep_rivals, rivals_file
 from editors.proof.proved import Proved, slot_site
@@ -27,7 +27,7 @@ class Asking(AbstractContextManager["Asking"]):
         self._stack = ExitStack()
         self._kept: dict[str, Proofs | None] = {}
         self._made: list[Proved] = []
-        self._rivals: dict[Path, Rivals] = {}
+        self._rivals: dict[Path, Rivals[Slot]] = {}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
