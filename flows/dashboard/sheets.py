@@ -86,7 +86,7 @@ def as_csv(rows: Sequence[BaseModel]) -> str:
     """All fields of the rows with a header; a text that a spreadsheet would run gets a quote before it."""
     out = io.StringIO()
     plain = [row.model_dump(mode="json") for row in rows]
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out)
     if plain:
         writer.writerow(plain[0])
     for row in plain:

@@ -96,6 +96,11 @@ def night_run(wh: Warehouse, night: str, lineage: str) -> RunState:
     return found
 
 
+def nights_run(wh: Reader, lineage: str) -> frozenset[str]:
+    """Nights that were begun on a lineage; what they brought is known to all lineages."""
+    return frozenset(row["night"] for row in wh.rows("SELECT night FROM runs WHERE lineage = ?", [lineage]))
+
+
 def decided_on(wh: Warehouse, run: RunState) -> tuple[EvaluationReport, GateDecision] | None:
     """What a night was decided on last, and how; None where it came to no decision."""
     decision_id = run.line.details.get("decision_id")

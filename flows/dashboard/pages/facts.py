@@ -14,6 +14,7 @@ from warehouse.dashboard.fact import (
     find_subjects,
     subject_of,
 )
+from warehouse.dashboard.night import nights_run
 from warehouse.errors import NotFound
 
 
@@ -46,7 +47,9 @@ def fact(asked: PageQuestion) -> Page:
     edits = edits_of_subject(wh, key, lineage)
     answers, total = answers_of_subject(wh, key, lineage, limit=asked.limit, offset=asked.offset)
     sheets = (
-        Sheet("believed", "On Wikidata's side", _believed(lineage), believed_of(wh, key), empty="no fact"),
+        Sheet(
+            "believed", "On Wikidata's side", _believed(lineage, nights_run(wh, lineage)), believed_of(wh, key), empty="no fact"
+        ),
         Sheet("edits", "On the model's side", _edits(lineage), edits, empty=f"no edit on lineage {lineage}"),
         Sheet("answers", "Answers at each checkpoint", _answers(lineage), answers, total, "it was never asked"),
     )
@@ -58,15 +61,18 @@ def fact(asked: PageQuestion) -> Page:
     return Page(hit.subject, "fact.html", sheets, {"hit": hit, "edits": edits, "reverts": reverts})
 
 
-def _believed(lineage: str) -> tuple[Column, ...]:
+def _believed(lineage: str, ran: frozenset[str]) -> tuple[Column, ...]:
+    def link(night: str | None) -> str | None:
+        return _night(lineage, night) if night in ran else None
+
     return (
         Column("label", "relation"),
         Column("relation", "id", "code"),
         Column("object", "value"),
         Column("valid_from", "holds from", "time"),
         Column("valid_to", "holds to", "time"),
-        Column("known_from_night", "believed from", "night", link=lambda row: _night(lineage, row.known_from_night)),
-        Column("known_to_night", "believed to", "night", link=lambda row: _night(lineage, row.known_to_night)),
+        Column("known_from_night", "believed from", "night", link=lambda row: link(row.known_from_night)),
+        Column("known_to_night", "believed to", "night", link=lambda row: link(row.known_to_night)),
         Column("revision", "revision", "code"),
     )
 

@@ -119,7 +119,7 @@ def _nights() -> list[str]:
                    moment + INTERVAL 20 MINUTE AS finished_at, 1200.5 AS seconds, $records AS records, $edits AS accepted,
                    $edits AS edited, '{{}}'::JSON AS scores, verdict, id AS checkpoint_id,
                    json_object('decision_id', sha256('decision ' || n), 'reached_after',
-                       json_object('received', 10.0, 'validated', 60.0, 'edited', 400.0, 'evaluated', 1000.0, 'decided', 1001.0)) AS details
+                       json_object('received', 10.0, 'edited', 400.0, 'evaluated', 1000.0, 'decided', 1001.0)) AS details
                    FROM ({_DAYS})""",
     ]
 

@@ -6,11 +6,13 @@ import csv
 import html
 import io
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from urllib.parse import urljoin
 
 import pytest
 from fastapi.testclient import TestClient
+from markupsafe import escape
 
 from flows.dashboard.app import PAGES
 from tests.flows.dashboard.conftest import GENERATED_NIGHTS, Shown
@@ -20,6 +22,7 @@ from warehouse.records import Record
 NAMES = ("overview", "nights", "night", "record", "facts", "fact", "queue", "lineage", "leaderboards", "audit", "entry",
          "policies", "policy")  # fmt: skip
 MOST_BYTES = 100_000
+OF_A_SHAPE = 3
 
 
 class Found(HTMLParser):
@@ -44,13 +47,15 @@ class Found(HTMLParser):
                 self.loaded.append(value or "")
 
 
-def crawl(client: TestClient, start: str, most: int = 400) -> dict[str, int]:
-    """Status of every address of this dashboard that links lead to from `start` on."""
-    waiting, seen = [start], {}
-    while waiting and len(seen) < most:
+def crawl(client: TestClient, start: str) -> dict[str, int]:
+    """Status of what links lead to from `start` on; of addresses that differ only in what they name, of the first few."""
+    waiting, seen, alike = [start], {}, Counter()
+    while waiting:
         address = waiting.pop(0).partition("#")[0]
-        if address in seen:
+        shape = re.sub(r"=[^&]*|[^/?]*\d[^/?]*", "=", address)
+        if address in seen or alike[shape] == OF_A_SHAPE:
             continue
+        alike[shape] += 1
         answer = client.get(address)
         seen[address] = answer.status_code
         if answer.headers["content-type"].startswith("text/html") and not address.endswith("/evidently"):
@@ -90,7 +95,9 @@ def test_curves_of_many_nights_fit_a_page(many: TestClient) -> None:
 def test_every_link_from_the_overview_on_holds(real: TestClient) -> None:
     seen = crawl(real, "/")
     assert not {address: code for address, code in seen.items() if code != 200}
-    assert any("/nights/careful/night-01" in address for address in crawl(real, "/nights?lineage=careful"))
+    assert {"/nights/main/night-01", "/nights/main/night-01/evidently", "/lineage/careful", "/nights/careful/night-01"} <= set(
+        seen
+    )
     assert len(seen) > 60
 
 
@@ -99,7 +106,8 @@ def test_each_table_is_behind_its_page_as_csv_and_json(real: TestClient, real_ni
     text = real.get(real_nights.addresses()[name]).text
     files = sorted({html.unescape(link) for link in Found(text).links if link.startswith("/data/")})
     assert len(files) % 2 == 0
-    if name not in ("record", "entry"):
+    # Nothing waits in the queue of these nights.
+    if name not in ("record", "entry", "queue"):
         assert files
     for address in files:
         answer = real.get(address)
@@ -132,12 +140,12 @@ def test_no_label_becomes_markup(many: TestClient, real: TestClient, many_nights
 
 
 def test_a_label_that_is_markup_is_shown_as_text(many: TestClient, real: TestClient) -> None:
-    shown = html.escape(MARKUP, quote=True)
+    shown = str(escape(MARKUP))
     asked = (many.get("/fact?subject=Q8000"), many.get("/facts?q=alert"), many.get("/nights/main/night-2023-01-10"),
-             real.get("/nights/main/night-02"), real.get("/queue"))  # fmt: skip
+             real.get("/nights/main/night-02"))  # fmt: skip
     for answer in asked:
         assert shown in answer.text, answer.url
-    assert html.escape('"><script>', quote=True) in many.get("/facts", params={"q": '"><script>'}).text
+    assert str(escape('"><script>')) in many.get("/facts", params={"q": '"><script>'}).text
 
 
 def test_what_a_search_looks_for_is_found(real: TestClient) -> None:
@@ -182,7 +190,7 @@ def test_the_overview_says_what_is_served_and_what_servers_said(real: TestClient
     text = real.get("/").text
     assert '<a href="/nights/main/night-02">' in text
     assert "64 of 64 canaries agree." in text
-    assert "made just now" in text
+    assert re.search(r"made (just now|\d+ minutes? ago)", text)
 
 
 def test_a_day_without_a_night_is_missing(many: TestClient) -> None:
@@ -258,4 +266,4 @@ def test_a_cell_that_a_spreadsheet_would_run_is_quoted() -> None:
         text: str
         number: float
 
-    assert as_csv([Row(text="=1+1", number=-1.0), Row(text="@x", number=2.0)]) == "text,number\n'=1+1,-1.0\n'@x,2.0\n"
+    assert as_csv([Row(text="=1+1", number=-1.0), Row(text="@x", number=2.0)]) == "text,number\r\n'=1+1,-1.0\r\n'@x,2.0\r\n"
