@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from flows.dashboard import addresses
-from flows.dashboard.asking import PageQuestion, MakePage, Page
+from flows.dashboard.asking import MakePage, Page, PageQuestion
 from flows.dashboard.door import REPORT_POLICY, Door
 from flows.dashboard.pages.facts import fact, facts
 from flows.dashboard.pages.leaderboards import leaderboards

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from flows.dashboard.addresses import fact_page, night_page
-from flows.dashboard.asking import PageQuestion, Page
+from flows.dashboard.asking import Page, PageQuestion
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.fact import (
     answers_of_subject,

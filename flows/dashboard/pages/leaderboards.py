@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from flows.dashboard.asking import PageQuestion, Page
+from flows.dashboard.asking import Page, PageQuestion
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.measured import SHOWN, MeasuredLine, measured_here, measured_in
 from warehouse.errors import NotFound

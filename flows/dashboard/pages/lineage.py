@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.dashboard.addresses import night_page
-from flows.dashboard.asking import PageQuestion, Page
+from flows.dashboard.asking import Page, PageQuestion
 from flows.dashboard.figures import graph
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.lineage import checkpoint_lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from flows.dashboard.addresses import fact_page, night_page, policy_page, record_page
-from flows.dashboard.asking import PageQuestion, Page
+from flows.dashboard.asking import Page, PageQuestion
 from flows.dashboard.figures import funnel as funnel_figure
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.night import (

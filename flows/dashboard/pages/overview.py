@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from flows.dashboard.addresses import night_page
-from flows.dashboard.asking import PageQuestion, Page
+from flows.dashboard.asking import Page, PageQuestion
 from flows.dashboard.figures import curve
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.overview import (

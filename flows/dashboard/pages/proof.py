@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from flows.dashboard.addresses import entry_page, policy_page
-from flows.dashboard.asking import PageQuestion, Page
+from flows.dashboard.asking import Page, PageQuestion
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.proof import (
     PolicyLine,

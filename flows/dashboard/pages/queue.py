@@ -6,7 +6,7 @@ import shlex
 from typing import cast, get_args
 
 from flows.dashboard.addresses import record_page
-from flows.dashboard.asking import PageQuestion, Page
+from flows.dashboard.asking import Page, PageQuestion
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.nights.quarantine import QuarantineEntry, State, entries, entries_by_state
 
