@@ -97,8 +97,8 @@ def next_night(settings: Settings) -> str:
         NotFound: all of them are finished.
         SourceError: the source cannot be read.
     """
+    available = nights_of(settings)
     with warehouse(settings) as wh:
-        available = nights_of(settings)
         for night in available:
             run = run_of(wh, night, settings.lineage)
             if run is None or run.state != RUN_STATES[-1]:
@@ -120,12 +120,13 @@ def begin(settings: Settings, night: str, *, late: bool = False) -> Night:
     check_name(night)
     with warehouse(settings) as wh:
         known = run_of(wh, night, settings.lineage)
-        if known is not None and known.state == RUN_STATES[-1]:
-            raise NightClosed(known.line)
-        # A night need not be of the source (a revert is none); one that must be says so when it is read.
-        listed: tuple[str, ...] = ()
-        with suppress(SourceError):
-            listed = nights_of(settings)
+    if known is not None and known.state == RUN_STATES[-1]:
+        raise NightClosed(known.line)
+    # A night need not be of the source (a revert is none); one that must be says so when it is read.
+    listed: tuple[str, ...] = ()
+    with suppress(SourceError):
+        listed = nights_of(settings)
+    with warehouse(settings) as wh:
         register(wh, (*listed[: listed.index(night)], night) if night in listed else (night,))
         if late and move_last(wh, night):
             log.warning("night %s now follows every night received so far", night)

@@ -36,8 +36,8 @@ def nights_of(settings: Settings) -> tuple[str, ...]:
     Raises:
         SourceError: the source cannot be read.
     """
+    named = (*streamed(settings), *source_of(settings).nights())
     with warehouse(settings) as wh:
-        named = (*streamed(settings), *source_of(settings).nights())
         return tuple(in_order(wh, named))
 
 
