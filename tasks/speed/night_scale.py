@@ -33,6 +33,8 @@ from warehouse.database.connection import Warehouse
 from warehouse.probe_identity import make_probe, make_probe_set
 from warehouse.questions import Question
 from warehouse.records import Probe, ProbeKind, ProbeSet
+from warehouse.world.queries import subjects_beside
+from warehouse.world.templates import templates_of
 
 #: Bytes of proofs that are kept: all.
 NO_LIMIT = 1 << 40
@@ -65,7 +67,7 @@ def night_scale(context: BenchContext) -> Case:
     prepared = prepared_for(editor, model, calibration(context.world).corpus, context.settings.preparations)
     space = SubjectSpace(prepared.tensors["mean"], prepared.tensors["precision"], prepared.tensors["bank"])
     site = model.anatomy.mlp.format(layer=config.layer)
-    names, wordings = _subjects(context.world), _wordings(context.world)
+    names, wordings = subjects_beside(context.world, ()), _wordings(context.world)
     made_up = [f"{a.split()[0]} {b.split()[-1]}" for a, b in zip(names, reversed(names), strict=True)]
     made_up = list(dict.fromkeys([*made_up, *(f"{a} {b.split()[-1]}" for a, b in zip(names, names[7:], strict=False))]))
     most = max(sizes.scale_edits) + sizes.scale_tonight
@@ -203,14 +205,10 @@ def _asked(probe: Probe) -> Question:
     return Question(probe.prompt, probe.targets[0])
 
 
-def _subjects(world: Warehouse) -> list[str]:
-    rows = world.rows("SELECT DISTINCT subject FROM facts ORDER BY md5(subject)")
-    return [row["subject"] for row in rows]
-
-
 def _wordings(world: Warehouse) -> list[str]:
-    rows = world.rows("SELECT prompt FROM templates ORDER BY idx, relation")
-    return [row["prompt"] for row in rows if "{s}" in row["prompt"]]
+    """The first wording of each relation, then the second of each, and so on."""
+    ranked = [(at, relation, prompt) for relation, t in templates_of(world).items() for at, prompt in enumerate(t.prompts)]
+    return [prompt for _, _, prompt in sorted(ranked)]
 
 
 def _questions(kind: ProbeKind, names: Sequence[str], wordings: Sequence[str], count: int) -> list[Probe]:
