@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from flows.dashboard.addresses import fact_page, night_page
-from flows.dashboard.asking import Asked, Page
+from flows.dashboard.asking import Page, Visit
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.fact import (
     answers_of_subject,
@@ -18,7 +18,7 @@ from warehouse.dashboard.night import nights_run
 from warehouse.errors import NotFound
 
 
-def facts(asked: Asked) -> Page:
+def facts(asked: Visit) -> Page:
     """Subjects whose label contains what is looked for."""
     words = asked.text("q")
     hits, total = find_subjects(asked.wh, words, limit=asked.limit, offset=asked.offset)
@@ -34,7 +34,7 @@ def facts(asked: Asked) -> Page:
     return Page("Facts", "facts.html", (sheet,), {"words": words})
 
 
-def fact(asked: Asked) -> Page:
+def fact(asked: Visit) -> Page:
     """One subject on one lineage.
 
     Raises:

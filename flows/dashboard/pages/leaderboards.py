@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from flows.dashboard.asking import Asked, Page
+from flows.dashboard.asking import Page, Visit
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.measured import SHOWN, MeasuredLine, measured_here, measured_in
 from warehouse.errors import NotFound
@@ -19,7 +19,7 @@ SOURCES: dict[str, str | None] = {
 }
 
 
-def leaderboards(asked: Asked) -> Page:
+def leaderboards(asked: Visit) -> Page:
     """One setting of one source: lines that may be compared.
 
     Raises:
