@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from flows.dashboard import addresses
-from flows.dashboard.asking import MakePage, Page, PageQuestion
+from flows.dashboard.asking import MakePage, Page, Visit
 from flows.dashboard.door import REPORT_POLICY, Door
 from flows.dashboard.pages.facts import fact, facts
 from flows.dashboard.pages.leaderboards import leaderboards
@@ -168,11 +168,11 @@ def _code(error: WarehouseError | UsageError) -> int:
 # ------------------------------------------------------------ questions and pages
 
 
-def _asked(shelf: Shelf, wh: Any, request: Request, path: str, *, for_file: bool = False) -> PageQuestion:
+def _asked(shelf: Shelf, wh: Any, request: Request, path: str, *, for_file: bool = False) -> Visit:
     names = lineages(wh)
     named: Mapping[str, str] = request.path_params
     wanted = named.get("lineage", request.query_params.get("lineage", ""))
-    return PageQuestion(
+    return Visit(
         wh=wh,
         path=path,
         named=named,
@@ -184,7 +184,7 @@ def _asked(shelf: Shelf, wh: Any, request: Request, path: str, *, for_file: bool
     )
 
 
-def _render(shelf: Shelf, asked: PageQuestion, page: Page) -> str:
+def _render(shelf: Shelf, asked: Visit, page: Page) -> str:
     def file_of(sheet: Sheet, form: str) -> str:
         query = {name: value for name, value in asked.query.items() if name != "page"}
         return addresses.with_query(f"{_files(asked.path)}/{sheet.name}.{form}", **query)

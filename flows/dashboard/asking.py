@@ -17,7 +17,7 @@ ROWS_OF_A_FILE = 10_000
 
 
 @dataclass(frozen=True)
-class PageQuestion:
+class Visit:
     """One question to a page.
 
     Attributes:
@@ -93,4 +93,4 @@ class Page:
 
 
 #: Every page is a function of this shape.
-MakePage = Callable[[PageQuestion], Page]
+MakePage = Callable[[Visit], Page]

@@ -13,7 +13,7 @@ from tests.warehouse.world import request, update, verdict
 from warehouse.database.connection import Warehouse
 from warehouse.database.migrate import SQL_FOLDER, migrate
 from warehouse.errors import Conflict
-from warehouse.night_names import check_name, natural
+from warehouse.night_names import check_name, day_of, natural
 from warehouse.nights.order import free_night, in_order, move_last, register
 from warehouse.records import Fact
 from warehouse.sources.recorded import RecordedSource
@@ -188,3 +188,15 @@ def test_a_judged_night_of_an_old_home_stays_where_it_was_received(tmp_path: Pat
     path = old_home(tmp_path, ("night-1", None), ("night-3", None), came=came, judged=came[:3])
     with Warehouse.open(path) as wh:
         assert nights(wh) == ["night-1", "night-2", "night-3", "night-10", "night-9"]
+
+
+@pytest.mark.parametrize(
+    ("night", "day"),
+    [
+        ("night-2026-11-28", "2026-11-28"), ("night-2026-11-28-02", "2026-11-28"), ("2026-02-28", "2026-02-28"),
+        ("night-2026-02-30", None), ("night-01", None), ("revert-2026-11-28", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_night_that_is_named_by_a_day_is_of_that_day(night: str, day: str | None) -> None:
+    found = day_of(night)
+    assert (found and f"{found:%Y-%m-%d}") == day

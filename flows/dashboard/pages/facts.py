@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from flows.dashboard.addresses import fact_page, night_page
-from flows.dashboard.asking import Page, PageQuestion
+from flows.dashboard.asking import Page, Visit
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.fact import (
     answers_of_subject,
@@ -18,7 +18,7 @@ from warehouse.dashboard.night import nights_run
 from warehouse.errors import NotFound
 
 
-def facts(asked: PageQuestion) -> Page:
+def facts(asked: Visit) -> Page:
     """Subjects whose label contains what is looked for."""
     words = asked.text("q")
     hits, total = find_subjects(asked.wh, words, limit=asked.limit, offset=asked.offset)
@@ -34,7 +34,7 @@ def facts(asked: PageQuestion) -> Page:
     return Page("Facts", "facts.html", (sheet,), {"words": words})
 
 
-def fact(asked: PageQuestion) -> Page:
+def fact(asked: Visit) -> Page:
     """One subject on one lineage.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from flows.dashboard.asking import Page, PageQuestion
+from flows.dashboard.asking import Page, Visit
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.measured import SHOWN, MeasuredLine, measured_here, measured_in
 from warehouse.errors import NotFound
@@ -19,7 +19,7 @@ SOURCES: dict[str, str | None] = {
 }
 
 
-def leaderboards(asked: PageQuestion) -> Page:
+def leaderboards(asked: Visit) -> Page:
     """One setting of one source: lines that may be compared.
 
     Raises:
@@ -28,7 +28,7 @@ def leaderboards(asked: PageQuestion) -> Page:
     source = asked.one_of("source", tuple(SOURCES)) or "reference"
     lines = measured_here(asked.wh) if SOURCES[source] is None else _shipped(SHIPPED / str(SOURCES[source]))
     settings = list(dict.fromkeys(line.setting for line in lines))
-    number = asked.text("setting") or "1"
+    number = asked.text("setting") or str(_first(settings) + 1)
     if settings and not (number.isascii() and number.isdecimal() and 1 <= int(number[:6]) <= len(settings)):
         raise NotFound(f"{source} has no setting {number!r}; it has {len(settings)}")
     rows = [line for line in lines if settings and line.setting == settings[int(number) - 1]]
@@ -59,6 +59,11 @@ def leaderboards(asked: PageQuestion) -> Page:
 @cache
 def _shipped(path: Path) -> tuple[MeasuredLine, ...]:
     return tuple(measured_in(path))
+
+
+def _first(settings: list[tuple[str, str, str, int, int, str]]) -> int:
+    """The place of the setting that is asked for most: single modifications; the first one where there is none."""
+    return next((place for place, (task, _, mode, *_) in enumerate(settings) if (task, mode) == ("modification", "single")), 0)
 
 
 def _words(setting: tuple[str, str, str, int, int, str]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from flows.dashboard.addresses import night_page
-from flows.dashboard.asking import Page, PageQuestion
+from flows.dashboard.asking import Page, Visit
 from flows.dashboard.figures import graph
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.lineage import checkpoint_lines
 
 
-def lineage(asked: PageQuestion) -> Page:
+def lineage(asked: Visit) -> Page:
     """One page of the graph, and its knots as a table."""
     lines, total = checkpoint_lines(asked.wh, asked.lineage, limit=asked.limit, offset=asked.offset)
     columns = (

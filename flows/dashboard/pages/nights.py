@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from flows.dashboard.addresses import fact_page, night_page, policy_page, record_page
-from flows.dashboard.asking import Page, PageQuestion
+from flows.dashboard.asking import Page, Visit
 from flows.dashboard.figures import funnel as funnel_figure
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.night import (
@@ -52,7 +52,7 @@ class Failures(Record):
     of: int
 
 
-def nights(asked: PageQuestion) -> Page:
+def nights(asked: Visit) -> Page:
     """Every night of a lineage, newest first."""
     verdict = asked.one_of("verdict", VERDICTS)
     lines, total = night_lines(asked.wh, asked.lineage, limit=asked.limit, offset=asked.offset, verdict=verdict or None)
@@ -75,7 +75,7 @@ def nights(asked: PageQuestion) -> Page:
     return Page(f"Nights of {asked.lineage}", "nights.html", (sheet,), {"verdict": verdict, "verdicts": VERDICTS})
 
 
-def night(asked: PageQuestion) -> Page:
+def night(asked: Visit) -> Page:
     """One night of a lineage.
 
     Raises:
@@ -124,7 +124,7 @@ def night(asked: PageQuestion) -> Page:
     )
 
 
-def record(asked: PageQuestion) -> Page:
+def record(asked: Visit) -> Page:
     """A record as it was received, and what was decided of it.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from flows.dashboard.addresses import night_page
-from flows.dashboard.asking import Page, PageQuestion
+from flows.dashboard.asking import Page, Visit
 from flows.dashboard.figures import curve
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.overview import (
@@ -45,7 +45,7 @@ class ShownScore(Record):
     rule: str
 
 
-def overview(asked: PageQuestion) -> Page:
+def overview(asked: Visit) -> Page:
     """Production, the strip and the curves of one lineage.
 
     Raises:

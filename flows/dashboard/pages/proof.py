@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from flows.dashboard.addresses import entry_page, policy_page
-from flows.dashboard.asking import Page, PageQuestion
+from flows.dashboard.asking import Page, Visit
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.proof import (
     PolicyLine,
@@ -20,7 +20,7 @@ from warehouse.errors import NotFound
 from warehouse.lineages.reports import load_policy
 
 
-def audit(asked: PageQuestion) -> Page:
+def audit(asked: Visit) -> Page:
     """Whether the trail's links hold, and its entries."""
     kinds = trail_kinds(asked.wh)
     kind = asked.one_of("kind", tuple(k.kind for k in kinds))
@@ -42,7 +42,7 @@ def audit(asked: PageQuestion) -> Page:
     return Page("Audit trail", "audit.html", sheets, {"state": trail_state(asked.wh), "kind": kind, "kinds": kinds})
 
 
-def entry(asked: PageQuestion) -> Page:
+def entry(asked: Visit) -> Page:
     """One entry of the trail.
 
     Raises:
@@ -57,7 +57,7 @@ def entry(asked: PageQuestion) -> Page:
     )
 
 
-def policies(asked: PageQuestion) -> Page:
+def policies(asked: Visit) -> Page:
     """Every policy that decided, newest first."""
     columns = (
         Column("name", "policy", link=lambda line: policy_page(line.policy_digest)),
@@ -73,7 +73,7 @@ def policies(asked: PageQuestion) -> Page:
     return Page("Policies", "policies.html", (sheet,))
 
 
-def policy(asked: PageQuestion) -> Page:
+def policy(asked: Visit) -> Page:
     """One policy: its rules, and what is different in it from the one of its name that decided before.
 
     Raises:

@@ -6,14 +6,14 @@ import shlex
 from typing import cast, get_args
 
 from flows.dashboard.addresses import record_page
-from flows.dashboard.asking import Page, PageQuestion
+from flows.dashboard.asking import Page, Visit
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.nights.quarantine import QuarantineEntry, State, entries, entries_by_state
 
 STATES: tuple[State, ...] = get_args(State)
 
 
-def queue(asked: PageQuestion) -> Page:
+def queue(asked: Visit) -> Page:
     """Entries of one state; those that wait, where none is asked for."""
     state: State = cast(State, asked.one_of("state", STATES) or "waiting")
     counts = entries_by_state(asked.wh)

@@ -43,6 +43,7 @@ def test_a_page_renders_and_axe_finds_nothing_wrong(driver: Any, site: str, real
 
 
 def test_axe_finds_what_is_wrong(driver: Any, site: str) -> None:
+    prefer(driver, "light")
     driver.get(site + "/")
     driver.execute_script("document.querySelector('h1').style.color = '#ccc'; document.querySelector('nav a').textContent = ''")
     assert {rule for _, rule, _ in failings(driver)} >= {"color-contrast", "link-name"}

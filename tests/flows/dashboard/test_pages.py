@@ -14,7 +14,8 @@ import pytest
 from fastapi.testclient import TestClient
 from markupsafe import escape
 
-from flows.dashboard.app import PAGES
+from flows.dashboard.app import HERE, PAGES
+from tests.documents import wrong_in
 from tests.flows.dashboard.conftest import GENERATED_NIGHTS, Shown
 from tests.flows.dashboard.generated import MARKUP
 from warehouse.records import Record
@@ -239,6 +240,14 @@ def test_the_evidently_page_is_one_click_away_in_an_origin_of_its_own(real: Test
     answer = real.get("/nights/main/night-01/evidently")
     assert answer.status_code == 200 and len(answer.content) > MOST_BYTES
     assert answer.headers["content-security-policy"].startswith("sandbox allow-scripts;")
+
+
+def test_every_command_that_a_page_names_can_be_typed(real: TestClient, real_nights: Shown) -> None:
+    pages = [real.get(address).text for address in real_nights.addresses().values()]
+    advised = {html.unescape(line) for text in pages for line in re.findall(r"<code>(errata [^<]*)</code>", text)}
+    advised |= {line for path in HERE.rglob("*.html") for line in re.findall(r"<code>(errata [^<{]*)</code>", path.read_text())}
+    assert len(advised) > 5
+    assert not {line: why for line in advised if (why := wrong_in(line))}
 
 
 def test_a_policy_shows_what_changed_since_the_one_before() -> None:
