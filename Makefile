@@ -98,8 +98,9 @@ KILLS ?= 200
 kill: setup
 	$(BIN)/python -m tests.flows.kill --kills $(KILLS)
 
-## What llama.cpp and vLLM answer for the same folders, edited and not, beside transformers: the table of docs/ENGINES.md. vLLM
-## has an environment of its own (3.4 GB, not in CI); the three packages taken out are for pictures and sound.
+## What llama.cpp and vLLM answer for the same folders, edited and not, beside transformers: the table of docs/ENGINES.md; then
+## vLLM's server is given other weights while it runs. vLLM has an environment of its own (3.4 GB, not in CI); the three packages
+## taken out are for pictures and sound.
 SERVING := .serving
 $(SERVING)/.ready:
 	$(PYTHON) -m venv $(SERVING)
@@ -109,7 +110,9 @@ $(SERVING)/.ready:
 	touch $@
 
 serving: setup $(SERVING)/.ready
+	$(BIN)/errata models fetch smollm2
 	OMP_NUM_THREADS=2 $(BIN)/python -m tests.engines.measure
+	ERRATA_VLLM=1 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q tests/engines/test_vllm.py
 
 quality: setup
 	$(BIN)/python -m pytest -q -m quality

@@ -42,9 +42,14 @@ BASE, PROMOTED = "base", "promoted"
 
 
 def reload(address: str, folder: Path) -> httpx.Response:
-    """Load a folder's weights in place of those that a server has."""
+    """Load a folder's weights in place of those that a server has, as docs/SERVING.md says; gives the answer to that step."""
     body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}}
-    return httpx.post(f"{address}/collective_rpc", json=body, timeout=300)
+    httpx.post(f"{address}/pause", timeout=300).raise_for_status()
+    answer = httpx.post(f"{address}/collective_rpc", json=body, timeout=300)
+    if answer.is_success:
+        httpx.post(f"{address}/reset_prefix_cache", timeout=300).raise_for_status()
+        httpx.post(f"{address}/resume", timeout=300).raise_for_status()
+    return answer
 
 
 def asked(address: str, canaries: CanarySet, facts: EngineFacts, tmp_path: Path) -> ServingCheck:
