@@ -28,6 +28,8 @@ FILE = ROOT / "deployments" / "prefect.yaml"
 PREFECT = (sys.executable, "-m", "prefect")
 #: Seconds; several times what an idle machine of two cores needs, because tests share theirs with others.
 PATIENCE_S = 280.0
+#: Of one request: SQLite's lock may be another's for a while.
+ANSWER_S = 120.0
 SECRET = "a secret of the tests"
 
 
@@ -39,12 +41,12 @@ class Server:
     receiver: Receiver
 
     def get(self, path: str) -> Any:
-        return httpx.get(f"{self.api}{path}", timeout=30).raise_for_status().json()
+        return httpx.get(f"{self.api}{path}", timeout=ANSWER_S).raise_for_status().json()
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         def answer() -> Any:
             # 503: SQLite is locked by another request. Prefect's own client asks again as well.
-            found = httpx.post(f"{self.api}{path}", json=body, timeout=30)
+            found = httpx.post(f"{self.api}{path}", json=body, timeout=ANSWER_S)
             return None if found.status_code == 503 else found
 
         return wait_for("answer", answer, self.logs).raise_for_status().json()
