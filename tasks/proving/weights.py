@@ -36,6 +36,7 @@ class WeightsSeen(Record):
         elsewhere: parameters of which the engine shows nothing: their numbers were moved, or each process has a part.
         unknown: parameters that the checkpoint's folder has no tensor for, such as a tied head.
         why_not: why the engine showed none at all.
+        dtype: of the promoted tensors.
     """
 
     equal: int = 0
@@ -43,6 +44,7 @@ class WeightsSeen(Record):
     elsewhere: int = 0
     unknown: int = 0
     why_not: str = ""
+    dtype: str = ""
 
     @property
     def sentence(self) -> str:
@@ -56,7 +58,7 @@ class WeightsSeen(Record):
         if not self.different:
             return f"{compared} of its tensors are the promoted ones to the bit{more}"
         names = ", ".join(self.different[:SHOWN]) + (" and others" if len(self.different) > SHOWN else "")
-        why = " (another dtype, or another checkpoint)" if not self.equal else ""
+        why = f" (is the server's dtype {self.dtype}, as the promoted folder's?)" if not self.equal else ""
         return f"{len(self.different)} of {compared} tensors are not the promoted ones: {names}{why}{more}"
 
 
@@ -100,4 +102,4 @@ def compare_weights(facts: EngineFacts, shown: Mapping[str, str]) -> WeightsSeen
             elsewhere += 1
         else:
             different.append(name)
-    return WeightsSeen(equal=equal, different=tuple(different), elsewhere=elsewhere, unknown=unknown)
+    return WeightsSeen(equal=equal, different=tuple(different), elsewhere=elsewhere, unknown=unknown, dtype=facts.dtype)

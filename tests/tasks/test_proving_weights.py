@@ -63,4 +63,4 @@ def test_an_engine_that_has_moved_everything_shows_nothing() -> None:
 
 
 def test_where_nothing_is_equal_the_dtype_may_be_another() -> None:
-    assert "another dtype" in compare_weights(facts(a="1", b="2"), {"a": "3", "b": "4"}).sentence
+    assert "dtype float32, as the promoted" in compare_weights(facts(a="1", b="2"), {"a": "3", "b": "4"}).sentence
