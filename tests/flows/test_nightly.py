@@ -203,3 +203,25 @@ def test_a_pulled_model_answers_the_facts_that_were_edited_in(
         ids = tokenizer(row["prompt"], return_tensors="pt")
         out = model.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=1)
         assert tokenizer.decode(out[0, ids["input_ids"].shape[1] :]).strip().startswith(row["target_new"])
+
+
+def test_a_report_that_another_lineage_made_meanwhile_is_taken_as_it_is(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lineages may make the same candidate at once; what differs between their reports is how long edits took."""
+    from tasks.night import evaluate as evaluating
+    from tasks.settings import configure
+    from tasks.workspace import warehouse
+    from warehouse.lineages.reports import save_report
+
+    measured, theirs = evaluating.measure, []
+
+    def overtaken(*given: Any, **named: Any) -> Any:
+        report = measured(*given, **named)
+        slower = [s.model_copy(update={"value": 99.0}) if s.slice == "seconds_per_edit" else s for s in report.scores]
+        theirs.append(report.model_copy(update={"scores": tuple(slower)}))
+        with warehouse(configure(home.config)) as wh:
+            save_report(wh, theirs[-1])
+        return report
+
+    monkeypatch.setattr(evaluating, "measure", overtaken)
+    assert home.run().verdict == "promote"
+    assert home.head().report == theirs[0]
