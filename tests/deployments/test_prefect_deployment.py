@@ -309,7 +309,9 @@ def test_a_worker_runs_two_lineages_at_once_in_one_home(server: Server, world: d
     from warehouse.nights.runs import runs
 
     config = before_nights(world, tmp_path / "home")
-    started = [server.start(f"nightly-refresh/{n}", night="night-01", config=config) for n in ("nightly", "nightly-trial")]
+    # With editors of their own: a checkpoint belongs to the lineage that published it first.
+    editors = {"nightly": "memit", "nightly-trial": "ledger"}
+    started = [server.start(f"nightly-refresh/{n}", night="night-01", editor=e, config=config) for n, e in editors.items()]
     main, trial = (server.end_of(run) for run in started)
     for run in (main, trial):
         said = f"{run['state']['message']}\n{(server.logs / 'worker.log').read_text()[-3000:]}"
