@@ -112,7 +112,7 @@ $(SERVING)/.ready:
 serving: setup $(SERVING)/.ready
 	$(BIN)/errata models fetch smollm2
 	OMP_NUM_THREADS=2 $(BIN)/python -m tests.engines.measure
-	ERRATA_VLLM=1 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q tests/engines/test_vllm.py
+	ASK_VLLM=1 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q tests/engines/test_vllm.py
 
 quality: setup
 	$(BIN)/python -m pytest -q -m quality

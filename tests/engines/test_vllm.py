@@ -1,6 +1,6 @@
 """How a server of vLLM gets what was promoted, and what proves it: swapped in place, taken back, and as an adapter.
 
-Minutes for each server, in an environment of 3.4 GB: asked by `make serving`, which sets ERRATA_VLLM.
+Minutes for each server, in an environment of 3.4 GB: asked by `make serving`, which sets ASK_VLLM.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from warehouse.lineages.serving import ServingCheck
 from warehouse.records import Canary, CanarySet, EngineFacts
 
 pytestmark = [
-    pytest.mark.skipif(os.environ.get("ERRATA_VLLM") != "1", reason="`make serving` asks vLLM"),
+    pytest.mark.skipif(os.environ.get("ASK_VLLM") != "1", reason="`make serving` asks vLLM"),
     pytest.mark.timeout(3600),
 ]
 #: vLLM's endpoints for development: the digests of its weights, and the methods of its workers.
