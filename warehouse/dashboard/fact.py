@@ -14,6 +14,8 @@ from warehouse.records import ProbeKind, Record
 ABOUT_SUBJECT: tuple[ProbeKind, ...] = (
     "success", "also", "rephrase", "carry_over", "relation_specificity", "alias", "one_hop", "logical", "obsolete",
 )  # fmt: skip
+#: Of which a subject's answers are shown at most, beside those around its own edits.
+MOST_CHECKPOINTS = 100
 
 
 class SubjectHit(Record):
@@ -158,22 +160,48 @@ def edits_of_subject(wh: Warehouse, key: str, lineage: str) -> list[SubjectEdit]
 
 
 def answers_of_subject(wh: Reader, key: str, lineage: str, *, limit: int, offset: int = 0) -> tuple[list[AnswerAt], int]:
-    """What the lineage's checkpoints answered to the probes of a subject's edits, newest checkpoint first; and how many."""
+    """What checkpoints answered to the probes of a subject's edits, newest checkpoint first; and how many answers there are.
+
+    Of the lineage's newest `MOST_CHECKPOINTS` checkpoints, of those that its edits made, and of the ones before them.
+    """
+    about = {"key": key, "lineage": lineage, "most": MOST_CHECKPOINTS}
+    checkpoints = wh.rows(
+        """WITH own AS (
+               SELECT DISTINCT checkpoint_id FROM edits WHERE lineage = $lineage AND request_id IN (
+                   SELECT request_id FROM edit_requests WHERE subject_id = $key OR (subject_id = '' AND subject = $key))
+           )
+           SELECT checkpoint_id AS id FROM own WHERE checkpoint_id IS NOT NULL
+           UNION SELECT parent FROM checkpoints SEMI JOIN own USING (checkpoint_id) WHERE parent IS NOT NULL
+           UNION (SELECT checkpoint_id FROM checkpoints WHERE lineage = $lineage ORDER BY created_at DESC LIMIT $most)""",
+        about,
+    )
+    probes = wh.rows(
+        """SELECT probe_id, any_value(kind) AS kind, any_value(prompt) AS prompt,
+                  array_to_string(any_value(targets), ' | ') AS expected
+           FROM probes WHERE list_contains($kinds, kind) AND request_id IN (
+               SELECT request_id FROM edit_requests WHERE subject_id = $key OR (subject_id = '' AND subject = $key))
+           GROUP BY probe_id ORDER BY probe_id LIMIT 500""",
+        {"key": key, "kinds": list(ABOUT_SUBJECT)},
+    )
+    if not probes:
+        return [], 0
+    # Constants, and a join with few checkpoints: so DuckDB passes over most of the millions of answers.
+    named = {f"p{place}": row["probe_id"] for place, row in enumerate(probes)}
     rows = wh.rows(
-        """WITH asked AS (
-               SELECT request_id FROM edit_requests WHERE subject_id = $key OR (subject_id = '' AND subject = $key)
-           ), own AS (
-               SELECT probe_id, any_value(kind) AS kind, any_value(prompt) AS prompt,
-                      array_to_string(any_value(targets), ' | ') AS expected
-               FROM probes WHERE request_id IN (SELECT request_id FROM asked) AND list_contains($kinds, kind) GROUP BY probe_id
+        f"""WITH said AS MATERIALIZED (
+               SELECT * FROM predictions SEMI JOIN shown ON shown.id = predictions.model_digest
+               WHERE probe_id IN ({", ".join(f"${name}" for name in named)})
            )
            SELECT c.night, c.verdict, c.checkpoint_id, o.kind, o.prompt, o.expected, trim(a.text) AS answer,
                   a.exact AS is_right, a.log_prob, count(*) OVER () AS total
-           FROM own AS o JOIN predictions AS a USING (probe_id)
+           FROM said AS a
+           JOIN own AS o USING (probe_id)
            JOIN checkpoints AS c ON c.checkpoint_id = a.model_digest AND c.lineage = $lineage
            ORDER BY c.parent IS NULL, c.created_at DESC, c.checkpoint_id, o.kind = 'success' DESC, o.kind, o.prompt
            LIMIT $limit OFFSET $offset""",
-        {"key": key, "lineage": lineage, "kinds": list(ABOUT_SUBJECT), "limit": limit, "offset": offset},
+        {"lineage": lineage, "limit": limit, "offset": offset, **named},
+        shown=pd.DataFrame({"id": [row["id"] for row in checkpoints]}, dtype="str"),
+        own=pd.DataFrame(probes, dtype="str"),
     )
     total = rows[0]["total"] if rows else 0
     return [AnswerAt(**{name: row[name] for name in AnswerAt.model_fields}) for row in rows], total

@@ -157,6 +157,20 @@ def test_what_a_search_looks_for_is_found(real: TestClient) -> None:
     assert "religion or worldview" in fact and "Islam" in fact
 
 
+def test_a_fact_is_followed_at_the_newest_checkpoints_and_around_its_own_edits(
+    many: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nights() -> list[str]:
+        rows = many.get("/data/fact/answers.json?subject=Q8000").json()["rows"]
+        return list(dict.fromkeys(row["night"] for row in rows))
+
+    every = nights()
+    assert every[-2:] == ["night-2023-01-10", "night-2023-01-08"] and len(every) > 10
+    monkeypatch.setattr("warehouse.dashboard.fact.MOST_CHECKPOINTS", 3)
+    assert set(nights()) < set(every)
+    assert nights()[-2:] == every[-2:]
+
+
 def test_answers_of_a_night_can_be_searched(real: TestClient) -> None:
     address = "/data/nights/main/night-01/answers.json"
     every = real.get(f"{address}?all=1").json()["rows"]
