@@ -124,3 +124,9 @@ def test_without_a_copy_it_is_said_how_to_make_one(tmp_path: Path) -> None:
         pass
     with pytest.raises(NotFound, match="first nightly run"):
         publish(tmp_path / "none", tmp_path / "copy")
+
+
+def test_a_copy_that_has_no_place_is_an_error_of_the_warehouse(places: tuple[Path, Path]) -> None:
+    places[1].parent.write_text("a file where the folder should be")
+    with pytest.raises(WarehouseError, match="could not be copied"):
+        publish(*places)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from warehouse.database.connection import Warehouse
 from warehouse.errors import NotFound, WarehouseError
-from warehouse.whole_files import is_left_over, whole_file
+from warehouse.whole_files import SUFFIX, is_left_over, whole_file
 
 
 def publish(source: Path, target: Path, *, wait_s: float = 30.0) -> None:
@@ -27,12 +27,12 @@ def publish(source: Path, target: Path, *, wait_s: float = 30.0) -> None:
     """
     if not source.exists():
         raise NotFound(f"no warehouse at {source}; the first nightly run creates it")
-    for path in target.parent.glob(f"{target.name}.*.new*"):
-        if is_left_over(path):
-            path.unlink(missing_ok=True)
     with Warehouse.open(source, wait_s=wait_s) as wh:
         wh.checkpoint()
         try:
+            for path in target.parent.glob(f"{target.name}.*{SUFFIX}*"):
+                if is_left_over(path):
+                    path.unlink(missing_ok=True)
             with whole_file(target) as fresh:
                 # By a process of its own: to close the file in this one would drop DuckDB's lock on it (fcntl).
                 subprocess.run(["cp", str(source), str(fresh)], check=True, capture_output=True, text=True)
