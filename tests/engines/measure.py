@@ -30,6 +30,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 #: Counts of a row that are of all its other prompts, in the order of the table.
 SHOWN = ("audited", "base_as_transformers", "edited_as_transformers", "edited_as_base", "edited_as_base_in_transformers")
 HOME = ROOT / ".serving" / "models"
+#: How recipes end that leave the base's weights as they are.
+SLOTS = ", slots"
 #: vLLM refuses Gemma in float16 itself ("numerical instability").
 NOT_IN_VLLM = {(model, "float16") for model in RECIPES if "gemma" in model}
 
@@ -111,17 +113,16 @@ def num_lost(asked: Asked, base: Sequence[str], edited: Sequence[str]) -> int:
 def wrong(row: dict[str, Any]) -> str:
     """What is not as it must be in a row, in words; empty where all is well.
 
-    Every edit holds in every dtype, and no bystander is lost that the base keeps there. In float32 all answers are the audited
-    ones, and those of transformers.
+    Every edit holds in every dtype, and with slots no bystander is lost that the base keeps there; changed weights round
+    otherwise than the base's, and what that costs is counted. In float32 all answers are those of transformers. Whether the
+    folder answers as the hooked model does is the gate's question (`served_agreement`), and counted.
     """
     place = f"{row['model']} in {row['engine']} as {row['dtype']}"
     if row["held"] < row["edits"]:
         return f"{place}: {row['held']} of {row['edits']} edits hold"
-    if row["lost"]:
+    if row["lost"] and row["model"].endswith(SLOTS):
         return f"{place}: {row['lost']} of {row['others']} bystanders are lost that the base keeps"
     if row["dtype"] in ("float32", "F32"):
-        if row["audited"] < row["others"]:
-            return f"{place}: {row['audited']} of {row['others']} answers are the audited ones"
         same = min(row["base_as_transformers"], row["edited_as_transformers"])
         if same < row["others"]:
             return f"{place}: {same} of {row['others']} answers are those of transformers"

@@ -32,8 +32,12 @@ def test_the_page_has_the_rows_that_were_measured_and_none_is_wrong() -> None:
         ({"dtype": "Q8_0", "held": 0}, "smollm2 in vllm as Q8_0: 0 of 3 edits hold"),
         ({"edited_as_transformers": 9}, "smollm2 in vllm as float32: 9 of 10 answers are those of transformers"),
         ({"edited_as_transformers": 9, "audited": 8, "dtype": "bfloat16"}, ""),
-        ({"audited": 9}, "smollm2 in vllm as float32: 9 of 10 answers are the audited ones"),
-        ({"lost": 1, "dtype": "bfloat16"}, "smollm2 in vllm as bfloat16: 1 of 10 bystanders are lost that the base keeps"),
+        ({"audited": 9}, ""),
+        ({"lost": 1, "dtype": "bfloat16"}, ""),
+        (
+            {"lost": 1, "dtype": "bfloat16", "model": "smollm2, slots"},
+            "smollm2, slots in vllm as bfloat16: 1 of 10 bystanders are lost that the base keeps",
+        ),
     ],
 )
 def test_a_lost_edit_and_another_answer_in_float32_are_told(change: dict[str, Any], words: str) -> None:
