@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 
 from flows.cli import app, run
 from flows.commands.trouble import trouble_of
-from tests.flows.conftest import Home
 from tests.flows.nights import NUM_RECORDS
 from warehouse.errors import UsageError
 
@@ -158,9 +157,9 @@ def server_of(process: subprocess.Popen[str]) -> int | None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_night_that_is_stopped_says_so_in_one_sentence(number: int, world: dict[str, Any], home: Home) -> None:
-    with started(home.path, world, "refresh", "--night", "night-01", "--json") as process:
-        wait_for((home.path / "work" / "main" / "night-01" / "suite.json").exists, process)
+def test_a_night_that_is_stopped_says_so_in_one_sentence(number: int, world: dict[str, Any], tmp_path: Path) -> None:
+    with started(tmp_path, world, "refresh", "--night", "night-01", "--json") as process:
+        wait_for((tmp_path / "work" / "main" / "night-01" / "suite.json").exists, process)
         server = wait_for(lambda: server_of(process), process)
         # Ctrl-C reaches the whole group, Prefect's server too; a supervisor ends the command alone.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
@@ -172,7 +171,7 @@ def test_a_night_that_is_stopped_says_so_in_one_sentence(number: int, world: dic
     assert not Path(f"/proc/{server}").exists()
     if number == signal.SIGTERM:
         # The sentence keeps its word: what it names goes on to the end.
-        with started(home.path, world, *shlex.split(json.loads(out)["next"])[1:], "--json") as again:
+        with started(tmp_path, world, *shlex.split(json.loads(out)["next"])[1:], "--json") as again:
             out, err = again.communicate(timeout=400)
         assert again.returncode == 0, err
         line = json.loads(out)
