@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from editors.model import EditableModel
 from editors.patches.slots import Slot, SlotPatch
 from editors.proof.answers import KeptAnswers
-from editors.proof.folder import Proofs, kept_proofs, proof_folder
+from editors.proof.folder import Proofs, asked_alone, kept_proofs, proof_folder
 from editors.proof.proved import Proved, slot_site
 from editors.proof.states import KeptStates, NamedGates
 from tests.editors.test_ledger import EVERY, KINDS, push, world
@@ -33,9 +33,15 @@ def site(model: EditableModel) -> str:
     return model.anatomy.mlp.format(layer=1)
 
 
+def proved(model: EditableModel, proofs: Proofs | None, *, base: bool = False) -> Proved:
+    """As a night asks: rows run by themselves where their place in a pass shows on this machine."""
+    alone = asked_alone(model, model.memories[f"slots:{site(model)}"])
+    return Proved(model, site(model), proofs, base=base, alone=alone)
+
+
 def answers(model: EditableModel, proofs: Proofs | None, *, base: bool = False) -> tuple[list, list, list, Proved]:
     """All that an evaluation asks, as numbers."""
-    asked = Proved(model, site(model), proofs, base=base)
+    asked = proved(model, proofs, base=base)
     return asked.score(ASKED), asked.log_likelihoods(TEXTS), asked.next_token_log_probs(PROMPTS).tolist(), asked
 
 
@@ -108,7 +114,7 @@ def test_free_text_and_the_base_are_those_of_the_models(tmp_path: Path) -> None:
     model = tiny_model()
     push(model, "gpt2", EVERY)
     proofs = Proofs(tmp_path)
-    after, before = (Proved(model, site(model), proofs, base=base) for base in (False, True))
+    after, before = (proved(model, proofs, base=base) for base in (False, True))
     assert after.generate(PROMPTS[:4], 6) == model.generate(PROMPTS[:4], 6)
     assert before.generate(PROMPTS[:4], 6) == tiny_model().generate(PROMPTS[:4], 6)
     assert (after.digest, before.digest) == (model.digest, tiny_model().digest)
@@ -158,7 +164,7 @@ def test_a_wrong_kept_answer_is_told_from_what_the_model_says(tmp_path: Path) ->
     model, wanted = written(tmp_path)
     right = wanted[0][0]
     plant(tmp_path, replace(right, exact=not right.exact), right)
-    kept = Proved(model, site(model), Proofs(tmp_path)).kept(ASKED)
+    kept = proved(model, Proofs(tmp_path)).kept(ASKED)
     asked = dict(zip(ASKED, answers(model, None)[0], strict=True))
     assert set(kept) == set(ASKED)
     assert {question for question in kept if kept[question] != asked[question]} == {ASKED[0]}
@@ -251,6 +257,6 @@ def test_log_probabilities_of_a_shut_text_are_the_bases_own(tmp_path: Path) -> N
     model = tiny_model()
     push(model, "gpt2", SIX_REQUESTS[:1])
     proofs = Proofs(tmp_path)
-    before, after = (Proved(model, site(model), proofs, base=b).next_token_log_probs(PROMPTS) for b in (True, False))
+    before, after = (proved(model, proofs, base=b).next_token_log_probs(PROMPTS) for b in (True, False))
     equal = [bool(np.array_equal(a, b)) for a, b in zip(before, after, strict=True)]
     assert any(equal) and not all(equal)
