@@ -92,12 +92,19 @@ def home(world: dict[str, Any], tmp_path: Path) -> Home:
     return begun(world, tmp_path / "home")
 
 
-@pytest.fixture(scope="session", autouse=True)
+#: What Great Expectations found in the frames that it has seen in this process.
+_FOUND: dict[str, str] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
 def each_frame_once() -> Iterator[None]:
-    """What Great Expectations finds in a frame of requests is found once: most nights here have the same few."""
+    """What Great Expectations finds in a frame of requests is found once: most nights here have the same few.
+
+    Not for the length of a session: a worker goes on to the tests of the suite itself.
+    """
     from checks.judging import expectations
 
-    real, known = expectations._validated, dict[str, str]()
+    real, known = expectations._validated, _FOUND
 
     def validated(frame: pd.DataFrame) -> list[dict[str, Any]]:
         key = f"{frame.to_json(orient='split')}{list(frame.dtypes)}"
