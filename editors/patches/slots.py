@@ -8,9 +8,10 @@ every machine: what a slot is made of is stored, and what is computed from slots
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
@@ -97,8 +98,7 @@ class SlotGates:
         states = hidden.float()
         # |fl(h w) - h w| <= d u / (1 - d u) |h| |w| with u = 2^-24; twice that covers what else is rounded.
         slack = (states.shape[1] + 8) * 2.0**-23 * states.norm(dim=-1)
-        limits = self.low + self.offsets - SMALLEST * (self.low.abs() + self.offsets.abs())
-        shut = (states @ self.filters.t()).addr_(slack, self.filters.norm(dim=-1)) < limits
+        shut = (states @ self.filters.t()).addr_(slack, self._lengths) < self._limits
         # Not what is at or above its limit: a state that is no number must show.
         tokens, slots = (~shut).nonzero(as_tuple=True)
         shares = torch.empty(len(tokens), device=states.device)
@@ -112,7 +112,25 @@ class SlotGates:
 
     def only(self, slots: Tensor) -> SlotGates:
         """The gates of some slots, in their order; what they do at a token is what they do beside the others."""
-        return SlotGates(*(tensor[slots] for tensor in (self.filters, self.offsets, self.low, self.high, self.values)))
+        return self._each(lambda tensor: tensor[slots])
+
+    def on(self, device: torch.device | str) -> SlotGates:
+        """The same on a device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> SlotGates:
+        return SlotGates(*(function(getattr(self, part.name)) for part in fields(self)))
+
+    # What every pass asks for, and no pass changes. Not as inference tensors: the next pass may be one that learns.
+    @cached_property
+    def _lengths(self) -> Tensor:
+        with torch.inference_mode(False):
+            return self.filters.norm(dim=-1)
+
+    @cached_property
+    def _limits(self) -> Tensor:
+        with torch.inference_mode(False):
+            return self.low + self.offsets - SMALLEST * (self.low.abs() + self.offsets.abs())
 
 
 @dataclass(frozen=True)
@@ -193,7 +211,7 @@ class SlotBook:
     def gates(self) -> SlotGates:
         if self._gates is None:
             made = gates_of(list(self.slots.values()), self.gap_share, self.ramp_share, self.rivals)
-            self._gates = SlotGates(**{name: t.to(self.device) for name, t in vars(made).items()})
+            self._gates = made.on(self.device)
         return self._gates
 
     def hook(self, _module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:

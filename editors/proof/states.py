@@ -59,7 +59,7 @@ class NamedGates:
 
     @classmethod
     def of(cls, gates: SlotGates) -> NamedGates:
-        gates = SlotGates(**{name: tensor.cpu() for name, tensor in vars(gates).items()})
+        gates = gates.on("cpu")
         ends = torch.stack([gates.offsets, gates.low, gates.high], 1)
         names = tuple(name_of(tensor_bytes(f), tensor_bytes(e)) for f, e in zip(gates.filters, ends, strict=True))
         return cls(gates, names, tuple(name_of(tensor_bytes(v)) for v in gates.values))

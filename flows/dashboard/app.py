@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from flows.dashboard import addresses
-from flows.dashboard.asking import MakePage, Page, Visit
+from flows.dashboard.asking import MakePage, Page, Visit, evidently_page
 from flows.dashboard.door import REPORT_POLICY, Door
 from flows.dashboard.pages.facts import fact, facts
 from flows.dashboard.pages.leaderboards import leaderboards
@@ -60,6 +60,11 @@ class Shelf:
     copy: PublishedCopy
     settings: Settings
     templates: Environment
+
+    def trouble(self, error: WarehouseError | UsageError) -> HTMLResponse:
+        """The page that says what went wrong."""
+        code = _code(error)
+        return HTMLResponse(self.templates.get_template("trouble.html").render(code=code, error=error), code)
 
     @asynccontextmanager
     async def open_while(self, _: FastAPI) -> AsyncIterator[None]:
@@ -109,8 +114,7 @@ def _html(shelf: Shelf, make: MakePage) -> Callable[[Request], Response]:
                 asked = _asked(shelf, wh, request, request.url.path)
                 return HTMLResponse(_render(shelf, asked, make(asked)))
         except (WarehouseError, UsageError) as error:
-            code = _code(error)
-            return HTMLResponse(shelf.templates.get_template("trouble.html").render(code=code, error=error), code)
+            return shelf.trouble(error)
 
     return answer
 
@@ -144,11 +148,10 @@ def _evidently(shelf: Shelf) -> Callable[[Request], Response]:
         try:
             lineage, night = (check_name(request.path_params[name]) for name in ("lineage", "night"))
         except UsageError as error:
-            return HTMLResponse(shelf.templates.get_template("trouble.html").render(code=400, error=error), 400)
-        path = shelf.settings.reports / lineage / night / "evidently.html"
+            return shelf.trouble(error)
+        path = evidently_page(shelf.settings.reports, lineage, night)
         if not path.is_file():
-            missing = NotFound(f"night {night!r} of lineage {lineage!r} has no Evidently page here")
-            return HTMLResponse(shelf.templates.get_template("trouble.html").render(code=404, error=missing), 404)
+            return shelf.trouble(NotFound(f"night {night!r} of lineage {lineage!r} has no Evidently page here"))
         return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
     return answer

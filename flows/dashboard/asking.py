@@ -79,6 +79,11 @@ class Visit:
         return given
 
 
+def evidently_page(reports: Path, lineage: str, night: str) -> Path:
+    """Where a night's Evidently report lies, if it has one."""
+    return reports / lineage / night / "evidently.html"
+
+
 @dataclass(frozen=True)
 class Page:
     """What a page shows: `values` for its template, and tables that are files too."""

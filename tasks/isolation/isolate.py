@@ -70,26 +70,20 @@ def isolate_culprits(settings: Settings, done: Candidate, report: EvaluationRepo
         if found.rest.parent == done.parent and all(has_patch(settings, d) for d in found.rest.new_patches):
             return found
     with Asking(settings) as asking:
-        result = _isolated(done, lost, report, _Trial(settings, done, report, judged, policy, asking), policy)
-    if result is not None:
-        write_whole(kept, canonical_json(result))
+        trial = _Trial(settings, done, report, judged, policy, asking)
+        isolation = _isolation(done, lost, trial, policy.isolate_evaluations)
+        if isolation is None or not isolation.kept:
+            return None
+        how = report.environment.get("served", "").split(";")[0]
+        culprits = tuple(
+            Culprit(request_id=name, broken=0, probes=(), lost=how)
+            if name in lost
+            else trial.evidence(name, frozenset(isolation.kept))
+            for name in isolation.culprits
+        )
+        result = Isolated(isolation=isolation, culprits=culprits, rest=trial.rest(isolation))
+    write_whole(kept, canonical_json(result))
     return result
-
-
-def _isolated(
-    done: Candidate, lost: frozenset[str], report: EvaluationReport, trial: _Trial, policy: GatePolicy
-) -> Isolated | None:
-    isolation = _isolation(done, lost, trial, policy.isolate_evaluations)
-    if isolation is None or not isolation.kept:
-        return None
-    how = report.environment.get("served", "").split(";")[0]
-    culprits = tuple(
-        Culprit(request_id=name, broken=0, probes=(), lost=how)
-        if name in lost
-        else trial.evidence(name, frozenset(isolation.kept))
-        for name in isolation.culprits
-    )
-    return Isolated(isolation=isolation, culprits=culprits, rest=trial.rest(isolation))
 
 
 def _lost(done: Candidate, report: EvaluationReport, decision: GateDecision) -> frozenset[str]:

@@ -64,6 +64,22 @@ def says(model: EditableModel) -> tuple[list[float], list[str]]:
     return [a.log_prob for a in answers], model.generate([ASKED.prompt, "A small boat"], 6)
 
 
+def is_worn_alike_and_taken_off(
+    name: str, model: EditableModel, here: EditableModel, state: str, before: tuple[float, float]
+) -> None:
+    """Both wear the edit: it holds on `model`, they say the same, and without it `model` is what it was.
+
+    Args:
+        state, before: `state_digest` and `whole_and_first` of the model without it.
+    """
+    assert raises(name, before, whole_and_first(model, ASKED))
+    (scores, texts), (scores_here, texts_here) = says(model), says(here)
+    assert scores == pytest.approx(scores_here, abs=1e-3)
+    assert texts == texts_here
+    model.rollback(0)
+    assert model.state_digest() == state and whole_and_first(model, ASKED) == before
+
+
 def is_edited_as_on_the_cpu(name: str, model: EditableModel, prepared: Prepared, folder: Path) -> None:
     """The edit holds there, its file has the same effect here, and it can be taken off."""
     kind = "llama" if "llama" in model.name else "gpt2"
@@ -76,12 +92,7 @@ def is_edited_as_on_the_cpu(name: str, model: EditableModel, prepared: Prepared,
     assert loaded.digest == patch.digest
     for wearer in (model, here):
         wearer.push(loaded)
-    assert raises(name, before, whole_and_first(model, ASKED))
-    (scores, texts), (scores_here, texts_here) = says(model), says(here)
-    assert scores == pytest.approx(scores_here, abs=1e-3)
-    assert texts == texts_here
-    model.rollback(0)
-    assert model.state_digest() == state and whole_and_first(model, ASKED) == before
+    is_worn_alike_and_taken_off(name, model, here, state, before)
 
 
 @pytest.mark.parametrize("name", catalogue.names())

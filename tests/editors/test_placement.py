@@ -18,8 +18,8 @@ from editors.patches.files import load_patch, save_patch
 from editors.presets import load_editor
 from editors.session import batch_of
 from tests.architectures import SHAPES
-from tests.editors.test_contract import raises, whole_and_first
-from tests.editors.test_devices import ASKED, lie_on_the_cpu, says
+from tests.editors.test_contract import whole_and_first
+from tests.editors.test_devices import ASKED, is_worn_alike_and_taken_off, lie_on_the_cpu, says
 from tests.elsewhere import OtherDevice, at_work, elsewhere, possible
 from tests.matrix import EVERYWHERE, WHOLE, tiny
 from tests.support import CORPUS, SIX_REQUESTS, prepared_once, tiny_model
@@ -93,12 +93,7 @@ def is_edited_as_on_one_device(name: str, model: EditableModel, here: EditableMo
     save_patch(patch, folder / "patch")
     model.push(load_patch(folder / "patch"))
     here.push(own)
-    assert raises(name, before, whole_and_first(model, ASKED))
-    (scores, texts), (scores_here, texts_here) = says(model), says(here)
-    assert scores == pytest.approx(scores_here, abs=1e-3)
-    assert texts == texts_here
-    model.rollback(0)
-    assert model.state_digest() == state and whole_and_first(model, ASKED) == before
+    is_worn_alike_and_taken_off(name, model, here, state, before)
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)

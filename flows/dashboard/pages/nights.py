@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from flows.dashboard.addresses import fact_page, night_page, policy_page, record_page
-from flows.dashboard.asking import Page, Visit
+from flows.dashboard.asking import Page, Visit, evidently_page
 from flows.dashboard.figures import funnel as funnel_figure
 from flows.dashboard.sheets import Column, Sheet
 from warehouse.dashboard.night import (
@@ -106,7 +106,7 @@ def night(asked: Visit) -> Page:
         Sheet("records", "Records", _RECORDS, records, num_records, "no record"),
         Sheet("times", "Time by step", _TIMES, step_times(run), empty="not kept: nights of earlier releases"),
     )
-    page = asked.reports / lineage / name / "evidently.html"
+    page = evidently_page(asked.reports, lineage, name)
     return Page(
         f"{name} on {lineage}",
         "night.html",
